@@ -1,0 +1,75 @@
+"""An architecture as facts: where the attention tensors are and how they are laid out. No code per model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Separate:
+    """q, k and v are three tensors of rows [H d, D], [K d, D], [K d, D]."""
+
+    q: str
+    k: str
+    v: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """q, k and v are the row blocks of one tensor, in this order: [(H + 2 K) d, D]."""
+
+    qkv: str
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The norm in front of the attention block.
+
+    Attributes:
+        name: below the block.
+        gain_offset: what the class adds to the stored weight (Gemma stores gain - 1).
+    """
+
+    name: str
+    gain_offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts of one `model_type`. Tensor names are without ".weight" / ".bias", below the block.
+
+    Attributes:
+        model_type: as in config.json, and the name of the file that holds these facts.
+        base: prefix of the base model's tensors; checkpoints of the bare base model lack it.
+        block: a decoder block's prefix below `base`, with {layer}.
+        qkv: layout of the projections.
+        output: the output projection, [D, H d].
+        norm: the norm whose output the projections read.
+        position: "rope" (q and k turn with the position) or "learned" (added to the input).
+        config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
+        transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
+        linears: see `transposed`.
+        buffers: tensors below the block that older checkpoints carry and no class reads.
+        legacy_config: keys that older readers want, mapped to the key that holds the value today.
+    """
+
+    model_type: str
+    base: str
+    block: str
+    qkv: Separate | Fused
+    output: str
+    norm: Norm
+    position: Literal["rope", "learned"]
+    config_kv_heads: str | None = "num_key_value_heads"
+    transposed: bool = False
+    linears: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    legacy_config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The attention projections' names, output last."""
+        if isinstance(self.qkv, Fused):
+            return (self.qkv.qkv, self.output)
+        return (self.qkv.q, self.qkv.k, self.qkv.v, self.output)

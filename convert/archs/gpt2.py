@@ -1,0 +1,18 @@
+"""GPT-2: learned positions, LayerNorm, one fused Conv1D for q, k and v, biases everywhere."""
+
+from convert_attn.convert.archs.base import Architecture, Fused, Norm
+
+ARCHITECTURE = Architecture(
+    model_type="gpt2",
+    base="transformer.",
+    block="h.{layer}.",
+    qkv=Fused("attn.c_attn"),
+    output="attn.c_proj",
+    norm=Norm("ln_1"),
+    position="learned",
+    config_kv_heads=None,
+    transposed=True,
+    linears=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    buffers=("attn.bias", "attn.masked_bias"),
+    legacy_config={"n_ctx": "n_positions"},
+)

@@ -1,0 +1,7 @@
+"""Mistral: Llama with a sliding window."""
+
+from dataclasses import replace
+
+from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
+
+ARCHITECTURE = replace(LLAMA, model_type="mistral")

@@ -1,0 +1,100 @@
+"""Linear algebra of sharing: several heads replaced by d rows of which each head is a linear function.
+
+Every shared row is a mixture of the heads' own rows, so all fitting happens in (n d) x (n d) Gram matrices
+and never again in the hidden size. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_RANK_TOLERANCE = 1e-12
+
+
+def psd_sqrt(matrix: Tensor) -> Tensor:
+    """The symmetric square root of positive semidefinite [..., d, d]; negative rounding counts as zero."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+
+
+def damped_solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """matrix^-1 right for positive semidefinite [..., d, d], damped so that a dead head gives zeros."""
+    d = matrix.shape[-1]
+    scale = matrix.diagonal(0, -2, -1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny * 1e20)
+    damping = 1e-6 * scale[..., None, None] * torch.eye(d, dtype=matrix.dtype)
+    return torch.linalg.solve(matrix + damping, right)
+
+
+def with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[n, d, D] with the bias [n, d] as one more input coordinate: [n, d, D + 1]."""
+    column = torch.zeros_like(weight[..., :1]) if bias is None else bias[..., None]
+    return torch.cat([weight, column], -1)
+
+
+def gram_of(heads: Tensor, second: Tensor) -> Tensor:
+    """E[k k^T] across all heads: heads [n, d, D], second moment [D, D] -> [n, d, n, d]."""
+    n, d, _ = heads.shape
+    rows = heads.flatten(0, 1)
+    return ((rows @ second) @ rows.T).reshape(n, d, n, d)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Heads to be shared, as what they weigh and how they overlap.
+
+    Attributes:
+        importance: [n, d, d] positive semidefinite; an error e in head k costs e^T importance e.
+        gram: [n, d, n, d], E[k k^T].
+    """
+
+    importance: Tensor
+    gram: Tensor
+
+    @cached_property
+    def root(self) -> Tensor:
+        """importance^1/2, [n, d, d]."""
+        return psd_sqrt(self.importance)
+
+    @cached_property
+    def weighted(self) -> Tensor:
+        """importance^1/2 gram importance^1/2, [n, d, n, d]."""
+        n, d = self.root.shape[:2]
+        rows = torch.bmm(self.root, self.gram.reshape(n, d, n * d)).reshape(n * d, n, d)
+        return torch.einsum("xne,nef->xnf", rows, self.root).reshape(n, d, n, d)
+
+    @property
+    def energy(self) -> float:
+        """What all heads weigh together: the error of replacing every head by zero."""
+        n, d = self.root.shape[:2]
+        return float(self.weighted.reshape(n * d, n * d).trace())
+
+    def lost(self, heads: tuple[int, ...]) -> float:
+        """The error that d shared rows leave for these heads: the discarded eigenvalues."""
+        index, d = list(heads), self.root.shape[-1]
+        part = self.weighted[index][:, :, index].reshape(len(index) * d, -1)
+        return float(torch.linalg.eigvalsh(part)[:-d].clamp_min(0).sum())
+
+    def share(self, heads: list[int]) -> tuple[Tensor, Tensor]:
+        """The d shared rows that lose least for n of the heads (Eckart-Young).
+
+        Returns:
+            mixing [d, n, d] (shared = sum_k mixing[:, k] @ head_k) and
+            expansion [n, d, d] (head_k ~ expansion[k] @ shared).
+        """
+        n, d = len(heads), self.root.shape[-1]
+        part = self.weighted[heads][:, :, heads].reshape(n * d, n * d)
+        values, vectors = torch.linalg.eigh(part)
+        values, vectors = values[-d:].flip(0), vectors[:, -d:].flip(1).reshape(n, d, d)
+        alive = values > values[0].clamp_min(1e-200) * _RANK_TOLERANCE
+        inverse = torch.where(alive, values, torch.ones_like(values)).rsqrt() * alive
+        mixing = torch.einsum("kar,kab,r->rkb", vectors, self.root[heads], inverse)
+        gram = self.gram[heads][:, :, heads]
+        expansion = torch.einsum("kalb,rlb->kar", gram, mixing)
+        # rows of unit variance so far: give them the heads' own mean size, which the stored weights then keep
+        size = gram.diagonal(0, 0, 2).diagonal(0, 0, 1).mean().clamp_min(0).sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        return mixing * size, expansion / size

@@ -1,0 +1,19 @@
+"""Plain averaging: what papers mean by GQA conversion."""
+
+from __future__ import annotations
+
+from convert_attn.convert.attention import AttentionWeights, map_kv_heads
+from convert_attn.convert.methods.base import LayerContext, Method
+
+
+def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
+    """Shared K and V are the averages of the group's heads, weights and biases alike."""
+    return map_kv_heads(weights, lambda heads: heads.unflatten(0, (groups, -1)).mean(1))
+
+
+METHOD = Method(
+    name="mean",
+    summary="average of the group's key and value heads",
+    source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 2.1",
+    share=share,
+)

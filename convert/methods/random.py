@@ -1,0 +1,28 @@
+"""Fresh random heads: the GQA paper's floor, what is left when nothing of K and V is kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.attention import AttentionWeights, map_kv_heads
+from convert_attn.convert.methods.base import LayerContext, Method
+
+
+def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
+    """Shared K and V are drawn from a normal with the mean and deviation of the heads they replace."""
+
+    def draw(heads: Tensor) -> Tensor:
+        """Moments of all K heads, G fresh heads."""
+        noise = torch.randn(groups, *heads.shape[1:], generator=context.generator, dtype=torch.float64)
+        return (noise * heads.std(correction=0) + heads.mean()).to(heads.dtype)
+
+    return map_kv_heads(weights, draw)
+
+
+METHOD = Method(
+    name="random",
+    summary="fresh random heads of the same mean and deviation (seeded)",
+    source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 3.3 (ablation)",
+    share=share,
+)

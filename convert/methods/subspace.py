@@ -1,0 +1,125 @@
+"""Optimal shared heads: the rank-d factorisation of what a group's heads do to scores and outputs.
+
+- V, and K without rotary position: Eckart-Young on the stacked output and score forms, globally optimal.
+- K under rotary position: alternating least squares over one shared K and one query map per head, with the
+  rotation averaged over the offsets a head attends to (`convert.rotary_fit`).
+- Which heads form a group: the balanced partition with the smallest residual of both.
+
+The query and output projections change too, but are not cached: shapes and cache are those of averaged GQA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.attention import (
+    AttentionWeights,
+    drop_key_bias,
+    fold_value_bias,
+)
+from convert_attn.convert.factor import Stack, gram_of, with_bias
+from convert_attn.convert.grouping import Group, best_partition
+from convert_attn.convert.methods.base import LayerContext, Method, Moments
+from convert_attn.convert.rotary import MeanConjugation
+from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
+
+
+def _with_constant(moments: Moments) -> Tensor:
+    """The second moment of [x; 1]: [D + 1, D + 1]."""
+    top = torch.cat([moments.second, moments.mean[:, None]], 1)
+    last = torch.cat([moments.mean, moments.mean.new_ones(1)])
+    return torch.cat([top, last[None]])
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's heads, ready to be shared: what its keys and its values weigh and how they overlap."""
+
+    keys: Stack | RotaryKeys
+    values: Stack
+    queries_per_kv: int
+
+    @classmethod
+    def of(cls, weights: AttentionWeights, context: LayerContext) -> _Layer:
+        second, per_kv = _with_constant(context.moments), weights.queries_per_kv
+        q = with_bias(weights.q, weights.q_bias)
+        queries = (q @ second) @ q.mT  # [H, d, d]
+        k, v = with_bias(weights.k, weights.k_bias), with_bias(weights.v, weights.v_bias)
+        outputs = (weights.o.mT @ weights.o).unflatten(0, (-1, per_kv)).sum(1)  # [K, d, d]
+        values = Stack(outputs, gram_of(v, second))
+        if context.rotary is None:
+            return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), gram_of(k, second)), values, per_kv)
+        turn = MeanConjugation.of(context.rotary, context.offsets)
+        return cls(RotaryKeys(queries, gram_of(k, second), turn), values, per_kv)
+
+    def costs(self, groups: list[Group]) -> list[float]:
+        """The share of score energy plus the share of output energy that each group would lose."""
+        key_energy, value_energy = max(self._key_energy, 1e-200), max(self.values.energy, 1e-200)
+        value_loss = [self.values.lost(group) / value_energy for group in groups]
+        if isinstance(self.keys, Stack):
+            key_loss = [self.keys.lost(group) for group in groups]
+        else:
+            key_loss = rotary_residuals(self.keys, groups)
+        return [k / key_energy + v for k, v in zip(key_loss, value_loss, strict=True)]
+
+    @property
+    def _key_energy(self) -> float:
+        return self.keys.energy if isinstance(self.keys, Stack) else self.keys.energy()
+
+    def share_keys(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Mixing [d, n, d] of the group's keys and the map [m, d, d] of each of its query heads."""
+        if isinstance(self.keys, RotaryKeys):
+            return fit_rotary(self.keys, group)
+        mixing, expansion = self.keys.share(list(group))
+        return mixing, expansion.mT.repeat_interleave(self.queries_per_kv, 0)
+
+
+def _mix(mixing: Tensor, heads: Tensor) -> Tensor:
+    """One shared head: mixing [d, n, d], heads [n, d] or [n, d, D] -> [d] or [d, D]."""
+    return torch.einsum("rkb,kb...->r...", mixing, heads)
+
+
+def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> AttentionWeights:
+    """One group as attention weights of its own, with one key/value head."""
+    index, per_kv = list(group), weights.queries_per_kv
+    query_index = [kv * per_kv + n for kv in index for n in range(per_kv)]
+    key_mixing, query_maps = layer.share_keys(group)
+    value_mixing, expansion = layer.values.share(index)
+    q_bias, k_bias, v_bias = weights.q_bias, weights.k_bias, weights.v_bias
+    return AttentionWeights(
+        q=query_maps @ weights.q[query_index],
+        k=_mix(key_mixing, weights.k[index])[None],
+        v=_mix(value_mixing, weights.v[index])[None],
+        o=weights.o[query_index] @ expansion.repeat_interleave(per_kv, 0),
+        q_bias=None if q_bias is None else (query_maps @ q_bias[query_index][..., None])[..., 0],
+        k_bias=None if k_bias is None else _mix(key_mixing, k_bias[index])[None],
+        v_bias=None if v_bias is None else _mix(value_mixing, v_bias[index])[None],
+    )
+
+
+def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
+    """Shared heads that minimise the error of scores and outputs under the context's moments."""
+    if context.rotary is None:
+        weights = drop_key_bias(weights)
+    weights = fold_value_bias(weights)
+    layer = _Layer.of(weights, context)
+    partition = best_partition(weights.num_kv_heads, groups, layer.costs)
+    parts = [_share_group(weights, layer, group) for group in partition]
+
+    def join(name: str) -> Tensor | None:
+        tensors = [getattr(part, name) for part in parts]
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    names = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias")
+    return replace(weights, **{name: join(name) for name in names})
+
+
+METHOD = Method(
+    name="subspace",
+    summary="optimal shared heads: least squares on scores and outputs (default)",
+    source="this project; Eckart & Young 1936 on the stacked score and output forms",
+    share=share,
+)

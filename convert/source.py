@@ -1,0 +1,268 @@
+"""A checkpoint as lazy named tensors: a local folder of safetensors or .bin shards, at a pinned revision."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.tensors import (
+    CHUNK,
+    DTYPE_NAMES,
+    DTYPES,
+    TensorInfo,
+    file_chunks,
+    read_header,
+    tensor_bytes,
+)
+
+# What is carried over beside the weights: tokenizer, generation config, licence. Never code.
+SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_NOT_CARRIED = {"config.json", *WEIGHT_INDEXES}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from.
+
+    Attributes:
+        name: as the user typed it (Hub id, folder or sample:NAME).
+        folder: where its files are.
+        commit: the Hub commit the files belong to, None for a local folder.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The name that outputs are called after."""
+        plain = self.name.removeprefix("sample:").rstrip("/")
+        return (Path(plain).name or plain) if plain not in (".", "..", "") else self.folder.resolve().name
+
+
+class Weights(ABC):
+    """The tensors of a checkpoint, read one at a time.
+
+    Attributes:
+        infos: by name.
+        metadata: of each shard file, in the order of the shards.
+    """
+
+    infos: dict[str, TensorInfo]
+    metadata: dict[str, dict[str, str]]
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own."""
+
+    @abstractmethod
+    def chunks(self, name: str) -> Iterator[bytes | memoryview]:
+        """One tensor's bytes, piece by piece."""
+
+    def shards(self) -> dict[str, list[TensorInfo]]:
+        """The tensors of each shard file."""
+        by_file: dict[str, list[TensorInfo]] = {file: [] for file in self.metadata}
+        for info in self.infos.values():
+            by_file[info.file].append(info)
+        return by_file
+
+
+class SafetensorsWeights(Weights):
+    """Shards in safetensors format, read by byte range: nothing is mapped, nothing stays in memory."""
+
+    def __init__(self, folder: Path, files: list[str], expected: Mapping[str, str] | None) -> None:
+        self._folder = folder
+        self.infos, self.metadata = {}, {}
+        for file in files:
+            infos, self.metadata[file] = read_header(folder / file)
+            for info in infos:
+                if info.name in self.infos:
+                    raise ConvertAttnError(
+                        f"tensor '{info.name}' is in two shards, '{self.infos[info.name].file}' and '{file}'"
+                    )
+                self.infos[info.name] = info
+        _check_index(self.infos, expected)
+
+    def read(self, name: str) -> Tensor:
+        info = self.infos[name]
+        buffer = bytearray()
+        for chunk in self.chunks(name):
+            buffer += chunk
+        flat = torch.frombuffer(buffer, dtype=DTYPES[info.dtype]) if buffer else torch.empty(0)
+        return flat.to(DTYPES[info.dtype]).reshape(info.shape)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        info = self.infos[name]
+        return file_chunks(self._folder / info.file, info.offset, info.nbytes)
+
+
+class PickleWeights(Weights):
+    """Shards written by torch.save, opened with weights_only (no code runs) and mapped, not read."""
+
+    def __init__(self, folder: Path, files: list[str], expected: Mapping[str, str] | None) -> None:
+        self.infos, self.metadata = {}, {}
+        self._tensors: dict[str, Tensor] = {}
+        seen: dict[tuple[int, tuple[int, ...]], str] = {}
+        for file in files:
+            target = safetensors_name(file)
+            self.metadata[target] = {"format": "pt"}
+            for name, tensor in _load_pickle(folder / file).items():
+                if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPE_NAMES:
+                    raise ConvertAttnError(
+                        f"shard '{file}' holds '{name}' of type "
+                        f"{getattr(tensor, 'dtype', type(tensor).__name__)}, expected a plain tensor"
+                    )
+                key = (tensor.data_ptr(), tuple(tensor.shape))
+                if tensor.numel() and seen.setdefault(key, name) != name:
+                    continue  # the same memory under two names: tied weights are stored once
+                self._tensors[name] = tensor
+                self.infos[name] = TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), target, 0)
+        _check_index(self.infos, expected, tied=True)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].clone()
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        data = tensor_bytes(self._tensors[name])
+        for start in range(0, len(data), CHUNK):
+            yield data[start : start + CHUNK]
+
+
+def safetensors_name(file: str) -> str:
+    """The shard's name in the output: pytorch_model-00001-of-00002.bin -> model-00001-of-00002.safetensors."""
+    if not file.endswith(".bin"):
+        return file
+    return "model" + file.removeprefix("pytorch_model").removesuffix(".bin") + ".safetensors"
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """torch.load with weights_only, mapped where the file format allows it."""
+    for mmap in (True, False):
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError as error:
+            first = str(error).strip().splitlines()[0]
+            raise ConvertAttnError(
+                f"shard '{path.name}' holds more than tensors and was not opened ({first}); "
+                "convert it to safetensors in a place you trust"
+            ) from None
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            if mmap and "mmap" in str(error):
+                continue  # the format of torch < 1.6 cannot be mapped
+            raise ConvertAttnError(
+                f"shard '{path.name}' cannot be read: truncated or no torch checkpoint; download it again"
+            ) from None
+        if isinstance(loaded, dict):
+            return loaded
+        raise ConvertAttnError(f"shard '{path.name}' holds {type(loaded).__name__}, expected a state dict")
+    raise AssertionError("unreachable")
+
+
+def _check_index(
+    infos: Mapping[str, TensorInfo], expected: Mapping[str, str] | None, tied: bool = False
+) -> None:
+    """Every tensor that the index promises is there."""
+    missing = [] if expected is None or tied else sorted(set(expected) - set(infos))
+    if missing:
+        raise ConvertAttnError(
+            f"the index promises tensor '{missing[0]}' in shard '{(expected or {})[missing[0]]}', "
+            "which does not have it; download the checkpoint again"
+        )
+
+
+def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
+    """The shard files an index names, in order, each checked to be a file of this folder."""
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConvertAttnError(f"'{index.name}' is no shard index ({error}); download it again") from None
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            raise ConvertAttnError(f"'{index.name}' names shard {file!r}, which is not a file of its folder")
+        if not (folder / file).is_file():
+            raise ConvertAttnError(
+                f"'{index.name}' names shard '{file}', which is missing from {folder}; download it again"
+            )
+    return files, weight_map
+
+
+def open_weights(folder: Path) -> Weights:
+    """The weights of a checkpoint folder: safetensors first, .bin (weights_only) where there is nothing else.
+
+    Raises:
+        ConvertAttnError: no weights, or an index that names what is not there.
+    """
+    for index_name, kind in zip(WEIGHT_INDEXES, (SafetensorsWeights, PickleWeights), strict=True):
+        single = index_name.removesuffix(".index.json")
+        if (folder / single).is_file():
+            return kind(folder, [single], None)
+        if (folder / index_name).is_file():
+            files, weight_map = _index_files(folder, folder / index_name)
+            return kind(folder, files, weight_map)
+    raise ConvertAttnError(
+        f"no weights in {folder}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: its origin, its config.json as it stands, and its weights (opened on first use)."""
+
+    origin: Origin
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, origin: Origin) -> Source:
+        """Read config.json.
+
+        Raises:
+            UsageError: no model there, or one that cannot be a source (quantised).
+        """
+        path = origin.folder / "config.json"
+        if not path.is_file():
+            raise UsageError(
+                f"{origin.folder} has no config.json: give a folder with a transformers checkpoint"
+            )
+        try:
+            config = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConvertAttnError(f"config.json of '{origin.name}' is no JSON ({error})") from None
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise ConvertAttnError(
+                f"config.json of '{origin.name}' has no model_type: it is no transformers model"
+            )
+        if config.get("quantization_config"):
+            method = config["quantization_config"].get("quant_method", "unknown method")
+            raise UsageError(
+                f"'{origin.name}' is quantised ({method}): convert the original in fp32, fp16 or bf16 "
+                "and quantise the result"
+            )
+        return cls(origin, config)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors."""
+        return open_weights(self.origin.folder)
+
+    def side_files(self) -> list[Path]:
+        """Tokenizer, generation config and the like: plain files at the top of the folder, no code, no weights."""
+        found = {path for pattern in SIDE_FILES for path in self.origin.folder.glob(pattern)}
+        return sorted(path for path in found if path.is_file() and path.name not in _NOT_CARRIED)
+
+    def card_text(self) -> str | None:
+        """The source's README.md, None where it has none."""
+        path = self.origin.folder / "README.md"
+        return path.read_text(errors="replace") if path.is_file() else None

@@ -1,0 +1,173 @@
+"""The safetensors format, header only: what is in a file, checked, without reading a weight.
+
+safetensors' own reader maps whole files, which counts as resident memory, and its writer wants all tensors at
+once; a streaming conversion needs byte ranges. Format: 8 bytes little-endian header length, a JSON header,
+then the tensors' bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.errors import ConvertAttnError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+CHUNK = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint, not yet read.
+
+    Attributes:
+        dtype: safetensors' name, e.g. "BF16".
+        file: the shard's file name.
+        offset: bytes from the file's start.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
+    """The tensors of one file in the order of their bytes, and the file's metadata.
+
+    Raises:
+        ConvertAttnError: truncated, or a header that lies.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ConvertAttnError(
+                f"shard '{path.name}' is no whole safetensors file: its header should have {length} bytes, "
+                f"the file has {size}; download it again"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_unique)
+        metadata = header.pop("__metadata__", {}) or {}
+        infos = [_tensor_info(name, entry, path.name, 8 + length) for name, entry in header.items()]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConvertAttnError(
+            f"shard '{path.name}' has a header that cannot be read ({error}); download it again"
+        ) from None
+    infos.sort(key=lambda info: (info.offset, info.nbytes))
+    _check_layout(path.name, infos, 8 + length, size)
+    return infos, metadata
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys differ, so that no tensor hides another."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> TensorInfo:
+    """One header entry, checked in itself."""
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"tensor '{name}' has a shape or offsets that are no counts")
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(
+            f"tensor '{name}' has dtype {entry['dtype']}, which is not one of {', '.join(DTYPES)}"
+        )
+    info = TensorInfo(name, entry["dtype"], shape, file, start + begin)
+    if end - begin != info.nbytes:
+        raise ValueError(
+            f"tensor '{name}' spans {end - begin} bytes where its shape {list(shape)} needs {info.nbytes}"
+        )
+    return info
+
+
+def _check_layout(file: str, infos: list[TensorInfo], start: int, size: int) -> None:
+    """Tensors follow each other without gap or overlap, up to the file's end."""
+    position = start
+    for info in infos:
+        if info.offset != position:
+            raise ConvertAttnError(
+                f"shard '{file}' has a header that cannot be true: tensor '{info.name}' starts at byte "
+                f"{info.offset}, expected {position}; download it again"
+            )
+        position += info.nbytes
+    if position != size:
+        raise ConvertAttnError(
+            f"shard '{file}' is truncated or has bytes left over: its header describes {position} bytes, "
+            f"the file has {size}; download it again"
+        )
+
+
+def build_header(infos: list[TensorInfo], metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
+    """Prefix and header for tensors to be written in this order, and where each one starts in the file."""
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    begins: dict[str, int] = {}
+    position = 0
+    for info in infos:
+        begins[info.name] = position
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [position, position + info.nbytes],
+        }
+        position += info.nbytes
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # tensors start aligned
+    prefix = struct.pack("<Q", len(raw)) + raw
+    return prefix, {name: len(prefix) + begin for name, begin in begins.items()}
+
+
+def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
+    """A byte range of a file, piece by piece.
+
+    Raises:
+        ConvertAttnError: the file ended early.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        while nbytes:
+            chunk = file.read(min(CHUNK, nbytes))
+            if not chunk:
+                raise ConvertAttnError(f"shard '{path.name}' became shorter while it was read")
+            nbytes -= len(chunk)
+            yield chunk
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes without a copy (it is made contiguous first)."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
