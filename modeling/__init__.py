@@ -1,0 +1,92 @@
+"""Model classes for conversions that no class of transformers can hold.
+
+The files beside this one travel inside the checkpoints that need them, as remote code. This one stays here: it
+makes the same classes known to the Auto classes of an installed `convert_attn`, so that no remote code is needed.
+
+A new family is one entry in `FAMILIES` and its files `configuration_<model_type>.py`, `modeling_<model_type>.py`.
+"""
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
+
+_HERE = Path(__file__).parent
+_RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
+
+AUTO_MODELS = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The classes of one `model_type`: `<prefix>Config`, `<prefix>Model`, `<prefix>ForCausalLM` and so on."""
+
+    prefix: str
+    auto_models: tuple[str, ...] = AUTO_MODELS
+
+    def class_name(self, auto_class: str) -> str:
+        """`AutoModelForCausalLM` -> `<prefix>ForCausalLM`, `AutoModel` -> `<prefix>Model`."""
+        return self.prefix + (auto_class.removeprefix("AutoModel") or "Model")
+
+
+FAMILIES: dict[str, Family] = {
+    "gpt2_gqa": Family("GPT2GQA"),
+}
+
+
+def auto_map(model_type: str) -> dict[str, str]:
+    """The complete `auto_map` of a checkpoint: Auto class -> `file.Class` within the checkpoint.
+
+    Complete, because `save_pretrained` alone names only the class that was saved, and serving engines ask for
+    `AutoModel`.
+    """
+    family = _family(model_type)
+    names = {"AutoConfig": f"configuration_{model_type}.{family.prefix}Config"}
+    names |= {auto: f"modeling_{model_type}.{family.class_name(auto)}" for auto in family.auto_models}
+    return names
+
+
+def source_files(model_type: str) -> list[Path]:
+    """The files that a checkpoint of this type must carry: those in `auto_map` and all that they import."""
+    _family(model_type)
+    pending = [f"configuration_{model_type}", f"modeling_{model_type}"]
+    found: dict[str, Path] = {}
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found[name] = _HERE / f"{name}.py"
+            pending += _RELATIVE_IMPORT.findall(found[name].read_text(encoding="utf-8"))
+    return sorted(found.values())
+
+
+def register() -> None:
+    """Make every family known to transformers' Auto classes. Imports torch and transformers; may be repeated."""
+    import transformers
+
+    for model_type in FAMILIES:
+        classes = {auto: _load(reference) for auto, reference in auto_map(model_type).items()}
+        config = classes.pop("AutoConfig")
+        transformers.AutoConfig.register(model_type, config, exist_ok=True)
+        for auto, model in classes.items():
+            getattr(transformers, auto).register(config, model, exist_ok=True)
+
+
+def _family(model_type: str) -> Family:
+    if model_type not in FAMILIES:
+        raise ValueError(f"no model family {model_type!r}, known are {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]
+
+
+def _load(reference: str) -> Any:
+    """`file.Class` -> the class."""
+    module, _, name = reference.partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -66,12 +66,14 @@ class Method:
         summary: one line for `convert-attn methods`.
         source: where it is described.
         share: weights with K heads -> weights with G heads (GQA, MQA), computed in the weights' dtype.
+        calibration: "none", "optional" or "needed": whether text is used.
     """
 
     name: str
     summary: str
     source: str
     share: ShareHeads
+    calibration: str = "none"
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""The same as the command line, from Python: `from convert_attn import convert, inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.hub import resolve
+from convert_attn.convert.plan import Plan, Request, make_plan
+from convert_attn.convert.run import Progress, Result, execute, silent
+from convert_attn.convert.source import Source
+from convert_attn.convert.writer import check_output
+
+
+def plan(
+    model: str | Path,
+    *,
+    to: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    output: str | Path | None = None,
+    **options: Any,
+) -> Plan:
+    """Check a conversion from config and headers only.
+
+    Args:
+        model: Hub id, local folder, or sample:NAME.
+        to: "gqa" or "mqa".
+        trust_remote_code: accept a source that names code of its own; the code is never run.
+        options: the other fields of `Request`.
+
+    Raises:
+        ConvertAttnError: whatever stands in the way, in one sentence.
+    """
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        check_output(folder, bool(options.get("overwrite", False)))
+    source = Source.open(resolve(str(model), revision))
+    own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
+    if own_code and not trust_remote_code:
+        raise UsageError(
+            f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
+            "names say; give --trust-remote-code to read them as its model_type all the same"
+        )
+    return make_plan(source, Request(to=to, output=folder, **options))
+
+
+def _own_types() -> frozenset[str]:
+    """Model types of this package, whose checkpoints carry our own code."""
+    from convert_attn.convert.targets import targets
+
+    return frozenset(t.becomes for t in targets() if t.becomes and t.layout == "custom")
+
+
+def convert(model: str | Path, *, to: str, progress: Progress = silent, **options: Any) -> Result:
+    """Convert a checkpoint: see `plan` for the arguments.
+
+    Returns:
+        the folder that was made.
+
+    Raises:
+        ConvertAttnError: nothing was written.
+    """
+    return execute(plan(model, to=to, **options), progress)
+
+
+__all__ = ["convert", "execute", "plan"]

@@ -1,0 +1,93 @@
+"""The model card of a converted checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from convert_attn.convert.plan import Plan
+from convert_attn.convert.version import __version__
+
+_CARRIED = ("license", "license_name", "license_link", "language")
+
+
+def source_metadata(text: str | None) -> dict[str, Any]:
+    """The YAML header of the source's card, {} where there is none that can be read."""
+    if text is None:
+        return {}
+    try:
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
+    except ValueError:
+        return {}
+
+
+def model_card(plan: Plan) -> str:
+    """README.md for the output: what was done, how to load it, what the cache costs now."""
+    carried = {key: value for key, value in source_metadata(plan.source.card_text()).items() if key in _CARRIED}
+    data = ModelCardData(
+        **carried,
+        **_base_model(plan),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["convert-attn", plan.request.to, "kv-cache", plan.result_arch.model_type],
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan)}"
+
+
+def _base_model(plan: Plan) -> dict[str, Any]:
+    """`base_model` must be a Hub id; a folder or a bundled sample has none."""
+    if plan.source.origin.commit is None:
+        return {}
+    return {"base_model": plan.source.origin.name, "base_model_relation": "finetune"}
+
+
+def how_to_load(plan: Plan) -> str:
+    """The Python that loads the result."""
+    flag = ", trust_remote_code=True" if plan.target.layout == "custom" else ""
+    auto = auto_class(plan)
+    return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{plan.output}"{flag})'
+
+
+def auto_class(plan: Plan) -> str:
+    """The Auto class that fits the source's architecture."""
+    names = plan.source.config.get("architectures") or ["ForCausalLM"]
+    for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        if names[0].endswith(f"For{task}"):
+            return f"AutoModelFor{task}"
+    return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
+
+
+def _body(plan: Plan) -> str:
+    before, after = plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    origin, sizes = plan.source.origin, plan.geometry
+    commit = f" at commit `{origin.commit}`" if origin.commit else ""
+    served = (
+        "It uses a class that transformers ships: no custom code."
+        if plan.target.layout == "native"
+        else "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True` "
+        "(or `import convert_attn` first, which registers the class)."
+    )
+    return f"""# {plan.output.name}
+
+`{origin.name}`{commit}, converted by [convert-attn](https://pypi.org/project/convert-attn/) {__version__}
+to {plan.request.to.upper()}: {sizes.num_heads} query heads share {plan.groups} key/value heads
+(there were {sizes.num_kv_heads}).
+
+| | before | after |
+|---|---|---|
+| `num_key_value_heads` | {sizes.num_kv_heads} | {plan.groups} |
+| KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
+
+Method: `{plan.method.name}` ({plan.method.source}), calibration text: none, seed {plan.request.seed}.
+No training followed the conversion. Only the attention projections differ from the source; every other
+tensor is the same. No quality was measured for this card.
+
+## Load it
+
+```python
+{how_to_load(plan)}
+```
+
+{served}
+"""

@@ -1,0 +1,194 @@
+"""The command line: options -> plan -> run -> print. No tensors here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.version import __version__
+
+
+class _ModelFirst(click.Group):
+    """A first word that is no subcommand is the model to convert."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {"--help", "-h", "--version"}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ModelFirst, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="convert-attn")
+def cli() -> None:
+    """Convert pretrained multi-head attention checkpoints to GQA or MQA.
+
+    `convert-attn MODEL --to gqa --groups 4` is short for `convert-attn convert MODEL ...`. MODEL is a Hub id, a local
+    folder, or a bundled sample: sample:gpt2, sample:llama.
+    """
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--to", type=click.Choice(["gqa", "mqa"]), required=True, help="What to make of it.")
+@click.option("--groups", type=int, metavar="N", help="GQA: number of K/V heads to keep.")
+@click.option("--cache-ratio", type=float, metavar="F", help="Instead of --groups: share of the cache to keep (0.25).")
+@click.option("--method", default="subspace", show_default=True, help="How; see `convert-attn methods`.")
+@click.option(
+    "--layout",
+    type=click.Choice(["auto", "native", "custom"]),
+    default="auto",
+    show_default=True,
+    help="native: only classes that transformers ships; custom: our modeling file; auto: native where one fits.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the written weights; auto keeps the source's.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where the arithmetic runs, e.g. cuda.")
+@click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw random numbers.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Accept a source whose config names code of its own (the code is not run: its weights are read as data).",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan; read no weights, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def convert(
+    model: str, revision: str | None, trust_remote_code: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Convert MODEL and write a checkpoint folder."""
+    from convert_attn.convert import api
+    from convert_attn.convert.report import plan_dict, plan_table, summary_lines
+
+    plan = api.plan(model, revision=revision, trust_remote_code=trust_remote_code, **options)
+    console = Console(stderr=as_json)
+    if not as_json:
+        console.print(plan_table(plan))
+    if dry_run:
+        from convert_attn.convert.writer import check_output
+
+        check_output(plan.output, plan.request.overwrite)
+        if as_json:
+            click.echo(json.dumps(plan_dict(plan) | {"dry_run": True}, indent=2))
+        else:
+            console.print("Dry run: nothing was written.")
+        return
+    with _progress(console) as advance:
+        result = api.execute(plan, advance)
+    if as_json:
+        click.echo(json.dumps(plan_dict(plan) | {"weights_bytes": result.nbytes}, indent=2))
+    else:
+        console.print("\n".join(summary_lines(plan, result)), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Any]:
+    """A bar per stage."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield advance
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def inspect(model: str, revision: str | None, as_json: bool) -> None:
+    """Show what MODEL is and what it can become, from config and headers only."""
+    from convert_attn.convert.inspection import inspect as look
+    from convert_attn.convert.report import inspection_tables
+
+    found = look(model, revision)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=2))
+        return
+    for table in inspection_tables(found):
+        Console().print(table)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def methods(as_json: bool) -> None:
+    """List the conversion methods."""
+    from convert_attn.convert.methods import DEFAULT
+    from convert_attn.convert.methods import methods as known
+
+    rows = [
+        {
+            "name": method.name,
+            "default": method.name == DEFAULT,
+            "targets": list(method.targets),
+            "calibration": method.calibration,
+            "summary": method.summary,
+            "source": method.source,
+        }
+        for method in known().values()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("method", "targets", "calibration", "what it does", "source")
+    for row in rows:
+        name = f"{row['name']} (default)" if row["default"] else str(row["name"])
+        targets = ", ".join(known()[str(row["name"])].targets)
+        table.add_row(name, targets, str(row["calibration"]), str(row["summary"]), str(row["source"]))
+    Console().print(table)
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+def sample(name: str, folder: Path) -> None:
+    """Copy the bundled sample NAME into FOLDER."""
+    from convert_attn.convert.samples import SAMPLES, sample_path
+
+    if name not in SAMPLES:
+        raise UsageError(f"sample '{name}' is not known; choose one of {', '.join(SAMPLES)}")
+    if folder.exists():
+        raise UsageError(f"'{folder}' exists; give a folder that does not")
+    try:
+        shutil.copytree(sample_path(name), folder)
+    except OSError as error:
+        raise ConvertAttnError(f"cannot write '{folder}': {error.strerror or error}") from None
+    click.echo(f"sample '{name}' is in {folder}")
+
+
+def main() -> None:
+    """Console entry: one sentence and the right exit code for everything that can go wrong."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        cli.main(standalone_mode=True)
+    except ConvertAttnError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""config.json of the result, and the files beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from convert_attn import modeling
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.card import model_card
+from convert_attn.convert.plan import DTYPE_OPTIONS, Plan, result_classes
+from convert_attn.convert.version import __version__
+
+
+def result_config(plan: Plan) -> dict[str, Any]:
+    """The source's config.json with the keys that the conversion changes; everything else stays as it was."""
+    source = plan.source.config
+    gone = plan.target.removed | {"auto_map"}
+    config = {key: value for key, value in source.items() if key not in gone}
+    config |= plan.target.configure(source, plan.geometry, plan.groups)
+    config["model_type"] = plan.result_arch.model_type
+    config["architectures"] = result_classes(plan.target, plan.source)
+    if plan.request.dtype in DTYPE_OPTIONS:
+        config["torch_dtype" if "torch_dtype" in source else "dtype"] = plan.request.dtype
+    if plan.target.layout == "custom":
+        config["auto_map"] = modeling.auto_map(plan.result_arch.model_type)
+    config["transformers_version"] = transformers.__version__
+    config |= legacy_keys(plan.arch, config)
+    config["convert_attn"] = provenance(plan)
+    return config
+
+
+def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys that older readers need and transformers 5 no longer writes (they would silently use a default)."""
+    found: dict[str, Any] = {}
+    for old, path in arch.legacy_config.items():
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if old not in config and value is not None:
+            found[old] = value
+    scaling = config.get("rope_parameters")
+    if isinstance(scaling, dict) and scaling.get("rope_type", "default") != "default":
+        found.setdefault("rope_scaling", config.get("rope_scaling") or scaling)
+    return found
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
+    return {
+        "version": __version__,
+        "source": plan.source.origin.name,
+        "source_commit": plan.source.origin.commit,
+        "source_num_key_value_heads": plan.geometry.num_kv_heads,
+        "to": plan.request.to,
+        "method": plan.method.name,
+        "groups": plan.groups,
+        "seed": plan.request.seed,
+        "calibration": None,
+    }
+
+
+def write_side_files(plan: Plan, folder: Path) -> None:
+    """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
+    for path in plan.source.side_files():
+        shutil.copyfile(path, folder / path.name)
+    if plan.target.layout == "custom":
+        for path in modeling.source_files(plan.result_arch.model_type):
+            shutil.copyfile(path, folder / path.name)
+    (folder / "config.json").write_text(json.dumps(result_config(plan), indent=2, sort_keys=True) + "\n")
+    (folder / "README.md").write_text(model_card(plan))

@@ -1,0 +1,113 @@
+"""The sizes of a checkpoint's attention, read from its config through transformers' own config class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.errors import ConvertAttnError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of every attention block.
+
+    Attributes:
+        context: longest input in tokens (`max_position_embeddings`).
+        inv_freq: frequencies of the rotary planes in radians per token; empty without rotary position. With
+            partial rotary it covers the first 2 * len(inv_freq) of the head's dimensions.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    inv_freq: tuple[float, ...] = ()
+
+    def head_order(self) -> Tensor:
+        """[d] positions of a head's dimensions such that plane p is (p, p + d/2); identity for full rotary."""
+        half = len(self.inv_freq)
+        order = torch.arange(self.head_dim)
+        if not half:
+            return order
+        first, second, rest = order[:half], order[half : 2 * half], order[2 * half :]
+        middle = len(rest) // 2
+        return torch.cat([first, rest[:middle], second, rest[middle:]])
+
+    def plane_frequencies(self) -> Tensor:
+        """[P] frequency of every plane in the order of `head_order`, 0 for planes that do not turn."""
+        frequencies = torch.zeros(self.head_dim // 2, dtype=torch.float64)
+        frequencies[: len(self.inv_freq)] = torch.tensor(self.inv_freq, dtype=torch.float64)
+        return frequencies
+
+    def cache_numbers(self, num_kv_heads: int) -> int:
+        """Numbers cached per token over all layers: K and V of every K/V head."""
+        return self.num_layers * 2 * num_kv_heads * self.head_dim
+
+
+def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
+    """config.json through its transformers class, which fills in what the file leaves out.
+
+    Raises:
+        ConvertAttnError: values the class refuses.
+    """
+    values = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
+    try:
+        config = AutoConfig.for_model(raw["model_type"], **values)
+    except Exception as error:  # the class decides what it raises: a ValueError, a TypeError, its own validation error
+        first = " ".join(str(error).split())
+        raise ConvertAttnError(f"config.json of '{name}' is refused by transformers: {first}") from None
+    if not isinstance(config, PreTrainedConfig):
+        raise ConvertAttnError(f"config.json of '{name}' gives no config class")
+    return config
+
+
+def _inverse_frequencies(config: PreTrainedConfig, head_dim: int) -> tuple[float, ...]:
+    """As the model's rotary embedding computes them for inputs up to the trained length."""
+    parameters = config.rope_parameters
+    rope_type = parameters.get("rope_type", "default")
+    if rope_type == "default":
+        dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+        exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
+        return tuple((parameters["rope_theta"] ** -exponent).tolist())
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
+    return tuple(inv_freq.to(torch.float64).tolist())
+
+
+def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
+    """Sizes from config.json.
+
+    Raises:
+        ConvertAttnError: sizes that do not fit each other.
+    """
+    config = typed_config(raw, name)
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    kv_heads = heads
+    if arch.config_kv_heads is not None:
+        kv_heads = getattr(config, arch.config_kv_heads, None) or heads
+    head_dim = getattr(config, "head_dim", None) or hidden // heads
+    for what, value in (("num_attention_heads", heads), ("hidden_size", hidden), ("num_key_value_heads", kv_heads)):
+        if not isinstance(value, int) or value < 1:
+            raise ConvertAttnError(f"config.json of '{name}' has {what} {value!r}, expected a positive number")
+    if heads % kv_heads:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has {heads} query heads and {kv_heads} K/V heads, expected a multiple"
+        )
+    return Geometry(
+        hidden_size=hidden,
+        num_layers=config.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=config.max_position_embeddings,
+        inv_freq=_inverse_frequencies(config, head_dim) if arch.position == "rope" else (),
+    )

@@ -1,0 +1,91 @@
+"""Plans and results as people read them (rich tables) and as machines do (dicts)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from convert_attn.convert.card import how_to_load
+from convert_attn.convert.config import provenance
+from convert_attn.convert.inspection import CONTEXTS, Inspection
+from convert_attn.convert.plan import Plan
+from convert_attn.convert.run import Result
+
+
+def megabytes(nbytes: float) -> str:
+    """Decimal megabytes, one digit after the point."""
+    return f"{nbytes / 1e6:,.1f} MB"
+
+
+def plan_dict(plan: Plan) -> dict[str, Any]:
+    """For --json."""
+    sizes = plan.geometry
+    return {
+        **provenance(plan),
+        "model_type": plan.arch.model_type,
+        "result_model_type": plan.result_arch.model_type,
+        "layout": plan.target.layout,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.num_heads,
+        "head_dim": sizes.head_dim,
+        "cache_bytes_per_token_before": plan.cache_bytes(sizes.num_kv_heads),
+        "cache_bytes_per_token_after": plan.cache_bytes(plan.groups),
+        "dropped_tensors": list(plan.dropped),
+        "output": str(plan.output),
+        "load": how_to_load(plan),
+    }
+
+
+def plan_table(plan: Plan) -> Table:
+    """What was found and what will be done."""
+    sizes, before, after = plan.geometry, plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
+    table = Table("", "found", "will be")
+    table.add_row("model", f"{plan.source.origin.name}{commit}", str(plan.output))
+    table.add_row("class", plan.arch.model_type, f"{plan.result_arch.model_type} ({plan.target.layout})")
+    table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
+    table.add_row("K/V heads", str(sizes.num_kv_heads), str(plan.groups))
+    table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
+    table.add_row("method", "", f"{plan.method.name}, no calibration")
+    if plan.dropped:
+        table.add_row("dropped (buffers no class reads)", str(len(plan.dropped)), "")
+    return table
+
+
+def summary_lines(plan: Plan, result: Result) -> list[str]:
+    """What was made and how to load it."""
+    before, after = plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    return [
+        f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified against its class.",
+        f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",
+        "",
+        *(f"    {line}" for line in how_to_load(plan).splitlines()),
+    ]
+
+
+def inspection_tables(found: Inspection) -> list[Table]:
+    """The facts, and the cache of everything the model could become."""
+    sizes = found.sizes
+    facts = Table(found.model + (f" at {found.commit[:12]}" if found.commit else ""), "")
+    rows = {
+        "model_type": found.model_type,
+        "layers": sizes.num_layers,
+        "hidden_size": sizes.hidden_size,
+        "query heads": sizes.num_heads,
+        "K/V heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim,
+        "position": found.position,
+        "max_position_embeddings": sizes.context,
+        "parameters": "unknown (config only)" if found.parameters is None else f"{found.parameters:,}",
+        "dtype": found.dtype,
+    }
+    for key, value in rows.items():
+        facts.add_row(key, str(value))
+    cache = Table(
+        "cache as", "class (layout)", "bytes per token", *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS)
+    )
+    for row in found.rows:
+        sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)
+        cache.add_row(row.name, ", ".join(row.holders) or "-", f"{row.bytes_per_token:,}", *sized)
+    return [facts, cache]

@@ -1,0 +1,407 @@
+"""GPT-2 whose query heads share key and value heads in groups (GQA; MQA is one group).
+
+Everything but the attention is GPT-2's, down to the names of the tensors. With as many groups as heads it is GPT-2.
+
+Letters in shapes:
+    B  batch                T  tokens held as keys (the cache and the new ones)
+    D  hidden size          S  new tokens, the ones that ask
+    d  size of one head     H  query heads, H * d == D
+    m  H // G               G  key/value heads; query head i reads key/value head i // m
+
+Keys and values are never repeated to H heads while decoding. The m query heads of a group become rows of one
+query instead, [B, H, S, d] -> [B, G, m * S, d], a view or a copy of something small, and meet the cache as it
+is, [B, G, T, d]. The two attention functions that this file controls, `eager` and `sdpa`, do so; any other
+choice (flash_attention_2, flex_attention, a function that an engine registered) is called as it is.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+    GPT2PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_gpt2_gqa import GPT2GQAConfig
+
+logger = logging.get_logger(__name__)
+
+AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+# With more new tokens than this the CPU kernel is as fast, or faster, on H heads that point into G (`enable_gqa`)
+# and needs no mask tiled over the rows. Below it, packed rows read each key once instead of m times.
+MAX_PACKED_TOKENS = 16
+
+
+def pack_queries(query: torch.Tensor, groups: int) -> torch.Tensor:
+    """[B, H, S, d] -> [B, G, m * S, d]: the query heads of a group as rows, ordered (head, token)."""
+    batch, heads, tokens, size = query.shape
+    return query.reshape(batch, groups, heads // groups * tokens, size)
+
+
+def pack_mask(mask: torch.Tensor | None, groups: int, per_group: int) -> torch.Tensor | None:
+    """[B, 1 or H, S, T] -> one mask row per packed query row, in a shape that broadcasts to [B, G, m * S, T]."""
+    if mask is None:
+        return None
+    batch, heads, tokens, keys = mask.shape
+    if heads > 1:
+        return mask.reshape(batch, groups, per_group * tokens, keys)
+    if tokens == 1:  # the kernel broadcasts it over the rows
+        return mask
+    return mask.expand(batch, per_group, tokens, keys).reshape(batch, 1, per_group * tokens, keys)
+
+
+def _scores(module: nn.Module, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """query [B, G, m * S, d], key [B, G, T, d] -> [B, G, m * S, T], in fp32 where the config asks for it."""
+    if not getattr(module, "reorder_and_upcast_attn", False):
+        return torch.matmul(query, key.transpose(-1, -2)) * scaling
+    with torch.autocast(query.device.type, enabled=False):
+        # Scaled before the product, so that large scores do not lose their low bits first.
+        return torch.matmul(query.float() * scaling, key.float().transpose(-1, -2))
+
+
+def eager_grouped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as two products, which can show its weights.
+
+    query [B, H, S, d], key and value [B, G, T, d], additive mask [B, 1 or H, S, T]
+    -> output [B, S, H, d], weights [B, H, S, T]
+    """
+    batch, heads, tokens, size = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    scale = size**-0.5 if scaling is None else scaling
+    scores = _scores(module, pack_queries(query, groups), key, scale)
+    # G and m lie next to each other: seen as [B, H, S, T] the mask broadcasts as it does for plain attention.
+    scores = scores.view(batch, heads, tokens, keys)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1).to(value.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    output = torch.matmul(weights.view(batch, groups, -1, keys), value)
+    return output.view(batch, heads, tokens, size).transpose(1, 2), weights
+
+
+def sdpa_grouped_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention by PyTorch's fused kernels.
+
+    query [B, H, S, d], key and value [B, G, T, d], boolean or additive mask [B, 1 or H, S, T]
+    -> output [B, S, H, d], None in place of the weights
+    """
+    if kwargs.get("cache") is not None:
+        # Continuous batching hands the cache to the attention function; only transformers' own reads its pages.
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+    if kwargs.get("output_attentions"):
+        logger.warning_once("`sdpa` attention returns no weights: load with attn_implementation='eager'.")
+    heads, tokens = query.shape[1], query.shape[2]
+    groups = key.shape[1]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    options = {"dropout_p": dropout, "scale": scaling}
+    if attention_mask is None and causal and tokens > 1:
+        # No mask with several new tokens means that nothing came before them: a static cache is longer than
+        # what it holds, and is cut, for the fast kernels want as many keys as queries.
+        key, value = key[:, :, :tokens], value[:, :, :tokens]
+        output = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=groups < heads, **options
+        )
+    elif groups < heads and (tokens <= MAX_PACKED_TOKENS or query.device.type != "cpu"):
+        # Elsewhere than on the CPU a mask together with `enable_gqa` would leave the fused kernels.
+        mask = pack_mask(attention_mask, groups, heads // groups)
+        output = F.scaled_dot_product_attention(pack_queries(query, groups), key, value, mask, **options)
+        output = output.reshape(query.shape)
+    else:
+        output = F.scaled_dot_product_attention(
+            query, key, value, attention_mask, enable_gqa=groups < heads, **options
+        )
+    return output.transpose(1, 2), None
+
+
+def attention_function(name: str) -> AttentionFunction:
+    """The function that `config._attn_implementation` names, with ours in the place of the two that repeat heads."""
+    chosen: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_grouped_attention)
+    return sdpa_grouped_attention if chosen is sdpa_attention_forward else chosen
+
+
+class GPT2GQAAttention(nn.Module):
+    """Causal self-attention; `c_attn` makes H query heads, then G key heads, then G value heads."""
+
+    def __init__(self, config: GPT2GQAConfig, layer_idx: int) -> None:
+        super().__init__()
+        if config.num_key_value_heads is None or config.head_dim is None:
+            raise ValueError("num_key_value_heads and head_dim must be set in the config")
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.n_head
+        self.num_key_value_heads = config.num_key_value_heads
+        self.num_key_value_groups = config.n_head // config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.is_causal = True
+        self.scaling = self._scaling()
+        self.reorder_and_upcast_attn = config.reorder_and_upcast_attn
+
+        # Sizes of the three parts of c_attn's output: H * d, G * d, G * d.
+        self.split_sizes = [n * self.head_dim for n in (self.num_heads, *2 * (self.num_key_value_heads,))]
+        self.c_attn = Conv1D(sum(self.split_sizes), config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def _scaling(self) -> float:
+        scaling: float = self.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
+        if self.config.scale_attn_by_inverse_layer_idx:
+            scaling /= self.layer_idx + 1
+        return scaling
+
+    def _project(self, hidden_states: torch.Tensor) -> list[torch.Tensor]:
+        """[B, S, D] -> query [B, H, S, d], key [B, G, S, d], value [B, G, S, d]."""
+        parts = self.c_attn(hidden_states).split(self.split_sizes, dim=-1)
+        return [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T]."""
+        query, key, value = self._project(hidden_states)
+        if past_key_values is not None:  # [B, G, S, d] -> [B, G, T, d]
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = attention_function(self.config._attn_implementation)
+        dropout = self.attn_dropout.p if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
+        return self.resid_dropout(self.c_proj(output)), weights
+
+
+class GPT2GQABlock(GradientCheckpointingLayer):
+    """One layer: attention and MLP, each behind its LayerNorm and added to what came in."""
+
+    def __init__(self, config: GPT2GQAConfig, layer_idx: int) -> None:
+        super().__init__()
+        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2GQAAttention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(inner, config)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
+        hidden_states = attended + hidden_states
+        return hidden_states + self.mlp(self.ln_2(hidden_states))
+
+
+class GPT2GQAPreTrainedModel(GPT2PreTrainedModel):
+    """What all of the classes below declare to transformers."""
+
+    config_class = GPT2GQAConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPT2GQABlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": GPT2GQABlock, "attentions": GPT2GQAAttention}
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        # By name, past the __init__ of the GPT-2 heads below: theirs would build, and draw weights for, a whole
+        # GPT-2 before ours could take its place. Only their forward is inherited.
+        GPT2PreTrainedModel.__init__(self, config)
+        if config.add_cross_attention:
+            raise ValueError("gpt2_gqa has no cross attention: set add_cross_attention=False")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GPT2GQAAttention):
+            # GPT-2's rule for what adds to the residual stream: two such projections a layer.
+            std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
+            init.normal_(module.c_proj.weight, mean=0.0, std=std)
+
+
+class GPT2GQAModel(GPT2GQAPreTrainedModel):
+    """Embeddings, blocks and the last LayerNorm."""
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([GPT2GQABlock(config, i) for i in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """input_ids [B, S] or inputs_embeds [B, S, D] -> last_hidden_state [B, S, D].
+
+        The arguments are GPT2Model's, in its order. What is left over in kwargs reaches the attention function.
+        """
+        if encoder_hidden_states is not None or encoder_attention_mask is not None:
+            raise ValueError("gpt2_gqa has no cross attention: encoder_hidden_states cannot be used")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            inputs_embeds = self.wte(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = _next_positions(inputs_embeds, past_key_values)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+
+        hidden_states = inputs_embeds + self.wpe(position_ids)
+        if token_type_ids is not None:  # GPT-2 reads them from the token embedding
+            hidden_states = hidden_states + self.wte(token_type_ids)
+        hidden_states = self.drop(hidden_states)
+        for block in self.h:
+            hidden_states = block(
+                hidden_states,
+                attention_mask=causal_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+
+def _next_positions(inputs_embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor:
+    """[1, S]: the positions that follow what the cache holds."""
+    seen = 0 if cache is None else cache.get_seq_length()
+    return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+
+
+class GPT2GQAForCausalLM(GPT2GQAPreTrainedModel, GPT2LMHeadModel):
+    """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        super().__init__(config)
+        self.transformer = GPT2GQAModel(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class GPT2GQAForSequenceClassification(GPT2GQAPreTrainedModel, GPT2ForSequenceClassification):
+    """One label for a text, read at its last token."""
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2GQAModel(config)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        self.post_init()
+
+
+class GPT2GQAForTokenClassification(GPT2GQAPreTrainedModel, GPT2ForTokenClassification):
+    """One label for each token."""
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2GQAModel(config)
+        self.dropout = nn.Dropout(_classifier_dropout(config))
+        self.classifier = nn.Linear(config.n_embd, config.num_labels)
+        self.post_init()
+
+
+def _classifier_dropout(config: GPT2GQAConfig) -> float:
+    """GPT-2's rule: either of two names that older configs carry, or 0.1."""
+    for name in ("classifier_dropout", "hidden_dropout"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return 0.1
+
+
+class GPT2GQAForQuestionAnswering(GPT2GQAPreTrainedModel, GPT2ForQuestionAnswering):
+    """Where in the text an answer starts and ends."""
+
+    def __init__(self, config: GPT2GQAConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = GPT2GQAModel(config)
+        self.qa_outputs = nn.Linear(config.n_embd, 2)
+        self.post_init()
+
+
+__all__ = [
+    "GPT2GQAForCausalLM",
+    "GPT2GQAForQuestionAnswering",
+    "GPT2GQAForSequenceClassification",
+    "GPT2GQAForTokenClassification",
+    "GPT2GQAModel",
+    "GPT2GQAPreTrainedModel",
+]
