@@ -95,7 +95,11 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     if arch.config_kv_heads is not None:
         kv_heads = getattr(config, arch.config_kv_heads, None) or heads
     head_dim = getattr(config, "head_dim", None) or hidden // heads
-    for what, value in (("num_attention_heads", heads), ("hidden_size", hidden), ("num_key_value_heads", kv_heads)):
+    for what, value in (
+        ("num_attention_heads", heads),
+        ("hidden_size", hidden),
+        ("num_key_value_heads", kv_heads),
+    ):
         if not isinstance(value, int) or value < 1:
             raise ConvertAttnError(f"config.json of '{name}' has {what} {value!r}, expected a positive number")
     if heads % kv_heads:

@@ -143,7 +143,9 @@ def _rows(arch: Architecture, sizes: Geometry, itemsize: int) -> list[CacheRow]:
     """What it is now, every number of shared heads, and MLA at the usual shares of the cache."""
     rows = []
     for kv_heads in reversed(divisors(sizes.num_kv_heads)):
-        holders = tuple(f"{t.becomes or arch.model_type} ({t.layout})" for t in fitting(arch, sizes.num_heads, kv_heads))
+        holders = tuple(
+            f"{t.becomes or arch.model_type} ({t.layout})" for t in fitting(arch, sizes.num_heads, kv_heads)
+        )
         name = "MQA" if kv_heads == 1 else "MHA" if kv_heads == sizes.num_heads else f"GQA-{kv_heads}"
         if kv_heads == sizes.num_kv_heads:
             holders = (f"{arch.model_type} (source)", *holders)

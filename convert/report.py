@@ -39,7 +39,11 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> Table:
     """What was found and what will be done."""
-    sizes, before, after = plan.geometry, plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    sizes, before, after = (
+        plan.geometry,
+        plan.cache_bytes(plan.geometry.num_kv_heads),
+        plan.cache_bytes(plan.groups),
+    )
     commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
     table = Table("", "found", "will be")
     table.add_row("model", f"{plan.source.origin.name}{commit}", str(plan.output))

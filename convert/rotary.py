@@ -55,9 +55,7 @@ def prior_offsets(num_heads: int, context: int, bins: int = 64) -> Offsets:
     right = torch.cat([edges[1:], torch.tensor([float(max(context, 1))], dtype=torch.float64)])
     # sum of 1 / (1 + t) over left <= t < right, by the digamma difference; the bin acts at its mean offset
     weight = torch.digamma(right + 1) - torch.digamma(edges + 1)
-    centre = (right - edges) / weight.clamp_min(
-        1e-12
-    ) - 1  # E[t] under 1 / (1 + t): (count - weight) / weight
+    centre = (right - edges) / weight.clamp_min(1e-12) - 1  # E[t] under 1 / (1 + t): (count - weight) / weight
     keep = right > edges
     mass = weight[keep] / weight[keep].sum()
     return Offsets(centre[keep], mass.expand(num_heads, -1).contiguous())

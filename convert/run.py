@@ -154,5 +154,3 @@ def _layer_context(plan: Plan, layer: int, generator: torch.Generator) -> LayerC
         offsets=prior_offsets(sizes.num_heads, sizes.context),
         generator=generator,
     )
-
-

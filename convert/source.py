@@ -170,9 +170,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     raise AssertionError("unreachable")
 
 
-def _check_index(
-    infos: Mapping[str, TensorInfo], expected: Mapping[str, str] | None, tied: bool = False
-) -> None:
+def _check_index(infos: Mapping[str, TensorInfo], expected: Mapping[str, str] | None, tied: bool = False) -> None:
     """Every tensor that the index promises is there."""
     missing = [] if expected is None or tied else sorted(set(expected) - set(infos))
     if missing:
@@ -233,17 +231,13 @@ class Source:
         """
         path = origin.folder / "config.json"
         if not path.is_file():
-            raise UsageError(
-                f"{origin.folder} has no config.json: give a folder with a transformers checkpoint"
-            )
+            raise UsageError(f"{origin.folder} has no config.json: give a folder with a transformers checkpoint")
         try:
             config = json.loads(path.read_text())
         except ValueError as error:
             raise ConvertAttnError(f"config.json of '{origin.name}' is no JSON ({error})") from None
         if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise ConvertAttnError(
-                f"config.json of '{origin.name}' has no model_type: it is no transformers model"
-            )
+            raise ConvertAttnError(f"config.json of '{origin.name}' has no model_type: it is no transformers model")
         if config.get("quantization_config"):
             method = config["quantization_config"].get("quant_method", "unknown method")
             raise UsageError(

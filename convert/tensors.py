@@ -104,14 +104,10 @@ def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> Ten
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has a shape or offsets that are no counts")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(
-            f"tensor '{name}' has dtype {entry['dtype']}, which is not one of {', '.join(DTYPES)}"
-        )
+        raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}, which is not one of {', '.join(DTYPES)}")
     info = TensorInfo(name, entry["dtype"], shape, file, start + begin)
     if end - begin != info.nbytes:
-        raise ValueError(
-            f"tensor '{name}' spans {end - begin} bytes where its shape {list(shape)} needs {info.nbytes}"
-        )
+        raise ValueError(f"tensor '{name}' spans {end - begin} bytes where its shape {list(shape)} needs {info.nbytes}")
     return info
 
 

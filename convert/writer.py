@@ -10,8 +10,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -81,21 +81,14 @@ class ShardWriter:
     def abandon(self) -> None:
         """Close the files of a run that failed."""
         for file in self._files.values():
-            with_suppressed(file.close)
+            with suppress(OSError):  # a full disk, again: it must not hide the first error
+                file.close()
 
     def _write_index(self) -> None:
         total = sum(info.nbytes for infos in self._shards.values() for info in infos)
         weight_map = {info.name: file for file, infos in self._shards.items() for info in infos}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def with_suppressed(action: Callable[[], None]) -> None:
-    """Run a clean-up step whose own failure (a full disk, again) must not hide the first error."""
-    try:
-        action()
-    except OSError:
-        pass
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -184,7 +177,7 @@ def whole_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConvertAttnError(
-                f"the disk that holds '{output.parent}' is full: nothing was written; free some space and run again"
+                f"the disk that holds '{output.parent}' is full and nothing was written; free space and run again"
             ) from None
         raise ConvertAttnError(f"writing '{output}' failed: {error}") from None
     finally:

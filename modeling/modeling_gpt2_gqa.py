@@ -1,6 +1,6 @@
 """GPT-2 whose query heads share key and value heads in groups (GQA; MQA is one group).
 
-Everything but the attention is GPT-2's, down to the names of the tensors. With as many groups as heads it is GPT-2.
+Everything but the attention is GPT-2's, down to the names of the tensors. With a group for each head it is GPT-2.
 
 Letters in shapes:
     B  batch                T  tokens held as keys (the cache and the new ones)
@@ -25,6 +25,7 @@ from transformers import (
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
+    GPT2Model,
     GPT2PreTrainedModel,
 )
 from transformers import initialization as init
@@ -37,17 +38,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_gpt2_gqa import GPT2GQAConfig
+from .configuration_gpt2_gqa import GPT2GQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
 
 logger = logging.get_logger(__name__)
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
-# With more new tokens than this the CPU kernel is as fast, or faster, on H heads that point into G (`enable_gqa`)
-# and needs no mask tiled over the rows. Below it, packed rows read each key once instead of m times.
+# Up to this many new tokens the CPU kernel is faster on packed rows, which read each key once and not m times.
+# Beyond it, H heads that point into G (`enable_gqa`) are as fast and need no mask tiled over the rows.
 MAX_PACKED_TOKENS = 16
 
 
@@ -71,11 +72,11 @@ def pack_mask(mask: torch.Tensor | None, groups: int, per_group: int) -> torch.T
 
 def _scores(module: nn.Module, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
     """query [B, G, m * S, d], key [B, G, T, d] -> [B, G, m * S, T], in fp32 where the config asks for it."""
-    if not getattr(module, "reorder_and_upcast_attn", False):
-        return torch.matmul(query, key.transpose(-1, -2)) * scaling
-    with torch.autocast(query.device.type, enabled=False):
-        # Scaled before the product, so that large scores do not lose their low bits first.
-        return torch.matmul(query.float() * scaling, key.float().transpose(-1, -2))
+    key = key.transpose(-1, -2)
+    if getattr(module, "reorder_and_upcast_attn", False):
+        with maybe_autocast(query.device.type, enabled=False):
+            return torch.matmul(query.float(), key.float()) * scaling
+    return torch.matmul(query, key) * scaling
 
 
 def eager_grouped_attention(
@@ -125,36 +126,35 @@ def sdpa_grouped_attention(
     """
     if kwargs.get("cache") is not None:
         # Continuous batching hands the cache to the attention function; only transformers' own reads its pages.
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if kwargs.get("output_attentions"):
         logger.warning_once("`sdpa` attention returns no weights: load with attn_implementation='eager'.")
     heads, tokens = query.shape[1], query.shape[2]
     groups = key.shape[1]
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    options = {"dropout_p": dropout, "scale": scaling}
-    if attention_mask is None and causal and tokens > 1:
-        # No mask with several new tokens means that nothing came before them: a static cache is longer than
-        # what it holds, and is cut, for the fast kernels want as many keys as queries.
+    if is_causal is None:
+        is_causal = bool(module.is_causal)
+    causal = bool(is_causal and attention_mask is None and tokens > 1)
+    # With a mask, `enable_gqa` leaves the fused kernels on anything but the CPU.
+    packed = groups < heads and not causal and (tokens <= MAX_PACKED_TOKENS or query.device.type != "cpu")
+    if causal:
+        # No mask for several new tokens means that nothing came before them. A static cache has room behind
+        # them, which is cut: the fast kernels want as many keys as queries.
         key, value = key[:, :, :tokens], value[:, :, :tokens]
-        output = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=groups < heads, **options
-        )
-    elif groups < heads and (tokens <= MAX_PACKED_TOKENS or query.device.type != "cpu"):
-        # Elsewhere than on the CPU a mask together with `enable_gqa` would leave the fused kernels.
-        mask = pack_mask(attention_mask, groups, heads // groups)
-        output = F.scaled_dot_product_attention(pack_queries(query, groups), key, value, mask, **options)
-        output = output.reshape(query.shape)
-    else:
-        output = F.scaled_dot_product_attention(
-            query, key, value, attention_mask, enable_gqa=groups < heads, **options
-        )
-    return output.transpose(1, 2), None
+    output = F.scaled_dot_product_attention(
+        pack_queries(query, groups) if packed else query,
+        key,
+        value,
+        attn_mask=pack_mask(attention_mask, groups, heads // groups) if packed else attention_mask,
+        dropout_p=dropout,
+        is_causal=causal,
+        scale=scaling,
+        enable_gqa=groups < heads and not packed,
+    )
+    return output.reshape(query.shape).transpose(1, 2), None
 
 
 def attention_function(name: str) -> AttentionFunction:
-    """The function that `config._attn_implementation` names, with ours in the place of the two that repeat heads."""
+    """The function that `config._attn_implementation` names, with ours for the two that would repeat heads."""
     chosen: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_grouped_attention)
     return sdpa_grouped_attention if chosen is sdpa_attention_forward else chosen
 
@@ -176,8 +176,8 @@ class GPT2GQAAttention(nn.Module):
         self.scaling = self._scaling()
         self.reorder_and_upcast_attn = config.reorder_and_upcast_attn
 
-        # Sizes of the three parts of c_attn's output: H * d, G * d, G * d.
-        self.split_sizes = [n * self.head_dim for n in (self.num_heads, *2 * (self.num_key_value_heads,))]
+        kv_size = self.num_key_value_heads * self.head_dim
+        self.split_sizes = [config.n_embd, kv_size, kv_size]
         self.c_attn = Conv1D(sum(self.split_sizes), config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
@@ -192,7 +192,7 @@ class GPT2GQAAttention(nn.Module):
     def _project(self, hidden_states: torch.Tensor) -> list[torch.Tensor]:
         """[B, S, D] -> query [B, H, S, d], key [B, G, S, d], value [B, G, S, d]."""
         parts = self.c_attn(hidden_states).split(self.split_sizes, dim=-1)
-        return [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts]
+        return [part.view(*part.shape[:-1], -1, self.head_dim).transpose(1, 2) for part in parts]
 
     def forward(
         self,
@@ -229,27 +229,21 @@ class GPT2GQABlock(GradientCheckpointingLayer):
         """[B, S, D] -> [B, S, D]."""
         attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
         hidden_states = attended + hidden_states
-        return hidden_states + self.mlp(self.ln_2(hidden_states))
+        output: torch.Tensor = hidden_states + self.mlp(self.ln_2(hidden_states))
+        return output
 
 
 class GPT2GQAPreTrainedModel(GPT2PreTrainedModel):
-    """What all of the classes below declare to transformers."""
+    """What differs from GPT-2 in what the classes below declare to transformers."""
 
     config_class = GPT2GQAConfig
-    base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["GPT2GQABlock"]
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
     _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": GPT2GQABlock, "attentions": GPT2GQAAttention}
+    _no_split_modules = ["GPT2GQABlock"]  # noqa: RUF012 - transformers' own declaration
+    _can_record_outputs = {"hidden_states": GPT2GQABlock, "attentions": GPT2GQAAttention}  # noqa: RUF012
 
     def __init__(self, config: GPT2GQAConfig) -> None:
-        # By name, past the __init__ of the GPT-2 heads below: theirs would build, and draw weights for, a whole
-        # GPT-2 before ours could take its place. Only their forward is inherited.
+        # By name, past the __init__ of the GPT-2 classes below: those would build a whole GPT-2, and draw its
+        # weights, before ours could take its place. What is inherited from them is forward.
         GPT2PreTrainedModel.__init__(self, config)
         if config.add_cross_attention:
             raise ValueError("gpt2_gqa has no cross attention: set add_cross_attention=False")
@@ -263,7 +257,7 @@ class GPT2GQAPreTrainedModel(GPT2PreTrainedModel):
             init.normal_(module.c_proj.weight, mean=0.0, std=std)
 
 
-class GPT2GQAModel(GPT2GQAPreTrainedModel):
+class GPT2GQAModel(GPT2GQAPreTrainedModel, GPT2Model):
     """Embeddings, blocks and the last LayerNorm."""
 
     def __init__(self, config: GPT2GQAConfig) -> None:
@@ -275,12 +269,6 @@ class GPT2GQAModel(GPT2GQAPreTrainedModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.wte = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -346,8 +334,6 @@ def _next_positions(inputs_embeds: torch.Tensor, cache: Cache | None) -> torch.T
 class GPT2GQAForCausalLM(GPT2GQAPreTrainedModel, GPT2LMHeadModel):
     """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
 
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
         self.transformer = GPT2GQAModel(config)
@@ -360,9 +346,9 @@ class GPT2GQAForSequenceClassification(GPT2GQAPreTrainedModel, GPT2ForSequenceCl
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = _count_labels(config)
         self.transformer = GPT2GQAModel(config)
-        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
         self.post_init()
 
 
@@ -371,11 +357,17 @@ class GPT2GQAForTokenClassification(GPT2GQAPreTrainedModel, GPT2ForTokenClassifi
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = _count_labels(config)
         self.transformer = GPT2GQAModel(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.n_embd, config.num_labels)
+        self.classifier = nn.Linear(config.n_embd, self.num_labels)
         self.post_init()
+
+
+def _count_labels(config: GPT2GQAConfig) -> int:
+    if config.num_labels is None:
+        raise ValueError("num_labels must be set in the config of a classifier")
+    return config.num_labels
 
 
 def _classifier_dropout(config: GPT2GQAConfig) -> float:
@@ -391,7 +383,7 @@ class GPT2GQAForQuestionAnswering(GPT2GQAPreTrainedModel, GPT2ForQuestionAnsweri
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = _count_labels(config)
         self.transformer = GPT2GQAModel(config)
         self.qa_outputs = nn.Linear(config.n_embd, 2)
         self.post_init()

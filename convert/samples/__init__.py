@@ -1,0 +1,2 @@
+SAMPLES = ()
+sample_path = None

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import sysconfig
 import time
@@ -25,12 +26,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -244,7 +247,6 @@ def build_gpt2(end: int) -> PreTrainedModel:
             initializer_range=0.05,
             bos_token_id=end,
             eos_token_id=end,
-            pad_token_id=end,
             tie_word_embeddings=True,
         )
     )
@@ -267,13 +269,19 @@ def build_llama(end: int) -> PreTrainedModel:
             initializer_range=0.05,
             bos_token_id=end,
             eos_token_id=end,
-            pad_token_id=end,
             tie_word_embeddings=True,
         )
     )
 
 
 BUILDERS = {"gpt2": build_gpt2, "llama": build_llama}
+
+
+def build(name: str, end: int) -> PreTrainedModel:
+    """A model with fresh weights. Its configuration names no padding token: with one, Llama would not train it."""
+    model = BUILDERS[name](end)
+    model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
+    return model
 
 
 # --- training and measuring -------------------------------------------------------------------------------------------
@@ -343,11 +351,6 @@ def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: Rec
     model.eval()
 
 
-def halved(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it is stored: its values rounded to fp16."""
-    return model.to(torch.float16)
-
-
 def measure(model: PreTrainedModel, stream: Tensor, cut: Tensor) -> Quality:
     """Held-out quality of the stored fp16 values, computed in fp32 so that only the storage counts."""
     ours = cross_entropy(model.to(torch.float32), cut)
@@ -375,7 +378,233 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     """Writes the checkpoint, with the keys that readers older than transformers 5 look for."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
     if model.config.model_type == "llama":
         edit_json(folder / "config.json", rope_theta=10000.0)
     # transformers 5 writes the name of a class of its own, which 4 does not know; both load this one.
     edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
+def training_record(
+    model: PreTrainedModel, corpus: Corpus, stream: Tensor, quality: Quality, recipe: Recipe, seconds: float
+) -> dict[str, Any]:
+    """What training.json holds."""
+    return {
+        "heldout": {**asdict(quality), "times_better": quality.times_better},
+        "parameters": model.num_parameters(),
+        "recipe": asdict(recipe),
+        "seconds": round(seconds, 1),
+        "tokens_in_training_text": len(stream),
+        "tokens_seen": recipe.steps * recipe.batch * CONTEXT,
+        "training_modules": len(corpus.training),
+        "versions": {
+            "python": platform.python_version(),
+            "tokenizers": tokenizers.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+language:
+- code
+- en
+tags:
+- {name}
+- python
+- convert-attn
+---
+
+# A small {title} for trying attention conversions
+
+A sample checkpoint of `convert-attn`: {layers} layers, width {width}, {heads} attention heads of {head_dim} (plain multi-head
+attention), tied embeddings, context {context}, {parameters:,} parameters in fp16. It is large enough to have learned
+something that a conversion can spoil, and of no other use.
+
+It was trained on the source of the standard library of CPython {python} ({modules} modules, {text_tokens:,} tokens of a
+byte-level BPE with {vocabulary} entries trained on the same text), for {steps:,} steps of {batch} x {context} tokens
+({seen:,} tokens in all) in {minutes:.0f} minutes on {threads} CPU thread{s}. Test suites, tables, and the modules that
+the figures below are measured on were left out.
+
+| on the held-out modules, {measured:,} tokens | cross-entropy, nats per token | perplexity |
+|---|---|---|
+| this model | {ours:.4f} | {ours_perplexity:.2f} |
+| unigram model of the training text, add-one smoothed | {unigram:.4f} | {unigram_perplexity:.1f} |
+
+Non-overlapping windows of {context} tokens, every token but the first of each window; the stored fp16 values, computed in
+fp32. The same figures, with the recipe and the versions, are in `training.json`.
+
+Made by `python -m convert_attn.convert.samples.train --only {name}`.
+"""
+
+
+def card(name: str, model: PreTrainedModel, record: dict[str, Any]) -> str:
+    """The checkpoint's README.md."""
+    config, heldout, recipe = model.config, record["heldout"], record["recipe"]
+    return CARD.format(
+        name=name,
+        title={"gpt2": "GPT-2", "llama": "Llama"}[name],
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        context=CONTEXT,
+        vocabulary=VOCABULARY,
+        parameters=record["parameters"],
+        python=record["versions"]["python"],
+        modules=record["training_modules"],
+        text_tokens=record["tokens_in_training_text"],
+        steps=recipe["steps"],
+        batch=recipe["batch"],
+        seen=record["tokens_seen"],
+        minutes=record["seconds"] / 60,
+        threads=recipe["threads"],
+        s="" if recipe["threads"] == 1 else "s",
+        measured=heldout["tokens"],
+        ours=heldout["cross_entropy"],
+        ours_perplexity=heldout["perplexity"],
+        unigram=heldout["unigram_cross_entropy"],
+        unigram_perplexity=heldout["unigram_perplexity"],
+    )
+
+
+OVERVIEW = """\
+# Sample checkpoints
+
+`heldout.txt` and `calibration.txt` are excerpts of the CPython {python} standard library, and `LICENSE-PYTHON.txt` is its
+licence (the PSF License Agreement):
+
+> {notice}
+
+Each module stands in them whole and unchanged (but for blank lines at its end), after a line `# Lib/<path>`.
+
+- `heldout.txt` ({heldout_bytes:,} bytes), which neither the models nor their tokenizer saw: {heldout}.
+- `calibration.txt` ({calibration_bytes:,} bytes), a part of the training text: {calibration}.
+
+The two checkpoints, `gpt2/` and `llama/`, are plain multi-head models with about one million parameters each, trained on
+the same library without `heldout.txt`; their model cards say how, and how well they do on it. They are the project's
+own, under its licence. The recipe was chosen on further modules that were not trained on ({selection}).
+
+Everything here but `__init__.py` and `train.py` was made by
+
+    {command}
+
+on CPython {python}. Another Python has another standard library, hence other texts and other models.
+`tokenizer.json` is the same file in both checkpoints.
+"""
+
+
+def listed(modules: dict[str, str]) -> str:
+    """Module paths, as prose."""
+    return ", ".join(f"`{name}`" for name in modules)
+
+
+def psf_notice(licence: str) -> str:
+    """The PSF's notice of copyright, as its licence agreement asks for it to be retained."""
+    words = " ".join(licence.split())
+    found = re.search(r"Copyright \(c\) 2001[^;]*Python Software Foundation; All Rights Reserved", words)
+    return found.group() if found else "Copyright (c) 2001 Python Software Foundation; All Rights Reserved"
+
+
+def write_texts(corpus: Corpus, root: Path, output: Path, command: str) -> None:
+    """The two excerpts, the licence they are under, and the README that says what they are."""
+    heldout, calibration = excerpt(corpus.heldout), excerpt(calibration_modules(corpus.training))
+    (output / "heldout.txt").write_text(heldout, encoding="utf-8", newline="\n")
+    (output / "calibration.txt").write_text(calibration, encoding="utf-8", newline="\n")
+    licence = root / "LICENSE.txt"
+    if not licence.is_file():
+        raise SystemExit(f"{licence} is missing: without its licence the excerpts cannot be passed on")
+    shutil.copyfile(licence, output / "LICENSE-PYTHON.txt")
+    overview = OVERVIEW.format(
+        python=platform.python_version(),
+        notice=psf_notice(licence.read_text(encoding="utf-8")),
+        heldout=listed(corpus.heldout),
+        heldout_bytes=len(heldout.encode()),
+        calibration=listed(calibration_modules(corpus.training)),
+        calibration_bytes=len(calibration.encode()),
+        selection=listed(corpus.selection),
+        command=command,
+    )
+    (output / "README.md").write_text(overview, encoding="utf-8")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def make_sample(
+    name: str, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, recipe: Recipe, folder: Path, report_every: int
+) -> Quality:
+    """Trains one model, measures it, and writes its folder."""
+    stream = token_stream(tokenizer, corpus.training)
+    selection = windows(token_stream(tokenizer, corpus.selection))
+    heldout = windows(torch.tensor(encode(tokenizer, excerpt(corpus.heldout))))
+    torch.manual_seed(recipe.seed)
+    model = build(name, tokenizer.convert_tokens_to_ids(END))
+    print(f"{name}: {model.num_parameters():,} parameters, {len(stream):,} tokens of text", flush=True)
+    began = time.perf_counter()
+    train(model, stream, selection, recipe, report_every)
+    seconds = time.perf_counter() - began
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model.to(torch.float16), tokenizer, folder)
+    quality = measure(model, stream, heldout)
+    record = training_record(model, corpus, stream, quality, recipe, seconds)
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(name, model, record), encoding="utf-8")
+    return quality
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m convert_attn.convert.samples.train",
+        description="Train the sample checkpoints on the Python standard library's source.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=Path("out/samples"), help="folder to write into")
+    parser.add_argument("--only", choices=sorted(BUILDERS), help="train this model alone (default: both)")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=8, help=f"windows of {CONTEXT} tokens in a step")
+    parser.add_argument("--learning-rate", type=float, default=6e-3, help="the highest learning rate")
+    parser.add_argument("--warmup", type=int, default=200, help="steps up to the highest learning rate")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices only")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the windows' order")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what fixes the result")
+    parser.add_argument("--report-every", type=int, default=200, help="steps between two lines of progress")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """The command line."""
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(True)
+    recipe = Recipe(
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        warmup=min(options.warmup, options.steps),
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+        threads=options.threads,
+    )
+    root = Path(sysconfig.get_paths()["stdlib"])
+    corpus = read_corpus(root)
+    options.output.mkdir(parents=True, exist_ok=True)
+    command = f"python -m convert_attn.convert.samples.train --output convert/samples --threads {recipe.threads}"
+    write_texts(corpus, root, options.output, command)
+    tokenizer = train_tokenizer(corpus.training)
+    for name in [options.only] if options.only else sorted(BUILDERS):
+        quality = make_sample(name, tokenizer, corpus, recipe, options.output / name, options.report_every)
+        print(
+            f"{name}: held-out perplexity {quality.perplexity:.2f}, unigram {quality.unigram_perplexity:.1f}, "
+            f"{quality.times_better:.1f} times better",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

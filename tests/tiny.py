@@ -1,0 +1,95 @@
+"""Tiny random checkpoints of every known architecture, built from a config: no network, no fixed list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import convert_attn  # noqa: F401  registers our classes
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.geometry import Geometry, geometry
+from convert_attn.convert.layout import join, split
+from convert_attn.convert.targets import fitting
+
+HEADS = 8
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 96,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+
+# every architecture that some target can hold
+CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, HEADS, HEADS // 2)]
+
+
+def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
+    """A random causal model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8."""
+    arch = architectures()[model_type]
+    values = SIZES | ({arch.config_kv_heads: kv_heads} if arch.config_kv_heads else {}) | options
+    if model_type == "gemma":
+        values.setdefault("head_dim", 8)
+    config = AutoConfig.for_model(model_type, **values)
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                centre = 0.0 if name.endswith("bias") or arch.norm.gain_offset else 1.0
+                parameter.normal_(centre, 0.2)
+            else:
+                parameter.normal_(0, 0.15)
+    return model
+
+
+def tiny_geometry(model: Any) -> tuple[Architecture, Geometry]:
+    """The facts and sizes of a model in memory."""
+    arch = architectures()[model.config.model_type]
+    return arch, geometry(arch, model.config.to_dict(), "tiny")
+
+
+def block_tensors(model: Any, layer: int) -> dict[str, torch.Tensor]:
+    """A block's attention tensors by name below the block."""
+    arch, _ = tiny_geometry(model)
+    prefix = arch.base + arch.block.format(layer=layer)
+    state = model.state_dict()
+    names = [f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")]
+    return {name: state[prefix + name].clone() for name in names if prefix + name in state}
+
+
+def get_attention(model: Any, layer: int) -> AttentionWeights:
+    """A block's attention weights in float64."""
+    arch, sizes = tiny_geometry(model)
+    return split(arch, sizes, block_tensors(model, layer)).to(torch.float64)
+
+
+def set_attention(model: Any, layer: int, weights: AttentionWeights) -> None:
+    """Write attention weights (as many K/V heads as the model has) into a block."""
+    arch, sizes = tiny_geometry(model)
+    prefix = arch.base + arch.block.format(layer=layer)
+    new = {prefix + name: tensor.float() for name, tensor in join(arch, sizes, weights).items()}
+    _, unexpected = model.load_state_dict(new, strict=False)
+    assert not unexpected
+
+
+def logits_of(model: Any, length: int = 24, batch: int = 2) -> torch.Tensor:
+    """Logits [batch, length, vocabulary] on fixed random tokens."""
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(1, SIZES["vocab_size"], (batch, length), generator=generator)
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+def load(folder: Path, **options: Any) -> Any:
+    """A checkpoint folder in fp32, without remote code: our classes are registered."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
