@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.plan import Plan, Request, make_plan
@@ -36,7 +38,10 @@ def plan(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder, bool(options.get("overwrite", False)))
+    _check_device(str(options.get("device", "cpu")))
     source = Source.open(resolve(str(model), revision))
+    if folder is not None and source.origin.folder.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
     own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
     if own_code and not trust_remote_code:
         raise UsageError(
@@ -44,6 +49,19 @@ def plan(
             "names say; give --trust-remote-code to read them as its model_type all the same"
         )
     return make_plan(source, Request(to=to, output=folder, **options))
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there or cannot compute in float64.
+
+    Raises:
+        UsageError: see above.
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"--device {device} cannot be used here: {reason}") from None
 
 
 def _own_types() -> frozenset[str]:

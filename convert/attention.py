@@ -7,7 +7,7 @@ heads after conversion, d head size, L layers. Query head i reads key/value head
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,8 +61,20 @@ class AttentionWeights:
 
     def to(self, dtype: torch.dtype) -> AttentionWeights:
         """The same weights in another dtype (a tensor already of that dtype is not copied)."""
-        cast = {f.name: getattr(self, f.name) for f in fields(self)}
-        return AttentionWeights(**{n: t if t is None else t.to(dtype) for n, t in cast.items()})
+
+        def cast(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(dtype)
+
+        return AttentionWeights(
+            q=self.q.to(dtype),
+            k=self.k.to(dtype),
+            v=self.v.to(dtype),
+            o=self.o.to(dtype),
+            q_bias=cast(self.q_bias),
+            k_bias=cast(self.k_bias),
+            v_bias=cast(self.v_bias),
+            o_bias=cast(self.o_bias),
+        )
 
 
 def permute_kv_heads(weights: AttentionWeights, order: list[int]) -> AttentionWeights:
@@ -99,9 +111,12 @@ def fold_value_bias(weights: AttentionWeights) -> AttentionWeights:
     """
     if weights.v_bias is None or weights.o_bias is None:
         return weights
-    per_query = weights.v_bias.repeat_interleave(weights.queries_per_kv, 0)
-    folded = weights.o_bias + torch.einsum("hDd,hd->D", weights.o, per_query)
-    return replace(weights, v_bias=torch.zeros_like(weights.v_bias), o_bias=folded)
+    folded = weights.o_bias.to(torch.float64)
+    for head, output in enumerate(weights.o):  # one head at a time: no float64 copy of all of them
+        bias = weights.v_bias[head // weights.queries_per_kv]
+        folded = folded + output.to(torch.float64) @ bias.to(torch.float64)
+    zero = torch.zeros_like(weights.v_bias)
+    return replace(weights, v_bias=zero, o_bias=folded.to(weights.o_bias.dtype))
 
 
 def map_kv_heads(weights: AttentionWeights, function: Callable[[Tensor], Tensor]) -> AttentionWeights:

@@ -42,11 +42,12 @@ def _base_model(plan: Plan) -> dict[str, Any]:
     return {"base_model": plan.source.origin.name, "base_model_relation": "finetune"}
 
 
-def how_to_load(plan: Plan) -> str:
-    """The Python that loads the result."""
+def how_to_load(plan: Plan, where: str | None = None) -> str:
+    """The Python that loads the result from `where` (default: the output folder as typed)."""
     flag = ", trust_remote_code=True" if plan.target.layout == "custom" else ""
     auto = auto_class(plan)
-    return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{plan.output}"{flag})'
+    where = where or (str(plan.output) if plan.output.is_absolute() else f"./{plan.output}")
+    return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{where}"{flag})'
 
 
 def auto_class(plan: Plan) -> str:
@@ -60,6 +61,7 @@ def auto_class(plan: Plan) -> str:
 
 def _body(plan: Plan) -> str:
     before, after = plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    name = plan.output.absolute().name
     origin, sizes = plan.source.origin, plan.geometry
     commit = f" at commit `{origin.commit}`" if origin.commit else ""
     served = (
@@ -68,9 +70,9 @@ def _body(plan: Plan) -> str:
         else "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True` "
         "(or `import convert_attn` first, which registers the class)."
     )
-    return f"""# {plan.output.name}
+    return f"""# {name}
 
-`{origin.name}`{commit}, converted by [convert-attn](https://pypi.org/project/convert-attn/) {__version__}
+`{origin.label}`{commit}, converted by [convert-attn](https://pypi.org/project/convert-attn/) {__version__}
 to {plan.request.to.upper()}: {sizes.num_heads} query heads share {plan.groups} key/value heads
 (there were {sizes.num_kv_heads}).
 
@@ -86,7 +88,7 @@ tensor is the same. No quality was measured for this card.
 ## Load it
 
 ```python
-{how_to_load(plan)}
+{how_to_load(plan, "./" + name)}
 ```
 
 {served}

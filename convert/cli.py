@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -62,7 +62,13 @@ def cli() -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic runs, e.g. cuda.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For methods that draw random numbers.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="For methods that draw random numbers.",
+)
 @click.option(
     "--trust-remote-code",
     is_flag=True,
@@ -91,7 +97,7 @@ def convert(
         else:
             console.print("Dry run: nothing was written.")
         return
-    with _progress(console) as advance:
+    with _progress(console, quiet=as_json and not console.is_terminal) as advance:
         result = api.execute(plan, advance)
     if as_json:
         click.echo(json.dumps(plan_dict(plan) | {"weights_bytes": result.nbytes}, indent=2))
@@ -100,10 +106,10 @@ def convert(
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Any]:
+def _progress(console: Console, quiet: bool) -> Iterator[Any]:
     """A bar per stage."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, disable=quiet) as bars:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
@@ -180,14 +186,32 @@ def sample(name: str, folder: Path) -> None:
 
 def main() -> None:
     """Console entry: one sentence and the right exit code for everything that can go wrong."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
     try:
-        cli.main(standalone_mode=True)
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        code = cli.main(sys.argv[1:] or ["--help"], prog_name="convert-attn", standalone_mode=False)
     except ConvertAttnError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        _fail(_usage_sentence(error), error.exit_code)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    sys.exit(code)  # --help and --version hand back 0, a command None
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    """What click found wrong, and where the options are listed."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip(".")
+    return message if context is None else f"{message}; see `{context.command_path} --help`"
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def provenance(plan: Plan) -> dict[str, Any]:
     """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
     return {
         "version": __version__,
-        "source": plan.source.origin.name,
+        "source": plan.source.origin.label,
         "source_commit": plan.source.origin.commit,
         "source_num_key_value_heads": plan.geometry.num_kv_heads,
         "to": plan.request.to,

@@ -18,7 +18,8 @@ _RANK_TOLERANCE = 1e-12
 def psd_sqrt(matrix: Tensor) -> Tensor:
     """The symmetric square root of positive semidefinite [..., d, d]; negative rounding counts as zero."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
+    return root
 
 
 def damped_solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -26,20 +27,8 @@ def damped_solve(matrix: Tensor, right: Tensor) -> Tensor:
     d = matrix.shape[-1]
     scale = matrix.diagonal(0, -2, -1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny * 1e20)
     damping = 1e-6 * scale[..., None, None] * torch.eye(d, dtype=matrix.dtype)
-    return torch.linalg.solve(matrix + damping, right)
-
-
-def with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[n, d, D] with the bias [n, d] as one more input coordinate: [n, d, D + 1]."""
-    column = torch.zeros_like(weight[..., :1]) if bias is None else bias[..., None]
-    return torch.cat([weight, column], -1)
-
-
-def gram_of(heads: Tensor, second: Tensor) -> Tensor:
-    """E[k k^T] across all heads: heads [n, d, D], second moment [D, D] -> [n, d, n, d]."""
-    n, d, _ = heads.shape
-    rows = heads.flatten(0, 1)
-    return ((rows @ second) @ rows.T).reshape(n, d, n, d)
+    solution: Tensor = torch.linalg.solve(matrix + damping, right)
+    return solution
 
 
 @dataclass(frozen=True)
@@ -59,24 +48,23 @@ class Stack:
         """importance^1/2, [n, d, d]."""
         return psd_sqrt(self.importance)
 
-    @cached_property
-    def weighted(self) -> Tensor:
-        """importance^1/2 gram importance^1/2, [n, d, n, d]."""
-        n, d = self.root.shape[:2]
-        rows = torch.bmm(self.root, self.gram.reshape(n, d, n * d)).reshape(n * d, n, d)
-        return torch.einsum("xne,nef->xnf", rows, self.root).reshape(n, d, n, d)
-
     @property
     def energy(self) -> float:
         """What all heads weigh together: the error of replacing every head by zero."""
-        n, d = self.root.shape[:2]
-        return float(self.weighted.reshape(n * d, n * d).trace())
+        own = self.gram.diagonal(0, 0, 2)  # [d, d, n]
+        return float(torch.einsum("nab,abn->", self.importance, own))
+
+    def _weighted(self, heads: list[int]) -> Tensor:
+        """importance^1/2 gram importance^1/2 of n heads: [n d, n d]."""
+        n, d = len(heads), self.root.shape[-1]
+        root, part = self.root[heads], self.gram[heads][:, :, heads].reshape(n, d, n * d)
+        rows = torch.bmm(root, part).reshape(n * d, n, d).transpose(0, 1)
+        return torch.bmm(rows, root).transpose(0, 1).reshape(n * d, n * d)
 
     def lost(self, heads: tuple[int, ...]) -> float:
         """The error that d shared rows leave for these heads: the discarded eigenvalues."""
-        index, d = list(heads), self.root.shape[-1]
-        part = self.weighted[index][:, :, index].reshape(len(index) * d, -1)
-        return float(torch.linalg.eigvalsh(part)[:-d].clamp_min(0).sum())
+        values = torch.linalg.eigvalsh(self._weighted(list(heads)))
+        return float(values[: -self.root.shape[-1]].clamp_min(0).sum())
 
     def share(self, heads: list[int]) -> tuple[Tensor, Tensor]:
         """The d shared rows that lose least for n of the heads (Eckart-Young).
@@ -86,8 +74,7 @@ class Stack:
             expansion [n, d, d] (head_k ~ expansion[k] @ shared).
         """
         n, d = len(heads), self.root.shape[-1]
-        part = self.weighted[heads][:, :, heads].reshape(n * d, n * d)
-        values, vectors = torch.linalg.eigh(part)
+        values, vectors = torch.linalg.eigh(self._weighted(heads))
         values, vectors = values[-d:].flip(0), vectors[:, -d:].flip(1).reshape(n, d, d)
         alive = values > values[0].clamp_min(1e-200) * _RANK_TOLERANCE
         inverse = torch.where(alive, values, torch.ones_like(values)).rsqrt() * alive

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
+from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -13,14 +17,25 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import SAMPLES, sample_path
 from convert_attn.convert.source import SIDE_FILES, Origin
 
+T = TypeVar("T")
+
 _SAMPLE = "sample:"
 _ONLINE_CHECK_SECONDS = 4.0
-_WEIGHTS = {"safetensors": ["*.safetensors"], "bin": ["pytorch_model*.bin"]}
+# What `open_weights` looks for, in its order, and the files to download where a repository has it.
+_WEIGHTS = {
+    "model.safetensors": "model.safetensors",
+    "model.safetensors.index.json": "*.safetensors",
+    "pytorch_model.bin": "pytorch_model.bin",
+    "pytorch_model.bin.index.json": "pytorch_model*.bin",
+}
+# Subfolders hold other formats; Mistral's consolidated.safetensors is the whole model a second time.
+_NEVER = ["*/*", "consolidated*"]
 
 
 def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Origin:
@@ -40,7 +55,7 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
         if name not in SAMPLES:
             raise UsageError(f"sample '{name}' is not known; choose one of {', '.join(SAMPLES)}")
         return Origin(model, sample_path(name))
-    folder = Path(model).expanduser()
+    folder = _folder(model)
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"--revision is for Hub ids, but '{model}' is a local folder: drop it")
@@ -50,55 +65,124 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     return _from_hub(model, revision, weights)
 
 
+def _folder(model: str) -> Path:
+    """A model's name as a path.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if not model.strip():
+        raise UsageError("the model's name is empty: give a Hub id, a folder or sample:NAME")
+    try:
+        return Path(model).expanduser()
+    except RuntimeError as error:  # ~name of a user who does not exist
+        raise UsageError(f"'{model}' is no folder: {_first_line(error)}") from None
+
+
 def _from_hub(model: str, revision: str | None, weights: bool) -> Origin:
     """The snapshot of a Hub id: of the newest commit when the Hub answers, else of what the cache has."""
-    commit, kind = _ask_hub(model, revision)
-    patterns = [*SIDE_FILES, "README.md", *(_WEIGHTS[kind] if weights else [])]
-    offline = commit is None
     try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
+    names = _ask_hub(model, revision)
+    offline = names is None
+    # offline the cache may lack a licence or a tokenizer and still serve; missing weights are noticed below
+    patterns = ["config.json"] if names is None else [*SIDE_FILES, "README.md"]
+    if weights and names is not None:
+        patterns.append(_weight_pattern(model, names))
+    try:
+        # the revision as typed, not its commit: the cache then knows the name, for a later run without network
         folder = snapshot_download(
-            model, revision=commit or revision, allow_patterns=patterns, local_files_only=offline
+            model,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=_NEVER,
+            local_files_only=offline,
         )
     except LocalEntryNotFoundError:
-        raise ConvertAttnError(_no_network(model)) from None
-    except (HfHubHTTPError, OSError) as error:
+        raise ConvertAttnError(_no_network(model, revision)) from None
+    except GatedRepoError:
+        raise ConvertAttnError(_gated(model)) from None
+    except Exception as error:  # the Hub's errors, the HTTP client's own, a full disk
         raise ConvertAttnError(f"downloading '{model}' failed: {_first_line(error)}; run again to resume") from None
+    if offline and weights and not any((Path(folder) / name).is_file() for name in _WEIGHTS):
+        raise ConvertAttnError(_no_network(model, revision))
     return Origin(model, Path(folder), Path(folder).name)
 
 
-def _no_network(model: str) -> str:
+def _weight_pattern(model: str, names: set[str]) -> str:
+    """The files that hold the weights of a repository with these files."""
+    for name, pattern in _WEIGHTS.items():
+        if name in names:
+            return pattern
+    raise UsageError(f"'{model}' has no weights to convert: expected one of {', '.join(_WEIGHTS)} among its files")
+
+
+def _no_network(model: str, revision: str | None) -> str:
     why = "offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    at = f" at revision '{revision}'" if revision else ""
     return (
-        f"'{model}' is not a local folder and not in the cache, and {why}: download it where there is a network "
+        f"'{model}'{at} is not a local folder and not in the cache, and {why}: download it where there is a network "
         f"(`hf download {model}`) and give the folder, or try a bundled model such as sample:gpt2"
     )
+
+
+def _gated(model: str) -> str:
+    return f"'{model}' is gated: accept its terms on its Hub page, then run `hf auth login`"
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _ask_hub(model: str, revision: str | None) -> tuple[str | None, str]:
-    """The commit of a revision and the format of its weights; (None, ...) where the Hub does not answer."""
-    if constants.HF_HUB_OFFLINE:
-        return None, "safetensors"
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call to the network, given up after so many seconds.
+
+    The HTTP client's own timeouts cover neither name resolution nor a server that dribbles. The thread is a daemon:
+    it does not keep the process.
+
+    Raises:
+        TimeoutError: no result in time; else what the call raises.
+    """
+    answer: futures.Future[T] = futures.Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        info = HfApi().model_info(model, revision=revision, timeout=_ONLINE_CHECK_SECONDS)
+        return answer.result(seconds)
+    except futures.TimeoutError:  # TimeoutError itself from Python 3.11 on
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+def _ask_hub(model: str, revision: str | None) -> set[str] | None:
+    """The names of a repository's files; None where the Hub does not answer.
+
+    Raises:
+        UsageError, ConvertAttnError: the Hub answers no.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return None
+    api = HfApi()
+    try:
+        info = within(
+            _ONLINE_CHECK_SECONDS, lambda: api.model_info(model, revision=revision, timeout=_ONLINE_CHECK_SECONDS)
+        )
     except GatedRepoError:
-        raise ConvertAttnError(
-            f"'{model}' is gated: accept its terms on its Hub page, then run `hf auth login`"
-        ) from None
+        raise ConvertAttnError(_gated(model)) from None
     except RevisionNotFoundError:
         raise UsageError(f"'{model}' has no revision '{revision}'") from None
     except RepositoryNotFoundError:
         raise UsageError(
             f"'{model}' is not a local folder, and the Hub has no such model (or it is private: `hf auth login`)"
         ) from None
-    except HFValidationError as error:
-        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
-    except Exception as error:  # the HTTP client's own exceptions: no network, refused, timed out
-        if isinstance(error, HfHubHTTPError):
+    except Exception as error:  # also the HTTP client's own: no network, refused, timed out
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise ConvertAttnError(f"the Hub refused '{model}': {_first_line(error)}") from None
-        return None, "safetensors"
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    return info.sha, "safetensors" if any(name.endswith(".safetensors") for name in names) else "bin"
+        return None
+    return {sibling.rfilename for sibling in info.siblings or []}

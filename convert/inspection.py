@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 
 from convert_attn.convert.archs import architecture
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.geometry import Geometry, geometry
-from convert_attn.convert.hub import resolve
+from convert_attn.convert.hub import resolve, within
 from convert_attn.convert.plan import DTYPE_OPTIONS, divisors
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.tensors import DTYPES
 
 CONTEXTS = (1024, 8192, 131072)
+_HEADERS_SECONDS = 10.0  # a request per shard
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Inspection:
         }
 
 
-def inspect(model: str, revision: str | None = None) -> Inspection:
+def inspect(model: str | Path, revision: str | None = None) -> Inspection:
     """Look at a model without downloading its weights.
 
     Args:
@@ -92,12 +93,12 @@ def inspect(model: str, revision: str | None = None) -> Inspection:
     Raises:
         ConvertAttnError: not there, or not a model this package knows.
     """
-    source = Source.open(resolve(model, revision, weights=False))
+    source = Source.open(resolve(str(model), revision, weights=False))
     arch = architecture(source.config["model_type"])
-    sizes = geometry(arch, source.config, model)
+    sizes = geometry(arch, source.config, source.origin.name)
     dtype, parameters = _weights_facts(source)
     return Inspection(
-        model=model,
+        model=source.origin.name,
         commit=source.origin.commit,
         model_type=arch.model_type,
         position=arch.position,
@@ -110,7 +111,9 @@ def inspect(model: str, revision: str | None = None) -> Inspection:
 
 def _weights_facts(source: Source) -> tuple[str, int | None]:
     """The dtype most numbers have, and how many there are; from config.json where there are no headers."""
-    counts = _local_counts(source) if source.origin.commit is None else _hub_counts(source)
+    counts = _local_counts(source)
+    if not counts and source.origin.commit is not None:
+        counts = _hub_counts(source)
     if counts:
         return max(counts, key=counts.__getitem__), sum(counts.values())
     named = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
@@ -118,10 +121,13 @@ def _weights_facts(source: Source) -> tuple[str, int | None]:
 
 
 def _local_counts(source: Source) -> dict[str, int]:
+    """From the headers here; none where only config.json is here, or, from the Hub, not all of the shards."""
+    folder = source.origin.folder
     try:
         infos = source.weights.infos.values()
     except ConvertAttnError:
-        if any(source.origin.folder.glob("*.safetensors")) or any(source.origin.folder.glob("*.bin")):
+        broken = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        if broken and source.origin.commit is None:
             raise
         return {}
     counts: dict[str, int] = {}
@@ -132,9 +138,10 @@ def _local_counts(source: Source) -> dict[str, int]:
 
 def _hub_counts(source: Source) -> dict[str, int]:
     """The Hub serves headers by byte range."""
+    api, origin = HfApi(), source.origin
     try:
-        metadata = HfApi().get_safetensors_metadata(source.origin.name, revision=source.origin.commit)
-    except (NotASafetensorsRepoError, SafetensorsParsingError, HfHubHTTPError, OSError):
+        metadata = within(_HEADERS_SECONDS, lambda: api.get_safetensors_metadata(origin.name, revision=origin.commit))
+    except Exception:  # no safetensors, no network in the HTTP client's own words: the count is left out
         return {}
     return {str(dtype): count for dtype, count in metadata.parameter_count.items() if dtype in DTYPES}
 

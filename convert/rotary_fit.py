@@ -21,6 +21,8 @@ from torch import Tensor
 from convert_attn.convert.factor import Stack, damped_solve
 from convert_attn.convert.rotary import MeanConjugation, from_planes, to_planes
 
+_BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
+
 
 @dataclass(frozen=True)
 class RotaryKeys:
@@ -140,8 +142,13 @@ def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor
 
 def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 2) -> list[float]:
     """How much each candidate group would lose, after a short fit; groups of one size only."""
-    start = torch.stack([_start(keys, group, keys.gram.shape[1] // 4) for group in groups])
-    return [float(r) for r in _sweep(_Groups.of(keys, groups), start, sweeps)[2]]
+    at_once = max(1, _BATCH_NUMBERS // (len(groups[0]) * keys.gram.shape[1]) ** 2)
+    residuals: list[float] = []
+    for begin in range(0, len(groups), at_once):
+        batch = groups[begin : begin + at_once]
+        start = torch.stack([_start(keys, group, keys.gram.shape[1] // 4) for group in batch])
+        residuals += _sweep(_Groups.of(keys, batch), start, sweeps)[2].tolist()
+    return residuals
 
 
 def fit_rotary(keys: RotaryKeys, group: tuple[int, ...], sweeps: int = 60) -> tuple[Tensor, Tensor]:

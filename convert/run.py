@@ -13,8 +13,9 @@ from convert_attn.convert.card import auto_class
 from convert_attn.convert.config import write_side_files
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.layout import join, split
-from convert_attn.convert.methods.base import LayerContext, moments_from_norm
-from convert_attn.convert.plan import OutputTensor, Plan
+from convert_attn.convert.methods.base import LayerContext
+from convert_attn.convert.moments import moments_from_norm
+from convert_attn.convert.plan import DTYPE_OPTIONS, OutputTensor, Plan
 from convert_attn.convert.rotary import Rotary, prior_offsets
 from convert_attn.convert.tensors import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.verify import verify_folder
@@ -114,7 +115,7 @@ def _copied(plan: Plan, output: OutputTensor) -> Iterator[bytes | memoryview]:
 
 
 def _read_finite(plan: Plan, name: str) -> Tensor:
-    tensor = plan.source.weights.read(name).to(device=plan.request.device, dtype=torch.float64)
+    tensor = plan.source.weights.read(name).to(plan.request.device)
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
         raise ConvertAttnError(
@@ -125,7 +126,7 @@ def _read_finite(plan: Plan, name: str) -> Tensor:
 
 
 def _convert_layer(plan: Plan, layer: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """One block's new attention tensors, by name below the block, in float64."""
+    """One block's new attention tensors, by name below the block."""
     weights = split(plan.arch, plan.geometry, _layer_tensors(plan, layer))
     if not plan.unchanged:
         context = _layer_context(plan, layer, generator)
@@ -139,13 +140,18 @@ def _layer_tensors(plan: Plan, layer: int) -> dict[str, Tensor]:
     names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
     present = plan.source.weights.infos
     block = plan.block(layer)
-    return {name: _read_finite(plan, block + name) for name in names if block + name in present}
+    wider = DTYPES.get(DTYPE_OPTIONS.get(plan.request.dtype, ""))
+    tensors = {name: _read_finite(plan, block + name) for name in names if block + name in present}
+    if wider is None:
+        return tensors
+    # --dtype float32 of a bf16 source: results are kept as precise as they are asked for
+    return {name: tensor.to(torch.promote_types(tensor.dtype, wider)) for name, tensor in tensors.items()}
 
 
 def _layer_context(plan: Plan, layer: int, generator: torch.Generator) -> LayerContext:
     """What is known of the layer without calibration text: its norm, its rotation, a prior on offsets."""
     norm = plan.block(layer) + plan.arch.norm.name
-    gain = _read_finite(plan, f"{norm}.weight") + plan.arch.norm.gain_offset
+    gain = _read_finite(plan, f"{norm}.weight").to(torch.float64) + plan.arch.norm.gain_offset
     bias = _read_finite(plan, f"{norm}.bias") if f"{norm}.bias" in plan.source.weights.infos else None
     sizes = plan.geometry
     return LayerContext(

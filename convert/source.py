@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,6 @@ from convert_attn.convert.tensors import (
 # What is carried over beside the weights: tokenizer, generation config, licence. Never code.
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_NOT_CARRIED = {"config.json", *WEIGHT_INDEXES}
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Origin:
     name: str
     folder: Path
     commit: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name to publish: a folder's own name, never the path to it."""
+        return self.name if self.commit or self.name.startswith("sample:") else self.short_name
 
     @property
     def short_name(self) -> str:
@@ -114,22 +118,26 @@ class PickleWeights(Weights):
     def __init__(self, folder: Path, files: list[str], expected: Mapping[str, str] | None) -> None:
         self.infos, self.metadata = {}, {}
         self._tensors: dict[str, Tensor] = {}
-        seen: dict[tuple[int, tuple[int, ...]], str] = {}
+        names: dict[str, str] = {}
+        seen: dict[tuple[object, ...], str] = {}
         for file in files:
             target = safetensors_name(file)
             self.metadata[target] = {"format": "pt"}
             for name, tensor in _load_pickle(folder / file).items():
-                if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPE_NAMES:
+                if not _is_plain(name, tensor):
                     raise ConvertAttnError(
                         f"shard '{file}' holds '{name}' of type "
                         f"{getattr(tensor, 'dtype', type(tensor).__name__)}, expected a plain tensor"
                     )
-                key = (tensor.data_ptr(), tuple(tensor.shape))
+                if name in names:
+                    raise ConvertAttnError(f"tensor '{name}' is in two shards, '{names[name]}' and '{file}'")
+                names[name] = file
+                key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
                 if tensor.numel() and seen.setdefault(key, name) != name:
                     continue  # the same memory under two names: tied weights are stored once
                 self._tensors[name] = tensor
                 self.infos[name] = TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), target, 0)
-        _check_index(self.infos, expected, tied=True)
+        _check_index(names, expected)
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].clone()
@@ -158,7 +166,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
                 f"shard '{path.name}' holds more than tensors and was not opened ({first}); "
                 "convert it to safetensors in a place you trust"
             ) from None
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
+        except Exception as error:  # a damaged pickle can raise anything
             if mmap and "mmap" in str(error):
                 continue  # the format of torch < 1.6 cannot be mapped
             raise ConvertAttnError(
@@ -170,9 +178,20 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     raise AssertionError("unreachable")
 
 
-def _check_index(infos: Mapping[str, TensorInfo], expected: Mapping[str, str] | None, tied: bool = False) -> None:
+def _is_plain(name: object, tensor: object) -> bool:
+    """A name, and numbers in memory: no nested dict, no sparse tensor, none without data."""
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.dtype in DTYPE_NAMES
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+    )
+
+
+def _check_index(found: Container[str], expected: Mapping[str, str] | None) -> None:
     """Every tensor that the index promises is there."""
-    missing = [] if expected is None or tied else sorted(set(expected) - set(infos))
+    missing = [] if expected is None else sorted(name for name in expected if name not in found)
     if missing:
         raise ConvertAttnError(
             f"the index promises tensor '{missing[0]}' in shard '{(expected or {})[missing[0]]}', "
@@ -182,14 +201,17 @@ def _check_index(infos: Mapping[str, TensorInfo], expected: Mapping[str, str] | 
 
 def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
     """The shard files an index names, in order, each checked to be a file of this folder."""
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertAttnError(f"'{index.name}' is no shard index ({error}); download it again") from None
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise ConvertAttnError(f"'{index.name}' names shard {file!r}, which is not a file of its folder")
+        if not file.endswith(suffix):
+            raise ConvertAttnError(f"'{index.name}' names shard '{file}', which is no {suffix} file")
         if not (folder / file).is_file():
             raise ConvertAttnError(
                 f"'{index.name}' names shard '{file}', which is missing from {folder}; download it again"
@@ -233,13 +255,19 @@ class Source:
         if not path.is_file():
             raise UsageError(f"{origin.folder} has no config.json: give a folder with a transformers checkpoint")
         try:
-            config = json.loads(path.read_text())
-        except ValueError as error:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ConvertAttnError(f"config.json of '{origin.name}' is no JSON ({error})") from None
         if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
             raise ConvertAttnError(f"config.json of '{origin.name}' has no model_type: it is no transformers model")
-        if config.get("quantization_config"):
-            method = config["quantization_config"].get("quant_method", "unknown method")
+        classes = config.get("architectures") or []
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ConvertAttnError(
+                f"config.json of '{origin.name}' has architectures {classes!r}, expected class names"
+            )
+        if quantised := config.get("quantization_config"):
+            named = quantised.get("quant_method") if isinstance(quantised, dict) else None
+            method = named or "unknown method"
             raise UsageError(
                 f"'{origin.name}' is quantised ({method}): convert the original in fp32, fp16 or bf16 "
                 "and quantise the result"
@@ -253,10 +281,11 @@ class Source:
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: plain files at the top of the folder, no code, no weights."""
-        found = {path for pattern in SIDE_FILES for path in self.origin.folder.glob(pattern)}
-        return sorted(path for path in found if path.is_file() and path.name not in _NOT_CARRIED)
+        found = {path for pattern in SIDE_FILES for path in self.origin.folder.glob(pattern) if path.is_file()}
+        # indexes name the source's shards, in this format or another
+        return sorted(path for path in found if path.name != "config.json" and ".index." not in path.name)
 
     def card_text(self) -> str | None:
         """The source's README.md, None where it has none."""
         path = self.origin.folder / "README.md"
-        return path.read_text(errors="replace") if path.is_file() else None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

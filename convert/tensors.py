@@ -79,7 +79,9 @@ def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
-        metadata = header.pop("__metadata__", {}) or {}
+        metadata = header.pop("__metadata__", None) or {}
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata is not text")
         infos = [_tensor_info(name, entry, path.name, 8 + length) for name, entry in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConvertAttnError(
@@ -104,7 +106,10 @@ def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> Ten
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has a shape or offsets that are no counts")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}, which is not one of {', '.join(DTYPES)}")
+        raise ConvertAttnError(
+            f"tensor '{name}' in shard '{file}' has dtype {entry['dtype']}, which cannot be converted; "
+            "use the original in fp32, fp16 or bf16"
+        )
     info = TensorInfo(name, entry["dtype"], shape, file, start + begin)
     if end - begin != info.nbytes:
         raise ValueError(f"tensor '{name}' spans {end - begin} bytes where its shape {list(shape)} needs {info.nbytes}")
@@ -166,4 +171,4 @@ def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes without a copy (it is made contiguous first)."""
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

@@ -45,14 +45,18 @@ def _check_readable(folder: Path, weights: Weights) -> None:
             raise ConvertAttnError(f"written shard '{file}' cannot be opened: {error}") from None
 
 
-def _expected(folder: Path, auto_class: str) -> tuple[dict[str, tuple[int, ...]], set[str], str]:
-    """Names and shapes that the class has, those of them that are tied to others, and the base model's prefix."""
+def _expected(folder: Path, auto_class: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
+    """Names and shapes that the class has, which of them are tied to which, and the base model's prefix."""
     modeling.register()
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder)
-        model = getattr(transformers, auto_class).from_config(config)
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder)
+            model = getattr(transformers, auto_class).from_config(config)
+    except Exception as error:  # the class decides what it raises
+        first = " ".join(str(error).split())
+        raise ConvertAttnError(f"the result's config.json is refused by {auto_class}: {first}") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     return shapes, tied, f"{model.base_model_prefix}."
 
 
@@ -65,7 +69,9 @@ def _check_names(folder: Path, weights: Weights, auto_class: str) -> None:
         if known is None:
             raise ConvertAttnError(f"tensor '{name}' is not expected by the result's class ({auto_class})")
         full[known] = info
-    missing = sorted(set(expected) - set(full) - tied)
+    # of tied names either one will do
+    twins = tied | {twin: name for name, twin in tied.items()}
+    missing = sorted(name for name in expected if name not in full and twins.get(name) not in full)
     if missing:
         raise ConvertAttnError(f"tensor '{missing[0]}' is expected by the result's class and was not written")
     for name, info in full.items():
@@ -85,7 +91,7 @@ def _check_finite(weights: Weights, progress: Progress) -> None:
             values = torch.frombuffer(bytearray(chunk), dtype=dtype)
             if not torch.isfinite(values).all():
                 raise ConvertAttnError(
-                    f"tensor '{name}' has values that are NaN or infinite: the source checkpoint is broken; "
-                    "download it again"
+                    f"tensor '{name}' has values that are NaN or infinite: the source checkpoint is broken "
+                    f"(download it again) or its numbers do not fit {weights.infos[name].dtype} (give another --dtype)"
                 )
     progress("verify", len(names), len(names))

@@ -36,7 +36,7 @@ class ShardWriter:
         self._left: set[str] = set()
         self._shards = shards
         for file, infos in shards.items():
-            header, offsets = build_header(infos, metadata.get(file) or {"format": "pt"})
+            header, offsets = build_header(infos, {"format": "pt"} | metadata.get(file, {}))
             handle = (folder / file).open("wb")
             self._files[file] = handle
             handle.write(header)
@@ -107,11 +107,19 @@ def check_output(output: Path, overwrite: bool) -> None:
             f"output folder '{output}' holds something that is no checkpoint and is not overwritten; "
             "choose another --output"
         )
+    parent = _existing_parent(output)
+    if not parent.is_dir():
+        raise UsageError(f"output '{output}' lies below '{parent}', which is no folder; choose another --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConvertAttnError(f"cannot write to '{parent}': no permission; choose another --output")
+
+
+def _existing_parent(output: Path) -> Path:
+    """The nearest folder above the output that is there already."""
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ConvertAttnError(f"cannot write to '{parent}': no permission; choose another --output")
+    return parent
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -120,9 +128,7 @@ def check_space(folder: Path, needed: int) -> None:
     Raises:
         ConvertAttnError: too little space.
     """
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = _existing_parent(folder)
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise ConvertAttnError(
@@ -135,19 +141,32 @@ def _temporary_prefix(output: Path) -> str:
     return f".{output.name}.partial-"
 
 
+def _old_prefix(output: Path) -> str:
+    return f".{output.name}.old-"
+
+
 def _remove_stale(output: Path) -> None:
     """What killed runs to the same output left behind: siblings whose process is gone."""
-    prefix = _temporary_prefix(output)
-    for path in output.parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix)
-        if pid.isdecimal() and not _alive(int(pid)):
+    for path in _dead_siblings(output, _temporary_prefix(output)):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in _dead_siblings(output, _old_prefix(output)):
+        if output.exists():
             shutil.rmtree(path, ignore_errors=True)
+        else:  # killed between the two renames of `_publish`: the only copy
+            os.rename(path, output)
+
+
+def _dead_siblings(output: Path, prefix: str) -> list[Path]:
+    """The siblings of this prefix that belong to a process that is gone."""
+    names = [path.name for path in output.parent.iterdir() if path.name.startswith(prefix)]
+    pids = {name: name.removeprefix(prefix) for name in names}
+    return [output.with_name(name) for name, pid in pids.items() if pid.isdecimal() and not _alive(int(pid))]
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -161,11 +180,12 @@ def whole_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         UsageError, ConvertAttnError: see `check_output`; also disk full and other failures to write, in words.
     """
-    check_output(output, overwrite)
     output = output.absolute()
     try:
+        if output.parent.is_dir():
+            _remove_stale(output)
+        check_output(output, overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(output)
         temporary = output.with_name(f"{_temporary_prefix(output)}{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -191,7 +211,7 @@ def _publish(temporary: Path, output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"output folder '{output}' was made by another run meanwhile; nothing was overwritten")
-    old = output.with_name(f".{output.name}.old-{os.getpid()}")
+    old = output.with_name(f"{_old_prefix(output)}{os.getpid()}")
     os.rename(output, old)
     try:
         os.rename(temporary, output)

@@ -7,13 +7,22 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub
 
 import pytest
+import torch
 import transformers
+from checkpoints import Command
 from tiny import CONVERTIBLE
 
 transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)  # tiny models: threads cost more than they give, and pytest-xdist uses the cores
 
 
 @pytest.fixture(params=CONVERTIBLE)
 def model_type(request: pytest.FixtureRequest) -> str:
     """Every architecture that can be converted."""
     return str(request.param)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`convert-attn` in this process, as its console script runs it."""
+    return Command(monkeypatch, capsys)

@@ -6,35 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.moments import Moments
 from convert_attn.convert.rotary import Offsets, Rotary
-
-
-@dataclass(frozen=True)
-class Moments:
-    """First and second moment of the attention block's input x [D] (after the norm).
-
-    Attributes:
-        second: [D, D], E[x x^T].
-        mean: [D], E[x].
-    """
-
-    second: Tensor
-    mean: Tensor
-
-
-def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
-    """The guess without data: a normalised vector has unit second moments, so C = diag(gain^2) + bias bias^T.
-
-    Args:
-        gain: [D] the norm's weight.
-        bias: [D] or None (RMSNorm).
-    """
-    gain = gain.to(torch.float64)
-    mean = torch.zeros_like(gain) if bias is None else bias.to(torch.float64)
-    return Moments(torch.diag(gain**2) + torch.outer(mean, mean), mean)
 
 
 @dataclass(frozen=True)
@@ -65,7 +40,8 @@ class Method:
         name: as typed after --method.
         summary: one line for `convert-attn methods`.
         source: where it is described.
-        share: weights with K heads -> weights with G heads (GQA, MQA), computed in the weights' dtype.
+        share: weights with K heads -> weights with G heads (GQA, MQA); computed in float64, given back in the
+            weights' own dtype.
         calibration: "none", "optional" or "needed": whether text is used.
     """
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from convert_attn.convert.attention import AttentionWeights, map_kv_heads
 from convert_attn.convert.methods.base import LayerContext, Method
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
     """Shared K and V are the averages of the group's heads, weights and biases alike."""
-    return map_kv_heads(weights, lambda heads: heads.unflatten(0, (groups, -1)).mean(1))
+
+    def average(heads: Tensor) -> Tensor:
+        """[K, ...] -> [G, ...]."""
+        mean: Tensor = heads.unflatten(0, (groups, -1)).mean(1, dtype=torch.float64)
+        return mean.to(heads.dtype)
+
+    return map_kv_heads(weights, average)
 
 
 METHOD = Method(

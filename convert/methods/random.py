@@ -15,7 +15,7 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
     def draw(heads: Tensor) -> Tensor:
         """Moments of all K heads, G fresh heads."""
         noise = torch.randn(groups, *heads.shape[1:], generator=context.generator, dtype=torch.float64)
-        return (noise * heads.std(correction=0) + heads.mean()).to(heads.dtype)
+        return (noise * heads.to(torch.float64).std(correction=0) + heads.mean(dtype=torch.float64)).to(heads.dtype)
 
     return map_kv_heads(weights, draw)
 

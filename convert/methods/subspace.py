@@ -20,18 +20,12 @@ from convert_attn.convert.attention import (
     drop_key_bias,
     fold_value_bias,
 )
-from convert_attn.convert.factor import Stack, gram_of, with_bias
+from convert_attn.convert.factor import Stack
 from convert_attn.convert.grouping import Group, best_partition
-from convert_attn.convert.methods.base import LayerContext, Method, Moments
+from convert_attn.convert.methods.base import LayerContext, Method
+from convert_attn.convert.moments import gram, own_gram
 from convert_attn.convert.rotary import MeanConjugation
 from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
-
-
-def _with_constant(moments: Moments) -> Tensor:
-    """The second moment of [x; 1]: [D + 1, D + 1]."""
-    top = torch.cat([moments.second, moments.mean[:, None]], 1)
-    last = torch.cat([moments.mean, moments.mean.new_ones(1)])
-    return torch.cat([top, last[None]])
 
 
 @dataclass(frozen=True)
@@ -44,16 +38,15 @@ class _Layer:
 
     @classmethod
     def of(cls, weights: AttentionWeights, context: LayerContext) -> _Layer:
-        second, per_kv = _with_constant(context.moments), weights.queries_per_kv
-        q = with_bias(weights.q, weights.q_bias)
-        queries = (q @ second) @ q.mT  # [H, d, d]
-        k, v = with_bias(weights.k, weights.k_bias), with_bias(weights.v, weights.v_bias)
-        outputs = (weights.o.mT @ weights.o).unflatten(0, (-1, per_kv)).sum(1)  # [K, d, d]
-        values = Stack(outputs, gram_of(v, second))
+        moments, per_kv = context.moments, weights.queries_per_kv
+        queries = own_gram(weights.q, weights.q_bias, moments)  # [H, d, d]
+        outputs = torch.stack([o.mT @ o for o in map(_double, weights.o)])  # [H, d, d]
+        keys = gram(weights.k, weights.k_bias, moments)
+        values = Stack(outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, moments))
         if context.rotary is None:
-            return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), gram_of(k, second)), values, per_kv)
+            return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
         turn = MeanConjugation.of(context.rotary, context.offsets)
-        return cls(RotaryKeys(queries, gram_of(k, second), turn), values, per_kv)
+        return cls(RotaryKeys(queries, keys, turn), values, per_kv)
 
     def costs(self, groups: list[Group]) -> list[float]:
         """The share of score energy plus the share of output energy that each group would lose."""
@@ -77,9 +70,19 @@ class _Layer:
         return mixing, expansion.mT.repeat_interleave(self.queries_per_kv, 0)
 
 
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64)
+
+
 def _mix(mixing: Tensor, heads: Tensor) -> Tensor:
-    """One shared head: mixing [d, n, d], heads [n, d] or [n, d, D] -> [d] or [d, D]."""
-    return torch.einsum("rkb,kb...->r...", mixing, heads)
+    """One shared head: mixing [d, n, d], heads [n, d] or [n, d, D] -> [1, d] or [1, d, D], in the heads' dtype."""
+    shared = torch.stack([mixing[:, k] @ _double(head) for k, head in enumerate(heads)]).sum(0)
+    return shared.to(heads.dtype)[None]
+
+
+def _apply(maps: Tensor, heads: Tensor) -> Tensor:
+    """maps [n, d, d] @ heads [n, d, ...], head by head, in the heads' dtype."""
+    return torch.stack([(m @ _double(head)).to(heads.dtype) for m, head in zip(maps, heads, strict=True)])
 
 
 def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> AttentionWeights:
@@ -90,13 +93,13 @@ def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> Atte
     value_mixing, expansion = layer.values.share(index)
     q_bias, k_bias, v_bias = weights.q_bias, weights.k_bias, weights.v_bias
     return AttentionWeights(
-        q=query_maps @ weights.q[query_index],
-        k=_mix(key_mixing, weights.k[index])[None],
-        v=_mix(value_mixing, weights.v[index])[None],
-        o=weights.o[query_index] @ expansion.repeat_interleave(per_kv, 0),
-        q_bias=None if q_bias is None else (query_maps @ q_bias[query_index][..., None])[..., 0],
-        k_bias=None if k_bias is None else _mix(key_mixing, k_bias[index])[None],
-        v_bias=None if v_bias is None else _mix(value_mixing, v_bias[index])[None],
+        q=_apply(query_maps, weights.q[query_index]),
+        k=_mix(key_mixing, weights.k[index]),
+        v=_mix(value_mixing, weights.v[index]),
+        o=_apply(expansion.mT.repeat_interleave(per_kv, 0), weights.o[query_index].mT).mT,
+        q_bias=None if q_bias is None else _apply(query_maps, q_bias[query_index]),
+        k_bias=None if k_bias is None else _mix(key_mixing, k_bias[index]),
+        v_bias=None if v_bias is None else _mix(value_mixing, v_bias[index]),
     )
 
 
@@ -109,12 +112,22 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
     partition = best_partition(weights.num_kv_heads, groups, layer.costs)
     parts = [_share_group(weights, layer, group) for group in partition]
 
-    def join(name: str) -> Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        return None if tensors[0] is None else torch.cat(tensors)
+    return replace(
+        weights,
+        q=torch.cat([part.q for part in parts]),
+        k=torch.cat([part.k for part in parts]),
+        v=torch.cat([part.v for part in parts]),
+        o=torch.cat([part.o for part in parts]),
+        q_bias=_cat([part.q_bias for part in parts]),
+        k_bias=_cat([part.k_bias for part in parts]),
+        v_bias=_cat([part.v_bias for part in parts]),
+    )
 
-    names = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias")
-    return replace(weights, **{name: join(name) for name in names})
+
+def _cat(tensors: list[Tensor | None]) -> Tensor | None:
+    """All of them joined, or None where the layer has no such bias."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
 
 
 METHOD = Method(

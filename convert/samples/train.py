@@ -295,7 +295,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
@@ -422,24 +422,24 @@ tags:
 
 # A small {title} for trying attention conversions
 
-A sample checkpoint of `convert-attn`: {layers} layers, width {width}, {heads} attention heads of {head_dim} (plain multi-head
-attention), tied embeddings, context {context}, {parameters:,} parameters in fp16. It is large enough to have learned
-something that a conversion can spoil, and of no other use.
+A sample checkpoint of `convert-attn`: {layers} layers, width {width}, {heads} attention heads of {head_dim}
+(plain multi-head attention), tied embeddings, context {context}, {parameters:,} parameters in fp16. It is
+large enough to have learned something that a conversion can spoil, and of no other use.
 
-It was trained on the source of the standard library of CPython {python} ({modules} modules, {text_tokens:,} tokens of a
-byte-level BPE with {vocabulary} entries trained on the same text), for {steps:,} steps of {batch} x {context} tokens
-({seen:,} tokens in all) in {minutes:.0f} minutes on {threads} CPU thread{s}. Test suites, tables, and the modules that
-the figures below are measured on were left out.
+It was trained on the source of CPython {python}'s standard library ({modules} modules, {text_tokens:,} tokens
+of a byte-level BPE with {vocabulary} entries, itself trained on that text): {steps:,} steps of
+{batch} x {context} tokens, {seen:,} tokens in all, in {minutes:.0f} minutes on {threads} CPU thread{s}. Test
+suites, tables, and the modules that the figures below are measured on were left out.
 
 | on the held-out modules, {measured:,} tokens | cross-entropy, nats per token | perplexity |
 |---|---|---|
 | this model | {ours:.4f} | {ours_perplexity:.2f} |
 | unigram model of the training text, add-one smoothed | {unigram:.4f} | {unigram_perplexity:.1f} |
 
-Non-overlapping windows of {context} tokens, every token but the first of each window; the stored fp16 values, computed in
-fp32. The same figures, with the recipe and the versions, are in `training.json`.
+Measured in non-overlapping windows of {context} tokens, on every token but the first of each window, with the
+stored fp16 values and computing in fp32. `training.json` has the same figures, the recipe and the versions.
 
-Made by `python -m convert_attn.convert.samples.train --only {name}`.
+Made by `python -m convert_attn.convert.samples.train --only {name} --threads {threads}`.
 """
 
 
@@ -476,26 +476,28 @@ def card(name: str, model: PreTrainedModel, record: dict[str, Any]) -> str:
 OVERVIEW = """\
 # Sample checkpoints
 
-`heldout.txt` and `calibration.txt` are excerpts of the CPython {python} standard library, and `LICENSE-PYTHON.txt` is its
-licence (the PSF License Agreement):
+`heldout.txt` and `calibration.txt` are excerpts of the CPython {python} standard library, passed on under its
+licence, the PSF License Agreement, which is in `LICENSE-PYTHON.txt`:
 
 > {notice}
 
 Each module stands in them whole and unchanged (but for blank lines at its end), after a line `# Lib/<path>`.
 
-- `heldout.txt` ({heldout_bytes:,} bytes), which neither the models nor their tokenizer saw: {heldout}.
-- `calibration.txt` ({calibration_bytes:,} bytes), a part of the training text: {calibration}.
+- `heldout.txt` ({heldout_bytes:,} bytes), which neither the models nor their tokenizer saw:
+  {heldout}.
+- `calibration.txt` ({calibration_bytes:,} bytes), a part of the training text:
+  {calibration}.
 
-The two checkpoints, `gpt2/` and `llama/`, are plain multi-head models with about one million parameters each, trained on
-the same library without `heldout.txt`; their model cards say how, and how well they do on it. They are the project's
-own, under its licence. The recipe was chosen on further modules that were not trained on ({selection}).
+The two checkpoints, `gpt2/` and `llama/`, are plain multi-head models with about a million parameters each. They
+were trained on the rest of that library; their model cards say how, and how well they do on `heldout.txt`. They
+are this project's own, under its licence. The recipe was chosen on modules that were not trained on either:
+{selection}.
 
-Everything here but `__init__.py` and `train.py` was made by
+Everything here but `__init__.py` and `train.py` was made, on CPython {python}, by
 
     {command}
 
-on CPython {python}. Another Python has another standard library, hence other texts and other models.
-`tokenizer.json` is the same file in both checkpoints.
+Another Python has another standard library, hence other texts and other models.
 """
 
 
@@ -566,10 +568,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("out/samples"), help="folder to write into")
     parser.add_argument("--only", choices=sorted(BUILDERS), help="train this model alone (default: both)")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=8, help=f"windows of {CONTEXT} tokens in a step")
-    parser.add_argument("--learning-rate", type=float, default=6e-3, help="the highest learning rate")
-    parser.add_argument("--warmup", type=int, default=200, help="steps up to the highest learning rate")
+    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=2, help=f"windows of {CONTEXT} tokens in a step")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--warmup", type=int, default=300, help="steps up to the highest learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's, on matrices only")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the windows' order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of what fixes the result")
