@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.version import __version__
@@ -18,7 +19,7 @@ def source_metadata(text: str | None) -> dict[str, Any]:
         return {}
     try:
         return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
-    except ValueError:
+    except (ValueError, YAMLError):
         return {}
 
 

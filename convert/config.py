@@ -25,7 +25,9 @@ def result_config(plan: Plan) -> dict[str, Any]:
     config["model_type"] = plan.result_arch.model_type
     config["architectures"] = result_classes(plan.target, plan.source)
     if plan.request.dtype in DTYPE_OPTIONS:
-        config["torch_dtype" if "torch_dtype" in source else "dtype"] = plan.request.dtype
+        # transformers 4 called it torch_dtype
+        named = [key for key in ("dtype", "torch_dtype") if key in source] or ["dtype"]
+        config |= dict.fromkeys(named, plan.request.dtype)
     if plan.target.layout == "custom":
         config["auto_map"] = modeling.auto_map(plan.result_arch.model_type)
     config["transformers_version"] = transformers.__version__

@@ -31,6 +31,12 @@ def damped_solve(matrix: Tensor, right: Tensor) -> Tensor:
     return solution
 
 
+def normalised_overlap(overlap: Tensor) -> Tensor:
+    """[n, n] squared overlaps divided by both heads' own; a dead head has none with any other."""
+    own = overlap.diagonal().clamp_min(1e-200).sqrt()
+    return overlap / own[:, None] / own
+
+
 @dataclass(frozen=True)
 class Stack:
     """Heads to be shared, as what they weigh and how they overlap.
@@ -60,6 +66,15 @@ class Stack:
         root, part = self.root[heads], self.gram[heads][:, :, heads].reshape(n, d, n * d)
         rows = torch.bmm(root, part).reshape(n * d, n, d).transpose(0, 1)
         return torch.bmm(rows, root).transpose(0, 1).reshape(n * d, n * d)
+
+    def affinity(self) -> Tensor:
+        """[n, n] how much of two heads' weighted energy points the same way: 1 on the diagonal, 0 if nothing."""
+        n, d = self.root.shape[:2]
+        overlap = torch.empty(n, n, dtype=self.gram.dtype)
+        for i in range(n):
+            row = torch.matmul(self.root[i], self.gram[i].reshape(d, n * d)).reshape(d, n, d).transpose(0, 1)
+            overlap[i] = torch.bmm(row, self.root).square().sum((1, 2))
+        return normalised_overlap(overlap)
 
     def lost(self, heads: tuple[int, ...]) -> float:
         """The error that d shared rows leave for these heads: the discarded eigenvalues."""

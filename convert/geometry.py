@@ -94,11 +94,11 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     kv_heads = heads
     if arch.config_kv_heads is not None:
         kv_heads = getattr(config, arch.config_kv_heads, None) or heads
-    head_dim = getattr(config, "head_dim", None) or hidden // heads
     for what, value in (
         ("num_attention_heads", heads),
         ("hidden_size", hidden),
         ("num_key_value_heads", kv_heads),
+        ("num_hidden_layers", config.num_hidden_layers),
     ):
         if not isinstance(value, int) or value < 1:
             raise ConvertAttnError(f"config.json of '{name}' has {what} {value!r}, expected a positive number")
@@ -106,6 +106,12 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         raise ConvertAttnError(
             f"config.json of '{name}' has {heads} query heads and {kv_heads} K/V heads, expected a multiple"
         )
+    head_dim = getattr(config, "head_dim", None) or hidden / heads
+    if head_dim != int(head_dim):
+        raise ConvertAttnError(
+            f"config.json of '{name}' has hidden_size {hidden} and {heads} query heads, expected a multiple"
+        )
+    head_dim = int(head_dim)
     return Geometry(
         hidden_size=hidden,
         num_layers=config.num_hidden_layers,

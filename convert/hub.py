@@ -26,7 +26,7 @@ from convert_attn.convert.source import SIDE_FILES, Origin
 T = TypeVar("T")
 
 _SAMPLE = "sample:"
-_ONLINE_CHECK_SECONDS = 4.0
+_ONLINE_CHECK_SECONDS = 3.0
 # What `open_weights` looks for, in its order, and the files to download where a repository has it.
 _WEIGHTS = {
     "model.safetensors": "model.safetensors",

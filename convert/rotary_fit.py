@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convert_attn.convert.factor import Stack, damped_solve
+from convert_attn.convert.factor import Stack, damped_solve, normalised_overlap
 from convert_attn.convert.rotary import MeanConjugation, from_planes, to_planes
 
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
@@ -42,6 +42,19 @@ class RotaryKeys:
     def queries_per_key(self) -> int:
         """H / K."""
         return self.queries.shape[0] // self.gram.shape[0]
+
+    def plane_overlap(self, heads: list[int]) -> tuple[Tensor, Tensor]:
+        """Per rotary plane, E[k conj(k)] across n heads [P, n, n] and the size of each head's queries [P, n]."""
+        planes = self.gram.shape[1] // 2
+        weight = self.queries.unflatten(0, (-1, self.queries_per_key)).sum(1)[heads]
+        size = weight.diagonal(0, 1, 2).unflatten(-1, (2, planes)).sum(1).sqrt().T
+        linear, _ = to_planes(self.gram[heads][:, :, heads].permute(0, 2, 1, 3))
+        return linear.diagonal(0, 2, 3).permute(2, 0, 1), size
+
+    def affinity(self) -> Tensor:
+        """[K, K] how much two heads have in common within the rotary planes, where a phase is free."""
+        overlap, size = self.plane_overlap(list(range(self.gram.shape[0])))
+        return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
     def energy(self) -> float:
         """E |score|^2 summed over all heads: the error of a shared key of zero."""
@@ -109,9 +122,7 @@ def _start(keys: RotaryKeys, group: tuple[int, ...], fast: int) -> Tensor:
     weight = keys.queries.unflatten(0, (-1, per_key)).sum(1)[index]  # [n, d, d]
     gram = keys.gram[index][:, :, index]
     mixing = gram.new_zeros(d, n, d)
-    linear, _ = to_planes(gram.permute(0, 2, 1, 3))  # [n, n, P, P]; twice this is E[k conj(k)] per plane
-    overlap = linear.diagonal(0, 2, 3).permute(2, 0, 1)[:fast]  # [fast, n, n]
-    size = weight.diagonal(0, 1, 2).unflatten(-1, (2, planes)).sum(1).sqrt().T[:fast]  # [fast, n]
+    overlap, size = (part[:fast] for part in keys.plane_overlap(index))
     vector = torch.linalg.eigh(size[:, :, None] * overlap * size[:, None])[1][..., -1]  # [fast, n]
     scalar = (vector.conj() * size).T  # [n, fast]
     turned = from_planes(torch.diag_embed(scalar), torch.zeros_like(torch.diag_embed(scalar)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _write_weights(plan: Plan, folder: Path, progress: Progress) -> None:
         generator = torch.Generator(plan.request.device).manual_seed(plan.request.seed)
         for done, (layer, outputs) in enumerate(sorted(by_layer.items())):
             progress("attention", done, len(by_layer))
-            with torch.device(plan.request.device), torch.no_grad():
+            with _on(plan.request.device), torch.no_grad():
                 tensors = _convert_layer(plan, layer, generator)
             for output in outputs:
                 local = output.info.name.removeprefix(plan.block(layer))
@@ -94,6 +95,11 @@ def _write_weights(plan: Plan, folder: Path, progress: Progress) -> None:
     except BaseException:
         writer.abandon()
         raise
+
+
+def _on(device: str) -> AbstractContextManager[object]:
+    """Fresh tensors on that device; on the CPU they are there anyway, and the context would slow every call."""
+    return nullcontext() if device == "cpu" else torch.device(device)
 
 
 def _check_range(tensor: Tensor, output: OutputTensor) -> None:

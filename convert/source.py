@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from convert_attn.convert.tensors import (
     TensorInfo,
     file_chunks,
     read_header,
+    reason,
     tensor_bytes,
 )
 
@@ -159,7 +161,9 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     """torch.load with weights_only, mapped where the file format allows it."""
     for mmap in (True, False):
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on pickle protocols: what cannot be read is an error below
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except pickle.UnpicklingError as error:
             first = str(error).strip().splitlines()[0]
             raise ConvertAttnError(
@@ -206,7 +210,7 @@ def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConvertAttnError(f"'{index.name}' is no shard index ({error}); download it again") from None
+        raise ConvertAttnError(f"'{index.name}' is no shard index ({reason(error)}); download it again") from None
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise ConvertAttnError(f"'{index.name}' names shard {file!r}, which is not a file of its folder")

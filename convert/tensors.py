@@ -35,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
 
+_LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 CHUNK = 16 * 2**20
 
@@ -70,6 +71,8 @@ def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
+        if prefix == _LFS_POINTER[:8] and prefix + file.read(len(_LFS_POINTER) - 8) == _LFS_POINTER:
+            raise ConvertAttnError(f"shard '{path.name}' is a Git LFS pointer, not the file: run `git lfs pull`")
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise ConvertAttnError(
@@ -79,17 +82,24 @@ def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
         raw = file.read(length)
     try:
         header = json.loads(raw, object_pairs_hook=_unique)
+        if not isinstance(header, dict):
+            raise ValueError("it is no JSON object")
         metadata = header.pop("__metadata__", None) or {}
         if not all(isinstance(text, str) for text in metadata.values()):
             raise ValueError("its metadata is not text")
         infos = [_tensor_info(name, entry, path.name, 8 + length) for name, entry in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConvertAttnError(
-            f"shard '{path.name}' has a header that cannot be read ({error}); download it again"
+            f"shard '{path.name}' has a header that cannot be read ({reason(error)}); download it again"
         ) from None
     infos.sort(key=lambda info: (info.offset, info.nbytes))
     _check_layout(path.name, infos, 8 + length, size)
     return infos, metadata
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a JSON file, in words: a KeyError alone says only the key."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,13 +17,8 @@ __all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
 _HERE = Path(__file__).parent
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
-AUTO_MODELS = (
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoModelForQuestionAnswering",
-)
+LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
+AUTO_MODELS = (*LANGUAGE_MODELS, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,8 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "gpt2_gqa": Family("GPT2GQA"),
+    "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
+    "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
 }
 
 

@@ -49,9 +49,14 @@ def edit_tensors(folder: Path, change: Callable[[Tensors], object], file: str = 
     return folder
 
 
+def json_of(file: Path) -> dict[str, Any]:
+    """A file's JSON object."""
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
 def config_of(folder: Path) -> dict[str, Any]:
     """config.json."""
-    return dict(json.loads((folder / "config.json").read_text()))
+    return json_of(folder / "config.json")
 
 
 def edit_config(folder: Path, **values: Any) -> Path:
@@ -98,9 +103,7 @@ def to_bin(folder: Path, state: dict[str, Any], *, sharded: bool = False, old_fo
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: the bytes of files, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         weights = drop_key_bias(weights)
     weights = fold_value_bias(weights)
     layer = _Layer.of(weights, context)
-    partition = best_partition(weights.num_kv_heads, groups, layer.costs)
+    affinity = layer.keys.affinity() + layer.values.affinity()
+    partition = best_partition(weights.num_kv_heads, groups, weights.head_dim, layer.costs, affinity)
     parts = [_share_group(weights, layer, group) for group in partition]
 
     return replace(

@@ -17,7 +17,6 @@ import json
 import math
 import platform
 import re
-import shutil
 import sysconfig
 import time
 import tokenize
@@ -44,7 +43,9 @@ from transformers import (
 
 CONTEXT = 512
 VOCABULARY = 2048
+ROPE_THETA = 10000.0
 END = "<|endoftext|>"
+LICENCE_FILE = "LICENSE-PYTHON.txt"
 EXCERPT_LIMIT = 200_000  # bytes; of heldout.txt and of calibration.txt
 CALIBRATION_MODULE_LIMIT = 30_000  # bytes; many small modules are a broader sample than a few large ones
 
@@ -200,9 +201,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
+def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id of the end-of-text token."""
+    return encode(tokenizer, END)[0]
+
+
 def token_stream(tokenizer: PreTrainedTokenizerFast, modules: dict[str, str]) -> Tensor:
     """All modules as one sequence of ids, the end-of-text token before each and after the last: [tokens]."""
-    end = tokenizer.convert_tokens_to_ids(END)
+    end = end_of_text(tokenizer)
     ids = [end]
     for name, source in modules.items():
         ids += [*encode(tokenizer, document(name, source)), end]
@@ -236,7 +242,6 @@ def build_gpt2(end: int) -> PreTrainedModel:
         GPT2Config(
             vocab_size=VOCABULARY,
             n_positions=CONTEXT,
-            n_ctx=CONTEXT,  # transformers no longer reads it, other readers of GPT-2 checkpoints do
             n_embd=128,
             n_layer=4,
             n_head=8,
@@ -264,7 +269,7 @@ def build_llama(end: int) -> PreTrainedModel:
             num_attention_heads=8,
             num_key_value_heads=8,
             head_dim=16,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             rms_norm_eps=1e-6,
             initializer_range=0.05,
             bos_token_id=end,
@@ -273,6 +278,9 @@ def build_llama(end: int) -> PreTrainedModel:
         )
     )
 
+
+# What transformers 5 no longer writes into config.json, and other readers look for.
+OLDER_KEYS: dict[str, dict[str, Any]] = {"gpt2": {"n_ctx": CONTEXT}, "llama": {"rope_theta": ROPE_THETA}}
 
 BUILDERS = {"gpt2": build_gpt2, "llama": build_llama}
 
@@ -337,7 +345,7 @@ def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: Rec
     for step in range(1, recipe.steps + 1):
         loss = token_losses(model, next(feed)).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -353,7 +361,7 @@ def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: Rec
 
 def measure(model: PreTrainedModel, stream: Tensor, cut: Tensor) -> Quality:
     """Held-out quality of the stored fp16 values, computed in fp32 so that only the storage counts."""
-    ours = cross_entropy(model.to(torch.float32), cut)
+    ours = cross_entropy(model.float(), cut)
     unigram = unigram_cross_entropy(stream, cut)
     return Quality(
         tokens=cut[:, 1:].numel(),
@@ -379,8 +387,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
-    if model.config.model_type == "llama":
-        edit_json(folder / "config.json", rope_theta=10000.0)
+    edit_json(folder / "config.json", **OLDER_KEYS[model.config.model_type])
     # transformers 5 writes the name of a class of its own, which 4 does not know; both load this one.
     edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
@@ -477,7 +484,7 @@ OVERVIEW = """\
 # Sample checkpoints
 
 `heldout.txt` and `calibration.txt` are excerpts of the CPython {python} standard library, passed on under its
-licence, the PSF License Agreement, which is in `LICENSE-PYTHON.txt`:
+licence, the PSF License Agreement, which is in `{licence}`:
 
 > {notice}
 
@@ -506,6 +513,12 @@ def listed(modules: dict[str, str]) -> str:
     return ", ".join(f"`{name}`" for name in modules)
 
 
+def python_licence(root: Path) -> str:
+    """The licence that the excerpts are passed on under: this Python's own, or the bundled copy where it has none."""
+    own, bundled = root / "LICENSE.txt", Path(__file__).parent / LICENCE_FILE
+    return (own if own.is_file() else bundled).read_text(encoding="utf-8")
+
+
 def psf_notice(licence: str) -> str:
     """The PSF's notice of copyright, as its licence agreement asks for it to be retained."""
     words = " ".join(licence.split())
@@ -518,13 +531,12 @@ def write_texts(corpus: Corpus, root: Path, output: Path, command: str) -> None:
     heldout, calibration = excerpt(corpus.heldout), excerpt(calibration_modules(corpus.training))
     (output / "heldout.txt").write_text(heldout, encoding="utf-8", newline="\n")
     (output / "calibration.txt").write_text(calibration, encoding="utf-8", newline="\n")
-    licence = root / "LICENSE.txt"
-    if not licence.is_file():
-        raise SystemExit(f"{licence} is missing: without its licence the excerpts cannot be passed on")
-    shutil.copyfile(licence, output / "LICENSE-PYTHON.txt")
+    licence = python_licence(root)
+    (output / LICENCE_FILE).write_text(licence, encoding="utf-8", newline="\n")
     overview = OVERVIEW.format(
         python=platform.python_version(),
-        notice=psf_notice(licence.read_text(encoding="utf-8")),
+        licence=LICENCE_FILE,
+        notice=psf_notice(licence),
         heldout=listed(corpus.heldout),
         heldout_bytes=len(heldout.encode()),
         calibration=listed(calibration_modules(corpus.training)),
@@ -546,13 +558,13 @@ def make_sample(
     selection = windows(token_stream(tokenizer, corpus.selection))
     heldout = windows(torch.tensor(encode(tokenizer, excerpt(corpus.heldout))))
     torch.manual_seed(recipe.seed)
-    model = build(name, tokenizer.convert_tokens_to_ids(END))
+    model = build(name, end_of_text(tokenizer))
     print(f"{name}: {model.num_parameters():,} parameters, {len(stream):,} tokens of text", flush=True)
     began = time.perf_counter()
     train(model, stream, selection, recipe, report_every)
     seconds = time.perf_counter() - began
     folder.mkdir(parents=True, exist_ok=True)
-    save(model.to(torch.float16), tokenizer, folder)
+    save(model.half(), tokenizer, folder)
     quality = measure(model, stream, heldout)
     record = training_record(model, corpus, stream, quality, recipe, seconds)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,101 @@
+"""The settings of multi-head latent attention, for the configurations beside this file."""
+
+from dataclasses import dataclass
+from typing import Any
+
+MODES = ("auto", "absorb", "expand")
+
+
+@dataclass(kw_only=True, repr=False)  # transformers prints configurations its own way
+class LatentAttentionFields:
+    """DeepSeek-V2's names (arXiv:2405.04434, section 2.1) and what conversion adds to them.
+
+    kv_lora_rank: size of the latent, the one vector that is cached for a token in a layer.
+    qk_nope_head_dim: size of a head's query and key without a position.
+    qk_rope_head_dim: size of the rotary key, which all heads share and which is cached beside the latent; each head
+        has a query of this size for it. 0: no rotary position at all.
+    v_head_dim: size of a head's value.
+    softmax_scale: factor of the scores; a conversion keeps that of the original. Default: DeepSeek's,
+        (qk_nope_head_dim + qk_rope_head_dim) ** -0.5.
+    rope_inv_freq: a list for each layer of qk_rope_head_dim / 2 inverse frequencies in radians per token. Dimension
+        p of the rotary key and dimension p + qk_rope_head_dim / 2 turn together, by the p-th of them.
+    latent_norm: an RMSNorm of the latent, `kv_a_layernorm`, whose epsilon is `latent_norm_eps`.
+    q_bias, kv_a_bias, o_bias: biases of q_proj, kv_a_proj_with_mqa and o_proj.
+    latent_attention_mode: "absorb" works on the latents themselves, "expand" makes keys and values for all heads,
+        "auto" takes what needs fewer operations.
+
+    The rest follows from the above and is written out for those who read it from a config.json:
+
+    num_key_value_heads: as many as query heads; expanded, every head has its own keys and values.
+    qk_head_dim: qk_nope_head_dim + qk_rope_head_dim. Where it is set, transformers lets a static cache find its
+        sizes by itself: they are those of the latent.
+    head_dim: the larger of qk_head_dim and v_head_dim, for engines with a cache of their own and one head size.
+    """
+
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 64
+    qk_rope_head_dim: int = 0
+    v_head_dim: int = 64
+    softmax_scale: float | int | None = None
+    rope_inv_freq: list[list[float]] | None = None
+    latent_norm: bool = False
+    latent_norm_eps: float = 1e-6
+    q_bias: bool = False
+    kv_a_bias: bool = False
+    o_bias: bool = False
+    latent_attention_mode: str = "auto"
+    num_key_value_heads: int | None = None
+    qk_head_dim: int | None = None
+    head_dim: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # First, because aliases such as `hidden_size=` arrive in kwargs and are resolved in there.
+        super().__post_init__(**kwargs)  # type: ignore[misc]  # that of the configuration this is mixed into
+        self._check_sizes()
+        self._derive_sizes()
+        self._check_frequencies()
+        if self.latent_attention_mode not in MODES:
+            raise ValueError(
+                f"latent_attention_mode must be one of {', '.join(MODES)}, got {self.latent_attention_mode!r}"
+            )
+
+    def _check_sizes(self) -> None:
+        least = {"kv_lora_rank": 1, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 1}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        if self.qk_rope_head_dim % 2 != 0:
+            raise ValueError(
+                f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}: dimensions turn in planes of two"
+            )
+        if self.qk_nope_head_dim + self.qk_rope_head_dim == 0:
+            raise ValueError("qk_nope_head_dim and qk_rope_head_dim are both 0: queries and keys need a size")
+
+    def _derive_sizes(self) -> None:
+        qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        if self.softmax_scale is None:
+            self.softmax_scale = qk_head_dim**-0.5
+        derived = {
+            "num_key_value_heads": getattr(self, "num_attention_heads"),  # noqa: B009 - no field of this class
+            "qk_head_dim": qk_head_dim,
+            "head_dim": max(qk_head_dim, self.v_head_dim),
+        }
+        for name, value in derived.items():
+            given = getattr(self, name)
+            if given not in (None, value):
+                raise ValueError(f"{name} must be {value} with these sizes, got {given}: leave it out")
+            setattr(self, name, value)
+
+    def _check_frequencies(self) -> None:
+        planes, layers = self.qk_rope_head_dim // 2, getattr(self, "num_hidden_layers")  # noqa: B009
+        found = [len(frequencies) for frequencies in self.rope_inv_freq or []]
+        if planes == 0 and not any(found):
+            return
+        if found != [planes] * layers:
+            raise ValueError(
+                f"rope_inv_freq must hold {planes} inverse frequencies (qk_rope_head_dim / 2) for each of {layers} "
+                f"layers, got lists of {found}"
+            )
+
+
+__all__ = ["LatentAttentionFields"]

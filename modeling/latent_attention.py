@@ -1,0 +1,300 @@
+"""Multi-head latent attention (MLA): DeepSeek-V2, arXiv:2405.04434, section 2.1.
+
+A token leaves one latent c and one rotary key in the cache, both shared by all heads. The keys and values of head i
+are linear maps of the latent, k_i = [Wuk_i c; k_rope] and v_i = Wuv_i c.
+
+Letters in shapes:
+    B  batch                 T   tokens held as keys (the cache and the new ones)
+    D  hidden size           S   new tokens, the ones that ask
+    H  heads                 n   size of a head's query and key without a position (qk_nope_head_dim)
+    r  size of the latent    R   size of the rotary key (qk_rope_head_dim), R / 2 planes
+                             v   size of a head's value (v_head_dim)
+
+There are two ways to the same numbers:
+
+expand  makes K [B, H, T, n + R] and V [B, H, T, v] and calls the attention function of the config.
+absorb  moves the up-projections to the other side: q_i . Wuk_i c = (Wuk_i^T q_i) . c, and the weighted sum of
+        values is Wuv_i applied to the weighted sum of latents. Nothing of size H * T * n is made and the cached
+        tensors are read as they are: all heads are rows [B, H * S, r] that meet one latent [B, T, r].
+
+Multiplications, for each sequence and head, where p = n + v:
+    expand   T r p  +  S T (p + R)
+    absorb   S r p  +  S T (2 r + R)
+Expanding pays for T tokens once, absorbing pays a surplus of 2 r - p for each pair of tokens. "auto" absorbs where
+that is less, which is S < r p / (2 r - p) against a long cache: 73 new tokens for r = 512, n = v = 64. Without a
+cache it expands: S = T, and the fused attention functions need no memory for the scores.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+
+AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def absorbing_is_cheaper(tokens: int, keys: int, rank: int, head_size: int) -> bool:
+    """Whether S new tokens against T keys take fewer multiplications absorbed; head_size is n + v."""
+    expansion = rank * head_size
+    surplus = 2 * rank - head_size
+    return tokens * (expansion + keys * surplus) < keys * expansion
+
+
+class LatentRotary(nn.Module):
+    """Rotary positions with an inverse frequency of its own for each plane.
+
+    Angles, sines and the rotation itself are in fp32 whatever the dtype of the model: at position 100 000 a bf16
+    frequency is off by whole turns.
+    """
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, frequencies: Sequence[float]) -> None:
+        super().__init__()
+        self.frequencies = tuple(frequencies)
+        self.register_buffer("inv_freq", self.exact(), persistent=False)
+
+    def exact(self, device: torch.device | None = None) -> torch.Tensor:
+        """[R / 2], fp32."""
+        return torch.tensor(self.frequencies, dtype=torch.float32, device=device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LatentRotary":
+        # What `.to(dtype)`, `.half()` and `.to_empty()` go through: follow the device, keep the numbers.
+        super()._apply(fn, recurse)
+        self.inv_freq = self.exact(self.inv_freq.device)
+        return self
+
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B or 1, S] -> cosines and sines, [B or 1, 1, S, R / 2]."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.float()
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """[B, heads, S, R] -> the same, dimensions p and p + R / 2 turned by the p-th angle."""
+    first, second = x.chunk(2, dim=-1)  # times fp32: the products are in fp32
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def _widen(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros behind the last dimension, up to `size`."""
+    return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
+
+
+class LatentAttention(nn.Module):
+    """Causal self-attention through a latent.
+
+    `q_proj` makes for each head n dimensions without a position, then R rotary ones. `kv_a_proj_with_mqa` makes the
+    latent, then the rotary key. `kv_b_proj` holds for each head the n rows of Wuk_i, then the v rows of Wuv_i.
+
+    `latent_attention_mode` ("auto", "absorb", "expand") may be set on a module to overrule the config's.
+    """
+
+    latent_attention_mode: str | None = None
+
+    def __init__(self, config: Any, layer_idx: int, dropout: float) -> None:
+        """config: one with LatentAttentionFields; dropout: that of the attention weights."""
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.dropout = dropout
+        self.scaling: float = config.softmax_scale
+        self.is_causal = True
+        # What attention functions read: once expanded, every head has keys and values of its own.
+        self.num_key_value_groups = 1
+        self.head_dim: int = config.head_dim
+
+        self.kv_lora_rank: int = config.kv_lora_rank
+        self.qk_nope_head_dim: int = config.qk_nope_head_dim
+        self.qk_rope_head_dim: int = config.qk_rope_head_dim
+        self.qk_head_dim: int = config.qk_nope_head_dim + config.qk_rope_head_dim
+        self.v_head_dim: int = config.v_head_dim
+        self._make_projections(config)
+        self.rotary = LatentRotary(config.rope_inv_freq[layer_idx]) if self.qk_rope_head_dim > 0 else None
+
+    def _make_projections(self, config: Any) -> None:
+        heads: int = config.num_attention_heads
+        hidden: int = config.hidden_size
+        up_size = self.qk_nope_head_dim + self.v_head_dim
+        self.q_proj = nn.Linear(hidden, heads * self.qk_head_dim, bias=config.q_bias)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.kv_lora_rank + self.qk_rope_head_dim, bias=config.kv_a_bias)
+        self.kv_a_layernorm = LlamaRMSNorm(self.kv_lora_rank, config.latent_norm_eps) if config.latent_norm else None
+        self.kv_b_proj = nn.Linear(self.kv_lora_rank, heads * up_size, bias=False)
+        self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=config.o_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, S, D], positions [B or 1, S] -> [B, S, D] and, from eager attention, the weights [B, H, S, T]."""
+        query_nope, query_rope = self._queries(hidden_states)
+        latent, rope_key = self._compress(hidden_states)
+        if self.rotary is not None:
+            cos, sin = self.rotary(position_ids)
+            query_rope, rope_key = rotate(query_rope, cos, sin), rotate(rope_key, cos, sin)
+        if past_key_values is not None:  # without a rotary key the cache's second tensor has no columns
+            latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
+
+        attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        tokens = hidden_states.shape[1]
+        causal = self._is_causal_without_mask(attend, tokens, attention_mask, kwargs)
+        if causal:
+            # No mask for several new tokens means that nothing came before them. A static cache has room behind
+            # them, for which nothing needs to be computed.
+            latent, rope_key = latent[:, :, :tokens], rope_key[:, :, :tokens]
+        keys = latent.shape[2] if past_key_values is not None else None
+        if self._absorbs(attend, tokens, keys, kwargs):
+            output, weights = self._absorb(query_nope, query_rope, latent, rope_key, attention_mask, causal)
+            weights = weights if attend is eager_attention_forward else None
+        else:
+            output, weights = self._expand(
+                attend,
+                torch.cat([query_nope, query_rope], dim=-1),
+                latent,
+                rope_key,
+                attention_mask,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return self.o_proj(output), weights
+
+    def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, S, D] -> [B, H, S, n] and [B, H, S, R]."""
+        query = self.q_proj(hidden_states).unflatten(-1, (-1, self.qk_head_dim)).transpose(1, 2)
+        nope, rope = query.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+        return nope, rope
+
+    def _compress(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, S, D] -> latent [B, 1, S, r] and rotary key, not yet turned, [B, 1, S, R]."""
+        compressed = self.kv_a_proj_with_mqa(hidden_states).unsqueeze(1)
+        latent, rope_key = compressed.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        if self.kv_a_layernorm is not None:
+            latent = self.kv_a_layernorm(latent)
+        return latent, rope_key
+
+    def _is_causal_without_mask(
+        self, attend: AttentionFunction, tokens: int, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether SDPA is asked for causal attention by a flag, which it is when no mask comes with several tokens."""
+        flag = kwargs.get("is_causal")
+        is_causal = self.is_causal if flag is None else bool(flag)
+        return attend is sdpa_attention_forward and attention_mask is None and tokens > 1 and is_causal
+
+    def _absorbs(self, attend: AttentionFunction, tokens: int, keys: int | None, kwargs: dict[str, Any]) -> bool:
+        """Which of the two ways to take; keys is None when there is no cache."""
+        mode = self.latent_attention_mode or self.config.latent_attention_mode
+        if mode == "expand":
+            return False
+        # An engine's own attention function must see attention, and one that brings a paged cache must fill it.
+        ours = attend in (eager_attention_forward, sdpa_attention_forward) and kwargs.get("cache") is None
+        if mode == "absorb":
+            if not ours:
+                raise ValueError(
+                    "latent_attention_mode='absorb' works with attn_implementation 'eager' and 'sdpa' only, got "
+                    f"{self.config._attn_implementation!r}: set the mode to 'auto'"
+                )
+            return True
+        if keys is None or not ours or not self._up_projection_is_plain():
+            return False
+        return absorbing_is_cheaper(tokens, keys, self.kv_lora_rank, self.qk_nope_head_dim + self.v_head_dim)
+
+    def _up_projection_is_plain(self) -> bool:
+        """Whether `kv_b_proj.weight` is the whole truth: not for quantized, adapted or offloaded layers."""
+        return type(self.kv_b_proj) is nn.Linear and not self.kv_b_proj.weight.is_meta
+
+    def _expand(
+        self,
+        attend: AttentionFunction,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        rope_key: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """query [B, H, S, n + R], latent [B, 1, T, r], rope_key [B, 1, T, R] -> [B, S, H * v], weights."""
+        up_size = self.qk_nope_head_dim + self.v_head_dim
+        expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, up_size)).transpose(1, 2)  # [B, H, T, n + v]
+        key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
+        if self.qk_rope_head_dim > 0:
+            key = torch.cat([key, rope_key.expand(-1, key.shape[1], -1, -1)], dim=-1)
+        if attend is not eager_attention_forward:
+            # The fused kernels of SDPA and the caches of engines want one size for all three.
+            query, key, value = (_widen(part, self.head_dim) for part in (query, key, value))
+        batch, heads, tokens, _ = query.shape
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        output = output.reshape(batch, tokens, heads, -1)[..., : self.v_head_dim]
+        return output.flatten(2), weights
+
+    def _absorb(
+        self,
+        query_nope: torch.Tensor,
+        query_rope: torch.Tensor,
+        latent: torch.Tensor,
+        rope_key: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        causal: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """query_nope [B, H, S, n], query_rope [B, H, S, R], latent [B, 1, T, r], rope_key [B, 1, T, R]
+        -> [B, S, H * v], weights [B, H, S, T]."""
+        batch, heads, tokens, _ = query_nope.shape
+        up = self.kv_b_proj.weight.unflatten(0, (heads, -1))  # [H, n + v, r]
+        key_up, value_up = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
+
+        query = torch.einsum("bhsn,hnr->bhsr", query_nope, key_up)
+        scores = self._scores(query, query_rope, latent.squeeze(1), rope_key.squeeze(1))
+        scores = _masked(scores.view(batch, heads, tokens, -1), attention_mask, causal)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(latent.dtype)
+        weights = F.dropout(weights, p=self.dropout, training=self.training)
+        mixed = torch.bmm(weights.view(batch, heads * tokens, -1), latent.squeeze(1)).view(query.shape)
+        return torch.einsum("bhsr,hvr->bshv", mixed, value_up).flatten(2), weights
+
+    def _scores(
+        self, query: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor, rope_key: torch.Tensor
+    ) -> torch.Tensor:
+        """query [B, H, S, r], query_rope [B, H, S, R], latent [B, T, r], rope_key [B, T, R] -> [B, H * S, T].
+
+        The scale is applied within the products, before they are rounded: unscaled they could overflow fp16.
+        """
+        nothing = query.new_zeros(())
+        scores = torch.baddbmm(nothing, query.flatten(1, 2), latent.mT, beta=0, alpha=self.scaling)
+        if self.qk_rope_head_dim > 0:
+            scores = torch.baddbmm(scores, query_rope.flatten(1, 2), rope_key.mT, alpha=self.scaling)
+        return scores
+
+
+def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """scores [B, H, S, T], mask [B, 1, S, T]: added, or, where it is boolean, what may be seen."""
+    if causal:  # S == T
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        # Not minus infinity: a row that may see nothing, such as a padding token's, would become NaN.
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def init_latent_attention(module: nn.Module) -> None:
+    """The part of `_init_weights` that is ours: buffers that are not in a checkpoint."""
+    if isinstance(module, LatentRotary):
+        init.copy_(module.inv_freq, module.exact(module.inv_freq.device))
+
+
+__all__ = ["LatentAttention", "LatentRotary", "absorbing_is_cheaper", "init_latent_attention", "rotate"]
