@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from convert_attn.convert.archs import architecture
+from convert_attn.convert.card import auto_class
+from convert_attn.convert.config import result_config
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.plan import Plan, Request, make_plan
 from convert_attn.convert.run import Progress, Result, execute, silent
 from convert_attn.convert.source import Source
+from convert_attn.convert.verify import check_names
 from convert_attn.convert.writer import check_output
 
 
@@ -42,13 +47,18 @@ def plan(
     source = Source.open(resolve(str(model), revision))
     if folder is not None and source.origin.folder.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
+    architecture(source.config["model_type"])  # an unknown type is the first thing to say
     own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
     if own_code and not trust_remote_code:
         raise UsageError(
             f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
             "names say; give --trust-remote-code to read them as its model_type all the same"
         )
-    return make_plan(source, Request(to=to, output=folder, **options))
+    made = make_plan(source, Request(to=to, output=folder, **options))
+    # what does not fit the result's class is known before any work is done
+    config = typed_config(result_config(made), made.source.origin.name)
+    check_names((output.info for output in made.outputs), config, auto_class(made))
+    return made
 
 
 def _check_device(device: str) -> None:

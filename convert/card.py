@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from yaml import YAMLError
 
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.version import __version__
@@ -19,7 +18,7 @@ def source_metadata(text: str | None) -> dict[str, Any]:
         return {}
     try:
         return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())
-    except (ValueError, YAMLError):
+    except Exception:  # the YAML of others, and whatever its parser raises
         return {}
 
 

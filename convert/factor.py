@@ -22,12 +22,16 @@ def psd_sqrt(matrix: Tensor) -> Tensor:
     return root
 
 
-def damped_solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """matrix^-1 right for positive semidefinite [..., d, d], damped so that a dead head gives zeros."""
+def damped_solve(matrix: Tensor, right: Tensor, damping: float = 1e-6) -> Tensor:
+    """matrix^-1 right for positive semidefinite [..., d, d], damped so that a dead head gives zeros.
+
+    Args:
+        damping: what is added to the diagonal, as a share of its mean.
+    """
     d = matrix.shape[-1]
     scale = matrix.diagonal(0, -2, -1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny * 1e20)
-    damping = 1e-6 * scale[..., None, None] * torch.eye(d, dtype=matrix.dtype)
-    solution: Tensor = torch.linalg.solve(matrix + damping, right)
+    ridge = damping * scale[..., None, None] * torch.eye(d, dtype=matrix.dtype)
+    solution: Tensor = torch.linalg.solve(matrix + ridge, right)
     return solution
 
 

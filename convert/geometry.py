@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
     Raises:
         ConvertAttnError: values the class refuses.
     """
-    values = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
+    # a copy: the class writes into the dicts it is given
+    values = deepcopy({key: value for key, value in raw.items() if key not in ("model_type", "auto_map")})
     try:
         config = AutoConfig.for_model(raw["model_type"], **values)
     except Exception as error:  # the class decides what it raises: a ValueError, a TypeError, its own validation error

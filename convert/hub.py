@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import SAMPLES, sample_path
@@ -81,10 +80,6 @@ def _folder(model: str) -> Path:
 
 def _from_hub(model: str, revision: str | None, weights: bool) -> Origin:
     """The snapshot of a Hub id: of the newest commit when the Hub answers, else of what the cache has."""
-    try:
-        validate_repo_id(model)
-    except HFValidationError as error:
-        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
     names = _ask_hub(model, revision)
     offline = names is None
     # offline the cache may lack a licence or a tokenizer and still serve; missing weights are noticed below
@@ -100,6 +95,8 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Origin:
             ignore_patterns=_NEVER,
             local_files_only=offline,
         )
+    except HFValidationError as error:
+        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
     except LocalEntryNotFoundError:
         raise ConvertAttnError(_no_network(model, revision)) from None
     except GatedRepoError:
@@ -181,7 +178,7 @@ def _ask_hub(model: str, revision: str | None) -> set[str] | None:
         raise UsageError(
             f"'{model}' is not a local folder, and the Hub has no such model (or it is private: `hf auth login`)"
         ) from None
-    except Exception as error:  # also the HTTP client's own: no network, refused, timed out
+    except Exception as error:  # the HTTP client's own too: no network, refused, timed out
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise ConvertAttnError(f"the Hub refused '{model}': {_first_line(error)}") from None
         return None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convert_attn.convert.factor import psd_sqrt
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -38,6 +40,24 @@ class Moments:
         else:
             second = a @ self.full @ b.T
         return second + torch.outer(a_mean, b_bias) + torch.outer(a_bias, b_mean) + torch.outer(a_bias, b_bias)
+
+    def root(self) -> Tensor:
+        """Some L [D, n] with L L^T = E[x x^T]."""
+        if self.diagonal is not None:
+            columns = torch.diag(self.diagonal.sqrt())
+            return torch.cat([columns, self.mean[:, None]], 1) if bool(self.mean.any()) else columns
+        return psd_sqrt(self.full)
+
+    def variance(self) -> Tensor:
+        """[D] the diagonal of E[x x^T]."""
+        return self.full.diagonal() if self.diagonal is None else self.diagonal + self.mean**2
+
+    def centred(self) -> Moments:
+        """The same with a mean of zero: E[(x - mean)(x - mean)^T]."""
+        zero = torch.zeros_like(self.mean)
+        if self.diagonal is not None:
+            return Moments(zero, diagonal=self.diagonal)
+        return Moments(zero, full=self.full - torch.outer(self.mean, self.mean))
 
 
 def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:

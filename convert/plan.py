@@ -99,7 +99,8 @@ class Plan:
     @property
     def cache_dtype(self) -> str:
         """The dtype of the K projection's output in the result, which is the cache's."""
-        return next(out.info.dtype for out in self.outputs if out.layer == 0)
+        cached = tuple(f"{self.block(0)}{stem}.weight" for stem in self.result_arch.projections[:-1])
+        return next(out.info.dtype for out in self.outputs if out.info.name in cached)
 
     def cache_bytes(self, num_kv_heads: int) -> int:
         """KV cache in bytes per token."""
@@ -220,6 +221,8 @@ def make_plan(source: Source, request: Request) -> Plan:
         UsageError: what was asked for cannot be had.
         ConvertAttnError: the checkpoint is broken.
     """
+    if request.dtype not in ("auto", *DTYPE_OPTIONS):
+        raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
     sizes = geometry(arch, source.config, source.origin.name)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from convert_attn.convert.card import how_to_load
 from convert_attn.convert.config import provenance
@@ -47,8 +47,8 @@ def plan_table(plan: Plan) -> Table:
     )
     commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
     table = Table("", "found", "will be")
-    # names as Text: rich would take "[...]" in them for markup
-    table.add_row("model", Text(f"{plan.source.origin.name}{commit}"), Text(str(plan.output)))
+    # escaped: rich would take "[...]" in them for markup
+    table.add_row("model", escape(f"{plan.source.origin.name}{commit}"), escape(str(plan.output)))
     table.add_row("class", plan.arch.model_type, f"{plan.result_arch.model_type} ({plan.target.layout})")
     table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
     table.add_row("K/V heads", str(sizes.num_kv_heads), str(plan.groups))
@@ -73,7 +73,7 @@ def summary_lines(plan: Plan, result: Result) -> list[str]:
 def inspection_tables(found: Inspection) -> list[Table]:
     """The facts, and the cache of everything the model could become."""
     sizes = found.sizes
-    facts = Table(Text(found.model + (f" at {found.commit[:12]}" if found.commit else "")), "")
+    facts = Table(escape(found.model + (f" at {found.commit[:12]}" if found.commit else "")), "")
     rows = {
         "model_type": found.model_type,
         "layers": sizes.num_layers,

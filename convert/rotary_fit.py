@@ -14,12 +14,13 @@ P = d / 2 planes. Everything is float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from convert_attn.convert.factor import Stack, damped_solve, normalised_overlap
-from convert_attn.convert.rotary import MeanConjugation, from_planes, to_planes
+from convert_attn.convert.rotary import MeanConjugation, Offsets, Rotary, from_planes, to_planes
 
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
 
@@ -31,12 +32,24 @@ class RotaryKeys:
     Attributes:
         queries: [H, d, d], E[q q^T].
         gram: [K, d, K, d], E[k k^T].
-        turn: expectations under the rotation, per query head.
+        rotary: how each plane turns.
+        offsets: how far each query head looks back.
     """
 
     queries: Tensor
     gram: Tensor
-    turn: MeanConjugation
+    rotary: Rotary
+    offsets: Offsets
+
+    @cached_property
+    def turn(self) -> MeanConjugation:
+        """Expectations under the rotation, per query head."""
+        return MeanConjugation.of(self.rotary, self.offsets)
+
+    @property
+    def key_of(self) -> Tensor:
+        """[H] the key head of each query head."""
+        return torch.arange(self.gram.shape[0]).repeat_interleave(self.queries_per_key)
 
     @property
     def queries_per_key(self) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convert_attn.convert.card import auto_class
 from convert_attn.convert.config import write_side_files
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.layout import join, split
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.moments import moments_from_norm
@@ -106,7 +106,8 @@ def _check_range(tensor: Tensor, output: OutputTensor) -> None:
     """Computed numbers must fit the dtype they are stored in."""
     if not torch.isfinite(tensor).all():
         raise ConvertAttnError(
-            f"converted tensor '{output.info.name}' does not fit {output.info.dtype}; give --dtype bfloat16 or float32"
+            f"converted tensor '{output.info.name}' has numbers that do not fit {output.info.dtype}; "
+            "give --dtype bfloat16 or float32, or another --method"
         )
 
 
@@ -136,6 +137,8 @@ def _convert_layer(plan: Plan, layer: int, generator: torch.Generator) -> dict[s
     weights = split(plan.arch, plan.geometry, _layer_tensors(plan, layer))
     if not plan.unchanged:
         context = _layer_context(plan, layer, generator)
+        if plan.method.share is None:
+            raise UsageError(f"method '{plan.method.name}' does not share heads")
         weights = plan.method.share(weights, plan.groups, context)
     weights = plan.target.adapt(weights, layer, plan.source.config)
     return join(plan.result_arch, plan.geometry, weights)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.source import SafetensorsWeights, Weights, open_weights
-from convert_attn.convert.tensors import DTYPES, FLOATS
+from convert_attn.convert.tensors import DTYPES, FLOATS, TensorInfo
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,7 +32,7 @@ def verify_folder(folder: Path, auto_class: str, progress: Progress) -> None:
     if not isinstance(weights, SafetensorsWeights):
         raise ConvertAttnError(f"{folder} has no safetensors")
     _check_readable(folder, weights)
-    _check_names(folder, weights, auto_class)
+    check_names(weights.infos.values(), _written_config(folder, auto_class), auto_class)
     _check_finite(weights, progress)
 
 
@@ -45,39 +46,63 @@ def _check_readable(folder: Path, weights: Weights) -> None:
             raise ConvertAttnError(f"written shard '{file}' cannot be opened: {error}") from None
 
 
-def _expected(folder: Path, auto_class: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
+def _expected(config: PreTrainedConfig, auto_class: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
     """Names and shapes that the class has, which of them are tied to which, and the base model's prefix."""
-    modeling.register()
     try:
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder)
             model = getattr(transformers, auto_class).from_config(config)
     except Exception as error:  # the class decides what it raises
-        first = " ".join(str(error).split())
-        raise ConvertAttnError(f"the result's config.json is refused by {auto_class}: {first}") from None
+        raise _refused(auto_class, error) from None
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     return shapes, tied, f"{model.base_model_prefix}."
 
 
-def _check_names(folder: Path, weights: Weights, auto_class: str) -> None:
-    """No missing and no unexpected names, every shape as in the class."""
-    expected, tied, base = _expected(folder, auto_class)
+def _refused(auto_class: str, error: Exception) -> ConvertAttnError:
+    return ConvertAttnError(f"the result's config.json is refused by {auto_class}: {' '.join(str(error).split())}")
+
+
+def _written_config(folder: Path, auto_class: str) -> PreTrainedConfig:
+    modeling.register()
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # the class decides what it raises
+        raise _refused(auto_class, error) from None
+    return config
+
+
+def check_names(infos: Iterable[TensorInfo], config: PreTrainedConfig, auto_class: str) -> None:
+    """No missing and no unexpected names, every shape as in the class; names with or without the base's prefix.
+
+    Args:
+        infos: what is, or is about to be, in the checkpoint.
+
+    Raises:
+        ConvertAttnError: naming the first tensor that does not fit.
+    """
+    expected, tied, base = _expected(config, auto_class)
     full = {}
-    for name, info in weights.infos.items():
-        known = next((n for n in (name, base + name, name.removeprefix(base)) if n in expected), None)
+    for info in infos:
+        names = (info.name, base + info.name, info.name.removeprefix(base))
+        known = next((name for name in names if name in expected), None)
         if known is None:
-            raise ConvertAttnError(f"tensor '{name}' is not expected by the result's class ({auto_class})")
+            raise ConvertAttnError(
+                f"tensor '{info.name}' is not expected by the result's class ({auto_class}): the checkpoint does not "
+                "belong to its config.json"
+            )
         full[known] = info
     # of tied names either one will do
     twins = tied | {twin: name for name, twin in tied.items()}
     missing = sorted(name for name in expected if name not in full and twins.get(name) not in full)
     if missing:
-        raise ConvertAttnError(f"tensor '{missing[0]}' is expected by the result's class and was not written")
+        raise ConvertAttnError(
+            f"tensor '{missing[0]}' is expected by the result's class ({auto_class}) and missing from the checkpoint; "
+            "download it again"
+        )
     for name, info in full.items():
         if info.shape != expected[name]:
             raise ConvertAttnError(
-                f"tensor '{name}' was written with shape {list(info.shape)}, the class expects {list(expected[name])}"
+                f"tensor '{name}' has shape {list(info.shape)}, the result's class expects {list(expected[name])}"
             )
 
 

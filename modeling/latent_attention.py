@@ -21,8 +21,9 @@ Multiplications, for each sequence and head, where p = n + v:
     expand   T r p  +  S T (p + R)
     absorb   S r p  +  S T (2 r + R)
 Expanding pays for T tokens once, absorbing pays a surplus of 2 r - p for each pair of tokens. "auto" absorbs where
-that is less, which is S < r p / (2 r - p) against a long cache: 73 new tokens for r = 512, n = v = 64. Without a
-cache it expands: S = T, and the fused attention functions need no memory for the scores.
+that is less, which is S < r p / (2 r - p) against a long cache: 73 new tokens for r = 512, n = v = 64. Measured
+times cross there, too. For more than p new tokens it expands in any case, as the scores [B, H, S, T] of absorbing
+would be larger than K and V. It also does so without a cache: S = T, and fused attention functions keep no scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,10 +42,13 @@ AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 def absorbing_is_cheaper(tokens: int, keys: int, rank: int, head_size: int) -> bool:
-    """Whether S new tokens against T keys take fewer multiplications absorbed; head_size is n + v."""
+    """Whether S new tokens against T keys take fewer multiplications absorbed, and no more memory.
+
+    head_size is p = n + v; the head of this file has the sums.
+    """
     expansion = rank * head_size
     surplus = 2 * rank - head_size
-    return tokens * (expansion + keys * surplus) < keys * expansion
+    return tokens <= head_size and tokens * (expansion + keys * surplus) < keys * expansion
 
 
 class LatentRotary(nn.Module):
@@ -145,7 +149,8 @@ class LatentAttention(nn.Module):
             cos, sin = self.rotary(position_ids)
             query_rope, rope_key = rotate(query_rope, cos, sin), rotate(rope_key, cos, sin)
         if past_key_values is not None:  # without a rotary key the cache's second tensor has no columns
-            latent, rope_key = past_key_values.update(latent, rope_key, self.layer_idx)
+            held: Any = past_key_values.update(latent, rope_key, self.layer_idx)
+            latent, rope_key = held
 
         attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -157,6 +162,8 @@ class LatentAttention(nn.Module):
             # them, for which nothing needs to be computed.
             latent, rope_key = latent[:, :, :tokens], rope_key[:, :, :tokens]
         keys = latent.shape[2] if past_key_values is not None else None
+        output: torch.Tensor
+        weights: torch.Tensor | None
         if self._absorbs(attend, tokens, keys, kwargs):
             output, weights = self._absorb(query_nope, query_rope, latent, rope_key, attention_mask, causal)
             weights = weights if attend is eager_attention_forward else None
@@ -207,14 +214,20 @@ class LatentAttention(nn.Module):
                     "latent_attention_mode='absorb' works with attn_implementation 'eager' and 'sdpa' only, got "
                     f"{self.config._attn_implementation!r}: set the mode to 'auto'"
                 )
+            if not self._up_projection_is_plain():
+                raise ValueError(
+                    "latent_attention_mode='absorb' reads kv_b_proj.weight, which here is quantized, adapted, sharded "
+                    "or offloaded: set the mode to 'auto'"
+                )
             return True
         if keys is None or not ours or not self._up_projection_is_plain():
             return False
         return absorbing_is_cheaper(tokens, keys, self.kv_lora_rank, self.qk_nope_head_dim + self.v_head_dim)
 
     def _up_projection_is_plain(self) -> bool:
-        """Whether `kv_b_proj.weight` is the whole truth: not for quantized, adapted or offloaded layers."""
-        return type(self.kv_b_proj) is nn.Linear and not self.kv_b_proj.weight.is_meta
+        """Whether `kv_b_proj.weight` is all there is: not in quantized, adapted, sharded or offloaded layers."""
+        weight = self.kv_b_proj.weight
+        return type(self.kv_b_proj) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta
 
     def _expand(
         self,
@@ -254,7 +267,7 @@ class LatentAttention(nn.Module):
         """query_nope [B, H, S, n], query_rope [B, H, S, R], latent [B, 1, T, r], rope_key [B, 1, T, R]
         -> [B, S, H * v], weights [B, H, S, T]."""
         batch, heads, tokens, _ = query_nope.shape
-        up = self.kv_b_proj.weight.unflatten(0, (heads, -1))  # [H, n + v, r]
+        up = self.kv_b_proj.weight.unflatten(0, (-1, self.qk_nope_head_dim + self.v_head_dim))  # [H, n + v, r]
         key_up, value_up = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
 
         query = torch.einsum("bhsn,hnr->bhsr", query_nope, key_up)

@@ -37,6 +37,11 @@ class GPT2MLABlock(GradientCheckpointingLayer):
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(inner, config)
+        # GPT-2 draws these smaller, the more layers there are. They are marked for `_init_weights`, which in code
+        # outside transformers does not get to see the modules around them: those have no weights of their own.
+        projections: list[Any] = [self.attn.o_proj, self.mlp.c_proj]
+        for projection in projections:
+            projection.adds_to_residual = True
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
@@ -62,13 +67,12 @@ class GPT2MLAPreTrainedModel(GPT2PreTrainedModel):
             raise ValueError("gpt2_mla has no cross attention: set add_cross_attention=False")
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)
         init_latent_attention(module)
-        if isinstance(module, LatentAttention):
-            # GPT-2's rule for what adds to the residual stream: two such projections a layer.
+        if getattr(module, "adds_to_residual", False):
             std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
-            init.normal_(module.o_proj.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
 
 
 class GPT2MLAModel(GPT2MLAPreTrainedModel, GPT2Model):

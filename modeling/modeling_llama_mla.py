@@ -37,10 +37,11 @@ def make_norm(config: LlamaMLAConfig) -> nn.Module:
 
 def make_embedding(config: LlamaMLAConfig) -> nn.Embedding:
     """The token embedding, which multiplies its output for Gemma."""
-    sizes = (config.vocab_size, config.hidden_size, config.pad_token_id)
+    padding: Any = config.pad_token_id
     if config.embedding_multiplier == 1:
-        return nn.Embedding(*sizes)
-    return GemmaTextScaledWordEmbedding(*sizes, embed_scale=float(config.embedding_multiplier))
+        return nn.Embedding(config.vocab_size, config.hidden_size, padding)
+    scale = float(config.embedding_multiplier)
+    return GemmaTextScaledWordEmbedding(config.vocab_size, config.hidden_size, padding, scale)
 
 
 class LlamaMLADecoderLayer(GradientCheckpointingLayer):

@@ -391,9 +391,9 @@ def _poison(tensors: dict[str, torch.Tensor]) -> None:
 
 
 DAMAGE = {
-    _drop: r"'model\.norm\.weight' is expected by the result's class and was not written",
+    _drop: r"'model\.norm\.weight' is expected by the result's class",
     _add: r"'model\.layers\.0\.self_attn\.q_norm\.weight' is not expected by the result's class",
-    _reshape: r"'model\.norm\.weight' was written with shape \[65\], the class expects \[64\]",
+    _reshape: r"'model\.norm\.weight' has shape \[65\], the result's class expects \[64\]",
     _poison: r"'model\.layers\.1\.mlp\.up_proj\.weight' has values that are NaN or infinite",
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.moments import Moments
 from convert_attn.convert.rotary import Offsets, Rotary
 
@@ -29,6 +30,7 @@ class LayerContext:
     generator: torch.Generator
 
 
+CompressLatent = Callable[[AttentionWeights, LatentSizes, LayerContext], LatentWeights]
 ShareHeads = Callable[[AttentionWeights, int, LayerContext], AttentionWeights]
 
 
@@ -48,10 +50,11 @@ class Method:
     name: str
     summary: str
     source: str
-    share: ShareHeads
+    share: ShareHeads | None = None
+    compress: CompressLatent | None = None
     calibration: str = "none"
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The values of --to that this method serves."""
-        return ("gqa", "mqa")
+        return (("gqa", "mqa") if self.share else ()) + (("mla",) if self.compress else ())

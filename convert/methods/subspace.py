@@ -22,9 +22,9 @@ from convert_attn.convert.attention import (
 )
 from convert_attn.convert.factor import Stack
 from convert_attn.convert.grouping import Group, best_partition
+from convert_attn.convert.latent_subspace import compress
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram, own_gram
-from convert_attn.convert.rotary import MeanConjugation
 from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
 
 
@@ -45,8 +45,7 @@ class _Layer:
         values = Stack(outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, moments))
         if context.rotary is None:
             return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
-        turn = MeanConjugation.of(context.rotary, context.offsets)
-        return cls(RotaryKeys(queries, keys, turn), values, per_kv)
+        return cls(RotaryKeys(queries, keys, context.rotary, context.offsets), values, per_kv)
 
     def costs(self, groups: list[Group]) -> list[float]:
         """The share of score energy plus the share of output energy that each group would lose."""
@@ -133,7 +132,8 @@ def _cat(tensors: list[Tensor | None]) -> Tensor | None:
 
 METHOD = Method(
     name="subspace",
-    summary="optimal shared heads: least squares on scores and outputs (default)",
+    summary="optimal shared heads or latent: least squares on scores and outputs",
     source="this project; Eckart & Young 1936 on the stacked score and output forms",
     share=share,
+    compress=compress,
 )

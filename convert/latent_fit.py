@@ -1,0 +1,197 @@
+"""The parts of an MLA conversion: a shared rotary key, and a latent for all that needs no position.
+
+Shared rotary key. Rows K (R of them, every plane with its own frequency) and a map T_i [R, d] per query head minimise
+the part of the score that varies with the offset D,
+
+    sum_i E | q_i^T (R_-D - E R_-D) k_i  -  (T_i q_i)^T (S_-D - E S_-D) K y |^2,
+
+S being the rotation of K's planes. What does not vary goes to the position-free keys
+
+    F_i = E[R_-D] Wk_i - T_i^T E[S_-D] K,
+
+which take the place of Wk_i for the latent. All expectations are over the offsets a head attends to.
+
+Latent. Directions of x are weighed by what they do to scores and outputs: with Q_i = E[q_i q_i^T] and L L^T = C,
+P = lambda sum_i F_i^T Q_i F_i / |A|^2 + sum_i (Wo_i Wv_i)^T Wo_i Wv_i / |B|^2, the top r eigenvectors U of L^T P L give
+down = eigenvalue^-1 U^T L^T P and x ~ L U down x. No inverse of C appears, so a dead channel does no harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.factor import damped_solve
+from convert_attn.convert.moments import Moments
+from convert_attn.convert.rotary import Offsets, characteristic, from_planes, to_planes
+from convert_attn.convert.rotary_fit import RotaryKeys
+
+_RANK_TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """E[S_-D X R_-D^T] for X [H, 2a, 2b], S with frequencies `left` [a], R with `right` [b]; centred on request."""
+
+    minus: Tensor  # complex [H, a, b]
+    plus: Tensor  # complex [H, a, b]
+    left_mean: Tensor  # complex [H, a], E exp(-i D left)
+    right_mean: Tensor  # complex [H, b]
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor, offsets: Offsets) -> _Turn:
+        minus = characteristic(offsets, right[None] - left[:, None])
+        plus = characteristic(offsets, -right[None] - left[:, None])
+        return cls(minus, plus, characteristic(offsets, -left), characteristic(offsets, -right))
+
+    def centred(self, matrix: Tensor) -> Tensor:
+        """E[S_-D X R_D] - E[S_-D] X E[R_D]: the covariance of the two rotations around X, [H, 2a, 2b]."""
+        linear, conjugate = to_planes(matrix)
+        minus = self.minus - self.left_mean[:, :, None] * self.right_mean.conj()[:, None]
+        plus = self.plus - self.left_mean[:, :, None] * self.right_mean[:, None]
+        return from_planes(linear * minus, conjugate * plus)
+
+    def centred_back(self, matrix: Tensor) -> Tensor:
+        """The same with both rotations the other way round: E[S_D X R_-D] - E[S_D] X E[R_-D]."""
+        linear, conjugate = to_planes(matrix)
+        minus = self.minus.conj() - (self.left_mean.conj()[:, :, None] * self.right_mean[:, None])
+        plus = self.plus.conj() - self.left_mean.conj()[:, :, None] * self.right_mean.conj()[:, None]
+        return from_planes(linear * minus, conjugate * plus)
+
+
+def mean_rotation(frequencies: Tensor, offsets: Offsets) -> Tensor:
+    """E[R_-D] per head: [H, 2P, 2P]."""
+    phases = torch.diag_embed(characteristic(offsets, -frequencies))
+    return from_planes(phases, torch.zeros_like(phases))
+
+
+def _components(keys: RotaryKeys) -> tuple[Tensor, Tensor]:
+    """Complex PCA across heads in every plane: energies [P, K] and mixing scalars [P, K, K] (component, head)."""
+    overlap, size = keys.plane_overlap(list(range(keys.gram.shape[0])))
+    values, vectors = torch.linalg.eigh(size[:, :, None] * overlap * size[:, None])
+    return values.clamp_min(0), vectors.mT.conj() * size[:, None]
+
+
+def _benefit(keys: RotaryKeys, energies: Tensor) -> Tensor:
+    """[P, K] what keeping each component rotary saves: its energy x the share that the mean rotation misses."""
+    mean = characteristic(keys.offsets, keys.rotary.inv_freq.to(torch.float64)).abs().square().mean(0)
+    return energies * (1 - mean)[:, None]
+
+
+@dataclass(frozen=True)
+class SharedRotaryKey:
+    """The result of the fit.
+
+    Attributes:
+        mixing: [R, K, d], the rotary key as a mixture of the keys.
+        maps: [H, R, d], T.
+        inv_freq: [R / 2].
+    """
+
+    mixing: Tensor
+    maps: Tensor
+    inv_freq: Tensor
+
+
+def _start(layer: RotaryKeys, planes: int, frequencies: tuple[float, ...] | None) -> tuple[Tensor, Tensor]:
+    """First rotary rows [2 planes, K, d] and their frequencies [planes].
+
+    Free choice: the (plane, component) pairs of largest benefit. Prescribed frequencies: for each the best component,
+    not yet used, of the plane that turns most nearly as fast.
+    """
+    keys, d = layer.gram.shape[:2]
+    own = layer.rotary.inv_freq.to(torch.float64)
+    energies, scalars = _components(layer)
+    if frequencies is None:
+        picks = _benefit(layer, energies).flatten().topk(planes).indices
+        chosen = [(int(i) // keys, int(i) % keys) for i in picks]
+        inv_freq = own[picks // keys]
+    else:
+        inv_freq = torch.tensor(frequencies, dtype=torch.float64)
+        used = [0] * len(own)
+        chosen = []
+        for frequency in inv_freq:
+            plane = int((own.clamp_min(1e-9).log() - frequency.clamp_min(1e-9).log()).abs().argmin())
+            used[plane] += 1
+            chosen.append((plane, max(keys - used[plane], 0)))
+    row = torch.zeros(planes, d // 2, keys, dtype=torch.complex128)
+    for n, (plane, component) in enumerate(chosen):
+        row[n, plane] = scalars[plane, component]
+    linear = row.permute(2, 0, 1)  # [K, planes, P]
+    return from_planes(linear, torch.zeros_like(linear)).transpose(0, 1), inv_freq
+
+
+def fit_shared_rotary_key(
+    layer: RotaryKeys, rope_dim: int, frequencies: tuple[float, ...] | None = None, sweeps: int = 20
+) -> SharedRotaryKey:
+    """Alternating least squares for the shared rotary key of a layer.
+
+    Args:
+        rope_dim: R, at most K d.
+        frequencies: prescribed ones, None for a free choice.
+        sweeps: alternations; 0 leaves the complex PCA as it starts.
+    """
+    mixing, inv_freq = _start(layer, rope_dim // 2, frequencies)
+    own = layer.rotary.inv_freq.to(torch.float64)
+    cross_turn = _Turn.of(inv_freq, own, layer.offsets)
+    self_turn = _Turn.of(inv_freq, inv_freq, layer.offsets)
+    size = _size(mixing, layer.gram)
+    for sweep in range(sweeps + 1):
+        cross = torch.einsum("rkb,kbld->lrd", mixing, layer.gram)  # [K, R, d]
+        shared = torch.einsum("krd,skd->rs", cross, mixing)
+        seen = self_turn.centred(shared[None])
+        maps = damped_solve(seen, cross_turn.centred(cross[layer.key_of]), 1e-9)
+        if sweep == sweeps:
+            break
+        moved = maps @ layer.queries  # [H, R, d]
+        weight = self_turn.centred_back(moved @ maps.mT).sum(0)
+        towards = cross_turn.centred_back(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
+        mixing = damped_solve(weight[None], towards, 1e-9).transpose(0, 1)
+        mixing = mixing * (size / _size(mixing, layer.gram).clamp_min(1e-200)).sqrt()
+    return SharedRotaryKey(mixing, maps, inv_freq)
+
+
+def _size(mixing: Tensor, gram: Tensor) -> Tensor:
+    """E |K y|^2."""
+    return torch.einsum("rkb,kbld,rld->", mixing, gram, mixing)
+
+
+@dataclass(frozen=True)
+class Latent:
+    """down [r, D] and its right inverse in the metric of the inputs, up [D, r]: x ~ up down x."""
+
+    down: Tensor
+    up: Tensor
+
+
+def fit_latent(weight: Tensor, rows: Tensor | None, moments: Moments, rank: int) -> Latent:
+    """The r directions of x that matter most.
+
+    Args:
+        weight: [D, D], P above.
+        rows: [n, D] all that reads x, if n may be below D: then r >= n needs no approximation.
+        rank: r.
+    """
+    hidden = weight.shape[0]
+    if rank >= hidden:
+        down = torch.zeros(rank, hidden, dtype=torch.float64)
+        down[:hidden] = torch.eye(hidden, dtype=torch.float64)
+        return Latent(down, down.T.clone())
+    if rows is not None and rank >= rows.shape[0]:
+        basis = torch.linalg.qr(rows.T)[0].T  # [n, D], orthonormal
+        down = torch.zeros(rank, hidden, dtype=torch.float64)
+        down[: basis.shape[0]] = basis
+        return Latent(down, down.T.clone())
+    root = moments.root()  # [D, D or D + 1]
+    weighed = weight @ root
+    values, vectors = torch.linalg.eigh(root.T @ weighed)
+    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    alive = values > values[:1].clamp_min(1e-200) * _RANK_TOLERANCE
+    inverse = torch.where(alive, values, torch.ones_like(values)).reciprocal() * alive
+    down = inverse[:, None] * (weighed @ vectors).T
+    up = root @ vectors
+    # unit variance so far; give the latent the size of the input, so that stored weights are of ordinary size
+    scale = moments.variance().mean().clamp_min(1e-200).sqrt()
+    return Latent(down * scale, up / scale)

@@ -1,0 +1,76 @@
+"""TransMLA's conversion, to compare with: real PCA across heads in every rotary plane, then PCA of keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.latent import LatentSizes, LatentWeights
+from convert_attn.convert.latent_fit import Latent
+from convert_attn.convert.latent_parts import Decoupled, assemble, double, without_rotary
+from convert_attn.convert.methods.base import LayerContext, Method
+from convert_attn.convert.moments import gram
+
+
+def real_pca(weights: AttentionWeights, rope_dim: int, context: LayerContext) -> Decoupled:
+    """The rope_dim / 2 (plane, component) pairs of largest energy stay rotary, the rest acts as if at offset 0.
+
+    Within a plane the heads are turned by one real orthogonal matrix, which commutes with every rotation; the query
+    takes the same matrix (TransMLA, arXiv:2502.07864, RoRoPE).
+    """
+    if context.rotary is None:
+        return without_rotary(weights)
+    overlap = gram(weights.k, weights.k_bias, context.moments)
+    keys, d = overlap.shape[:2]
+    planes = d // 2
+    both = overlap.diagonal(0, 1, 3).permute(2, 0, 1)  # [d, K, K]
+    values, vectors = torch.linalg.eigh(both[:planes] + both[planes:])  # [P, K], [P, K, K]
+    picks = values.flatten().topk(rope_dim // 2).indices
+    mixing = torch.zeros(rope_dim, keys, d, dtype=torch.float64)
+    for n, pick in enumerate(picks.tolist()):
+        plane, vector = pick // keys, vectors[pick // keys, :, pick % keys]
+        mixing[n, :, plane] = vector
+        mixing[rope_dim // 2 + n, :, plane + planes] = vector
+    maps = mixing.transpose(0, 1).repeat_interleave(weights.queries_per_kv, 0)  # [H, R, d]
+    shared = torch.stack([mixing[:, n] @ double(k) for n, k in enumerate(weights.k)]).sum(0)
+    per_kv = weights.queries_per_kv
+
+    def nope(i: int) -> Tensor:
+        return double(weights.k[i // per_kv]) - maps[i].T @ shared
+
+    return Decoupled(mixing, maps, context.rotary.inv_freq.to(torch.float64)[picks // keys], nope)
+
+
+def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
+    """Keys scaled to the size of the values, then PCA of both on the inputs' moments (TransMLA, section 4.3)."""
+    decoupled = real_pca(weights, sizes.rope_dim, context)
+    step = weights.queries_per_kv
+    keys = torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
+    values = double(weights.v).flatten(0, 1)
+    root = context.moments.root()
+    sizes_k, sizes_v = ((rows @ root).norm(dim=1).mean() for rows in (keys, values))
+    stacked = torch.cat([keys * (sizes_v / sizes_k.clamp_min(1e-200)), values])
+    left = torch.linalg.svd(stacked @ root, full_matrices=False)[0][:, : sizes.rank]
+    down, up = left.T @ stacked, torch.linalg.pinv(stacked) @ left
+    return assemble(weights, decoupled, pad(Latent(down, up), sizes.rank), torch.zeros_like(context.moments.mean))
+
+
+def pad(latent: Latent, rank: int) -> Latent:
+    """A latent of a smaller rank, filled up with zeros."""
+    missing = rank - latent.down.shape[0]
+    if missing <= 0:
+        return latent
+    hidden = latent.down.shape[1]
+    return Latent(
+        torch.cat([latent.down, latent.down.new_zeros(missing, hidden)]),
+        torch.cat([latent.up, latent.up.new_zeros(hidden, missing)], 1),
+    )
+
+
+METHOD = Method(
+    name="rorope",
+    summary="real PCA across heads per rotary plane, balanced PCA of keys and values",
+    source="Meng et al. 2025 (TransMLA), arXiv:2502.07864, section 4",
+    compress=compress,
+)
