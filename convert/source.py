@@ -29,6 +29,17 @@ from convert_attn.convert.tensors import (
 
 # What is carried over beside the weights: tokenizer, generation config, licence. Never code.
 SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+# config.json is written anew; the others tell of the source's own training and evaluation
+_NOT_CARRIED = frozenset(
+    {
+        "config.json",
+        "training.json",
+        "trainer_state.json",
+        "all_results.json",
+        "train_results.json",
+        "eval_results.json",
+    }
+)
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -287,7 +298,8 @@ class Source:
         """Tokenizer, generation config and the like: plain files at the top of the folder, no code, no weights."""
         found = {path for pattern in SIDE_FILES for path in self.origin.folder.glob(pattern) if path.is_file()}
         # indexes name the source's shards, in this format or another
-        return sorted(path for path in found if path.name != "config.json" and ".index." not in path.name)
+        carried = (path for path in found if path.name not in _NOT_CARRIED and ".index." not in path.name)
+        return sorted(carried)
 
     def card_text(self) -> str | None:
         """The source's README.md, None where it has none."""

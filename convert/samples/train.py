@@ -580,7 +580,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("out/samples"), help="folder to write into")
     parser.add_argument("--only", choices=sorted(BUILDERS), help="train this model alone (default: both)")
-    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
     parser.add_argument("--batch", type=int, default=2, help=f"windows of {CONTEXT} tokens in a step")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--warmup", type=int, default=300, help="steps up to the highest learning rate")
