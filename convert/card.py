@@ -30,7 +30,7 @@ def model_card(plan: Plan) -> str:
         **_base_model(plan),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["convert-attn", plan.request.to, "kv-cache", plan.result_arch.model_type],
+        tags=["convert-attn", plan.request.to, "kv-cache", plan.result_type],
     )
     return f"---\n{data.to_yaml()}\n---\n\n{_body(plan)}"
 
@@ -60,8 +60,9 @@ def auto_class(plan: Plan) -> str:
 
 
 def _body(plan: Plan) -> str:
-    before, after = plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    before, after = plan.cache_bytes
     name = plan.output.absolute().name
+    rows = "\n".join(f"| {what} | {old} | {new} |" for what, (old, new) in plan.form.rows(plan.geometry).items())
     origin, sizes = plan.source.origin, plan.geometry
     commit = f" at commit `{origin.commit}`" if origin.commit else ""
     served = (
@@ -73,12 +74,11 @@ def _body(plan: Plan) -> str:
     return f"""# {name}
 
 `{origin.label}`{commit}, converted by [convert-attn](https://pypi.org/project/convert-attn/) {__version__}
-to {plan.request.to.upper()}: {sizes.num_heads} query heads share {plan.groups} key/value heads
-(there were {sizes.num_kv_heads}).
+to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 
 | | before | after |
 |---|---|---|
-| `num_key_value_heads` | {sizes.num_kv_heads} | {plan.groups} |
+{rows}
 | KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
 
 Method: `{plan.method.name}` ({plan.method.source}), calibration text: none, seed {plan.request.seed}.

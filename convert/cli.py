@@ -32,7 +32,7 @@ class _ModelFirst(click.Group):
 @click.group(cls=_ModelFirst, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="convert-attn")
 def cli() -> None:
-    """Convert pretrained multi-head attention checkpoints to GQA or MQA.
+    """Convert pretrained multi-head attention checkpoints to GQA, MQA or MLA.
 
     `convert-attn MODEL --to gqa --groups 4` is short for `convert-attn convert MODEL ...`. MODEL is a Hub id, a local
     folder, or a bundled sample: sample:gpt2, sample:llama.
@@ -41,9 +41,11 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--to", type=click.Choice(["gqa", "mqa"]), required=True, help="What to make of it.")
+@click.option("--to", type=click.Choice(["gqa", "mqa", "mla"]), required=True, help="What to make of it.")
 @click.option("--groups", type=int, metavar="N", help="GQA: number of K/V heads to keep.")
-@click.option("--cache-ratio", type=float, metavar="F", help="Instead of --groups: share of the cache to keep (0.25).")
+@click.option("--cache-ratio", type=float, metavar="F", help="Instead of sizes: share of the cache to keep (0.25).")
+@click.option("--rank", type=int, metavar="R", help="MLA: size of the latent (kv_lora_rank).")
+@click.option("--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim).")
 @click.option("--method", default="subspace", show_default=True, help="How; see `convert-attn methods`.")
 @click.option(
     "--layout",

@@ -12,26 +12,35 @@ import transformers
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.card import model_card
-from convert_attn.convert.plan import DTYPE_OPTIONS, Plan, result_classes
+from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.plan import Plan, result_classes
+from convert_attn.convert.request import DTYPE_OPTIONS
+from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.version import __version__
 
 
-def result_config(plan: Plan) -> dict[str, Any]:
-    """The source's config.json with the keys that the conversion changes; everything else stays as it was."""
+def result_config(plan: Plan, blueprint: Blueprint | None = None) -> dict[str, Any]:
+    """The source's config.json with the keys that the conversion changes; everything else stays as it was.
+
+    Args:
+        blueprint: the plan's own, or that with what the fit has found.
+    """
     source = plan.source.config
     gone = plan.target.removed | {"auto_map"}
-    config = {key: value for key, value in source.items() if key not in gone}
-    config |= plan.target.configure(source, plan.geometry, plan.groups)
-    config["model_type"] = plan.result_arch.model_type
+    kept = {} if plan.target.fresh_config else source
+    config = {key: value for key, value in kept.items() if key not in gone}
+    config |= plan.target.configure(blueprint or plan.blueprint)
+    config["model_type"] = plan.result_type
     config["architectures"] = result_classes(plan.target, plan.source)
     if plan.request.dtype in DTYPE_OPTIONS:
         # transformers 4 called it torch_dtype
         named = [key for key in ("dtype", "torch_dtype") if key in source] or ["dtype"]
         config |= dict.fromkeys(named, plan.request.dtype)
     if plan.target.layout == "custom":
-        config["auto_map"] = modeling.auto_map(plan.result_arch.model_type)
+        config["auto_map"] = modeling.auto_map(plan.result_type)
     config["transformers_version"] = transformers.__version__
-    config |= legacy_keys(plan.arch, config)
+    if plan.target.form is SharedHeads:
+        config |= legacy_keys(plan.arch, config)
     config["convert_attn"] = provenance(plan)
     return config
 
@@ -60,18 +69,18 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "source_num_key_value_heads": plan.geometry.num_kv_heads,
         "to": plan.request.to,
         "method": plan.method.name,
-        "groups": plan.groups,
+        **plan.form.settings(),
         "seed": plan.request.seed,
         "calibration": None,
     }
 
 
-def write_side_files(plan: Plan, folder: Path) -> None:
+def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint) -> None:
     """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
     for path in plan.source.side_files():
         shutil.copyfile(path, folder / path.name)
     if plan.target.layout == "custom":
-        for path in modeling.source_files(plan.result_arch.model_type):
+        for path in modeling.source_files(plan.result_type):
             shutil.copyfile(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(result_config(plan), indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(result_config(plan, blueprint), indent=2, sort_keys=True) + "\n")
     (folder / "README.md").write_text(model_card(plan))

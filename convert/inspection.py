@@ -11,9 +11,10 @@ from huggingface_hub import HfApi
 from convert_attn.convert.archs import architecture
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.hub import resolve, within
-from convert_attn.convert.plan import DTYPE_OPTIONS, divisors
+from convert_attn.convert.request import DTYPE_OPTIONS, divisors
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.tensors import DTYPES
@@ -151,7 +152,7 @@ def _rows(arch: Architecture, sizes: Geometry, itemsize: int) -> list[CacheRow]:
     rows = []
     for kv_heads in reversed(divisors(sizes.num_kv_heads)):
         holders = tuple(
-            f"{t.becomes or arch.model_type} ({t.layout})" for t in fitting(arch, sizes.num_heads, kv_heads)
+            f"{t.becomes or arch.model_type} ({t.layout})" for t in fitting(arch, sizes, SharedHeads(kv_heads))
         )
         name = "MQA" if kv_heads == 1 else "MHA" if kv_heads == sizes.num_heads else f"GQA-{kv_heads}"
         if kv_heads == sizes.num_kv_heads:

@@ -7,44 +7,18 @@ from pathlib import Path
 from typing import Literal
 
 from convert_attn.convert.archs import architecture, architectures
-from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.base import Architecture, Fused
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.layout import bias_shape, weight_shapes
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
+from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_form
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import choose
-from convert_attn.convert.targets.base import Target
+from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.tensors import DTYPES, FLOATS, TensorInfo
-
-DTYPE_OPTIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, as typed.
-
-    Attributes:
-        to: "gqa" or "mqa".
-        groups: K/V heads of the result, None where `cache_ratio` or "mqa" says it.
-        cache_ratio: share of the source's cache to keep.
-        layout: "auto", "native" or "custom".
-        output: the folder to make, None for the default name in the working directory.
-        dtype: "auto" or a key of DTYPE_OPTIONS.
-        device: where the arithmetic runs.
-    """
-
-    to: str
-    groups: int | None = None
-    cache_ratio: float | None = None
-    method: str = "subspace"
-    layout: str = "auto"
-    output: Path | None = None
-    dtype: str = "auto"
-    device: str = "cpu"
-    seed: int = 0
-    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +44,7 @@ class Plan:
     """Everything the run needs to know.
 
     Attributes:
-        groups: K/V heads of the result.
-        result_arch: the facts of the result's class.
+        blueprint: what the target is told.
         prefix: what block names start with in this checkpoint ("model.", "" for a bare base model).
         outputs: every tensor to be written.
         dropped: tensors of the source that no class reads.
@@ -80,79 +53,55 @@ class Plan:
 
     request: Request
     source: Source
-    arch: Architecture
-    geometry: Geometry
+    blueprint: Blueprint
     method: Method
     target: Target
-    result_arch: Architecture
-    groups: int
     prefix: str
     outputs: tuple[OutputTensor, ...]
     dropped: tuple[str, ...]
     output: Path
 
     @property
+    def arch(self) -> Architecture:
+        """The source's facts."""
+        return self.blueprint.arch
+
+    @property
+    def geometry(self) -> Geometry:
+        """The source's sizes."""
+        return self.blueprint.sizes
+
+    @property
+    def form(self) -> Form:
+        """What the cache becomes."""
+        return self.blueprint.form
+
+    @property
+    def result_type(self) -> str:
+        """The result's model_type."""
+        return self.target.becomes or self.arch.model_type
+
+    @property
     def unchanged(self) -> bool:
         """As many groups as the source has: every tensor is copied."""
-        return self.groups == self.geometry.num_kv_heads
+        return self.form == SharedHeads(self.geometry.num_kv_heads)
 
     @property
     def cache_dtype(self) -> str:
-        """The dtype of the K projection's output in the result, which is the cache's."""
-        cached = tuple(f"{self.block(0)}{stem}.weight" for stem in self.result_arch.projections[:-1])
-        return next(out.info.dtype for out in self.outputs if out.info.name in cached)
+        """The dtype of the result's attention projections, which is the cache's."""
+        stored = self.source.weights.infos[f"{self.block(0)}{self.arch.output}.weight"].dtype
+        return DTYPE_OPTIONS.get(self.request.dtype, stored)
 
-    def cache_bytes(self, num_kv_heads: int) -> int:
-        """KV cache in bytes per token."""
-        return self.geometry.cache_numbers(num_kv_heads) * DTYPES[self.cache_dtype].itemsize
+    @property
+    def cache_bytes(self) -> tuple[int, int]:
+        """KV cache in bytes per token, before and after."""
+        numbers = (self.geometry.cache_numbers(self.geometry.num_kv_heads), self.form.cache_numbers(self.geometry))
+        size = DTYPES[self.cache_dtype].itemsize
+        return numbers[0] * size, numbers[1] * size
 
     def block(self, layer: int) -> str:
         """Prefix of a block's tensors."""
         return self.prefix + self.arch.block.format(layer=layer)
-
-
-def divisors(n: int) -> list[int]:
-    """The numbers of groups that n heads can form."""
-    return [g for g in range(1, n + 1) if n % g == 0]
-
-
-def choose_groups(request: Request, kv_heads: int) -> int:
-    """The number of K/V heads of the result.
-
-    Raises:
-        UsageError: options that do not fit each other or the model.
-    """
-    allowed = ", ".join(map(str, divisors(kv_heads)))
-    if request.groups is not None and request.cache_ratio is not None:
-        raise UsageError("--groups and --cache-ratio both say how many heads to keep: give one of them")
-    if request.to == "mqa":
-        if request.groups not in (None, 1) or request.cache_ratio is not None:
-            raise UsageError("--to mqa always keeps one K/V head: drop --groups / --cache-ratio, or use --to gqa")
-        return 1
-    if request.cache_ratio is not None:
-        if not 0 < request.cache_ratio <= 1:
-            raise UsageError(f"--cache-ratio is {request.cache_ratio}, expected a share above 0 and at most 1")
-        fits = [g for g in divisors(kv_heads) if g <= kv_heads * request.cache_ratio + 1e-9]
-        if not fits:
-            raise UsageError(
-                f"--cache-ratio {request.cache_ratio} is less than one of {kv_heads} K/V heads: "
-                f"the smallest ratio is {1 / kv_heads:g}"
-            )
-        return fits[-1]
-    if request.groups is None:
-        raise UsageError(f"--to gqa needs --groups N (one of {allowed}) or --cache-ratio F")
-    if request.groups < 1:
-        raise UsageError(f"--groups is {request.groups}, expected at least 1; this model takes {allowed}")
-    if request.groups > kv_heads:
-        raise UsageError(
-            f"--groups is {request.groups} but the model has {kv_heads} K/V heads: heads are shared, never added; "
-            f"choose one of {allowed}"
-        )
-    if kv_heads % request.groups:
-        raise UsageError(
-            f"--groups {request.groups} does not divide the model's {kv_heads} K/V heads; choose one of {allowed}"
-        )
-    return request.groups
 
 
 def choose_method(name: str, to: str) -> Method:
@@ -188,7 +137,9 @@ def _check_attention(arch: Architecture, sizes: Geometry, prefix: str, source: S
         for name, shape in expected.items():
             full = prefix + arch.block.format(layer=layer) + name
             _check_tensor(source, f"{full}.weight", shape)
-            if f"{full}.bias" in source.weights.infos:
+            # biases are a matter of the class: what the first block has, all have
+            first = f"{prefix}{arch.block.format(layer=0)}{name}.bias"
+            if f"{full}.bias" in source.weights.infos or first in source.weights.infos:
                 _check_tensor(source, f"{full}.bias", bias_shape(arch, shape))
         _check_tensor(source, f"{prefix}{arch.block.format(layer=layer)}{arch.norm.name}.weight", (sizes.hidden_size,))
 
@@ -209,9 +160,10 @@ def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def default_output(source: Source, to: str, groups: int) -> Path:
-    """./<name>-gqa4 or ./<name>-mqa."""
-    return Path(f"{source.origin.short_name}-{'mqa' if to == 'mqa' else f'gqa{groups}'}")
+def default_output(source: Source, to: str, form: Form) -> Path:
+    """./<name>-gqa4, ./<name>-mqa or ./<name>-mla256."""
+    size = {"mqa": "", "gqa": getattr(form, "groups", ""), "mla": getattr(form, "rank", "")}[to]
+    return Path(f"{source.origin.short_name}-{to}{size}")
 
 
 def make_plan(source: Source, request: Request) -> Plan:
@@ -226,27 +178,43 @@ def make_plan(source: Source, request: Request) -> Plan:
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
     sizes = geometry(arch, source.config, source.origin.name)
-    groups = choose_groups(request, sizes.num_kv_heads)
-    target = choose(arch, sizes.num_heads, groups, request.layout)
-    result_arch = architectures()[target.becomes or arch.model_type]
+    form = choose_form(request, arch, sizes)
+    target = choose(arch, sizes, form, request.layout)
     result_classes(target, source)
     prefix = _prefix(arch, source)
     _check_attention(arch, sizes, prefix, source)
-    outputs, dropped = _outputs(source, arch, result_arch, sizes, groups, prefix, request.dtype)
+    blueprint = Blueprint(
+        arch=arch,
+        result_arch=architectures().get(target.becomes or arch.model_type, arch),
+        config=source.config,
+        sizes=sizes,
+        form=form,
+        biases=_biases(arch, prefix, source),
+        inv_freq=((0.0,) * (form.rope_dim // 2),) * sizes.num_layers if isinstance(form, LatentCache) else (),
+    )
+    outputs, dropped = _outputs(source, blueprint, target, prefix, request.dtype)
     return Plan(
         request=request,
         source=source,
-        arch=arch,
-        geometry=sizes,
+        blueprint=blueprint,
         method=method,
         target=target,
-        result_arch=result_arch,
-        groups=groups,
         prefix=prefix,
         outputs=outputs,
         dropped=dropped,
-        output=request.output or default_output(source, request.to, groups),
+        output=request.output or default_output(source, request.to, form),
     )
+
+
+def _biases(arch: Architecture, prefix: str, source: Source) -> frozenset[str]:
+    """Which of q, k, v, o have a bias, by the first block."""
+    block = prefix + arch.block.format(layer=0)
+    if isinstance(arch.qkv, Fused):
+        names = {"q": arch.qkv.qkv, "k": arch.qkv.qkv, "v": arch.qkv.qkv}
+    else:
+        names = {"q": arch.qkv.q, "k": arch.qkv.k, "v": arch.qkv.v}
+    names["o"] = arch.output
+    return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in source.weights.infos)
 
 
 def result_classes(target: Target, source: Source) -> list[str]:
@@ -266,34 +234,39 @@ def result_classes(target: Target, source: Source) -> list[str]:
 
 
 def _outputs(
-    source: Source,
-    arch: Architecture,
-    result_arch: Architecture,
-    sizes: Geometry,
-    groups: int,
-    prefix: str,
-    dtype: str,
+    source: Source, blueprint: Blueprint, target: Target, prefix: str, dtype: str
 ) -> tuple[tuple[OutputTensor, ...], tuple[str, ...]]:
     """Every tensor of the result, in the source's order, and the names that are dropped."""
-    shapes = weight_shapes(result_arch, sizes, groups)
-    turned = arch.transposed != result_arch.transposed
+    arch, sizes = blueprint.arch, blueprint.sizes
+    turned = arch.transposed != blueprint.result_arch.transposed
+    copied = blueprint.form == SharedHeads(sizes.num_kv_heads) and not turned
+    shapes = target.shapes(blueprint)
+    infos = source.weights.infos
     outputs, dropped = [], []
-    for info in source.weights.infos.values():
+    for info in infos.values():
         layer, local = _locate(arch, sizes, prefix, info.name)
         stem, _, kind = local.rpartition(".")
         if layer is not None and local in arch.buffers:
             dropped.append(info.name)
             continue
         wanted = replace(info, dtype=DTYPE_OPTIONS.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype)
-        attention = layer is not None and stem in shapes
-        if attention and (groups != sizes.num_kv_heads or turned):
-            shape = shapes[stem] if kind == "weight" else bias_shape(result_arch, shapes[stem])
-            outputs.append(OutputTensor(replace(wanted, shape=shape), "attention", info.name, layer))
+        if layer is not None and stem in arch.projections and not copied:
+            if local in shapes:
+                wanted = replace(wanted, shape=shapes[local])
+                outputs.append(OutputTensor(wanted, "attention", info.name, layer))
         elif turned and layer is not None and kind == "weight" and stem in arch.linears:
             flipped = replace(wanted, shape=info.shape[::-1])
             outputs.append(OutputTensor(flipped, "transpose", info.name, layer))
         else:
             outputs.append(OutputTensor(wanted, "copy", info.name, layer))
+    written = {output.info.name for output in outputs}
+    for layer in range(sizes.num_layers):  # names that the source does not have go beside its output projection
+        block = prefix + arch.block.format(layer=layer)
+        beside = infos[f"{block}{arch.output}.weight"]
+        for local, shape in shapes.items():
+            if block + local not in written:
+                info = replace(beside, name=block + local, shape=shape, dtype=DTYPE_OPTIONS.get(dtype, beside.dtype))
+                outputs.append(OutputTensor(info, "attention", beside.name, layer))
     return tuple(outputs), tuple(dropped)
 
 

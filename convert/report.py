@@ -25,13 +25,13 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
     return {
         **provenance(plan),
         "model_type": plan.arch.model_type,
-        "result_model_type": plan.result_arch.model_type,
+        "result_model_type": plan.result_type,
         "layout": plan.target.layout,
         "num_hidden_layers": sizes.num_layers,
         "num_attention_heads": sizes.num_heads,
         "head_dim": sizes.head_dim,
-        "cache_bytes_per_token_before": plan.cache_bytes(sizes.num_kv_heads),
-        "cache_bytes_per_token_after": plan.cache_bytes(plan.groups),
+        "cache_bytes_per_token_before": plan.cache_bytes[0],
+        "cache_bytes_per_token_after": plan.cache_bytes[1],
         "dropped_tensors": list(plan.dropped),
         "output": str(plan.output),
         "load": how_to_load(plan),
@@ -40,18 +40,15 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> Table:
     """What was found and what will be done."""
-    sizes, before, after = (
-        plan.geometry,
-        plan.cache_bytes(plan.geometry.num_kv_heads),
-        plan.cache_bytes(plan.groups),
-    )
+    sizes, (before, after) = plan.geometry, plan.cache_bytes
     commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
     table = Table("", "found", "will be")
     # escaped: rich would take "[...]" in them for markup
     table.add_row("model", escape(f"{plan.source.origin.name}{commit}"), escape(str(plan.output)))
-    table.add_row("class", plan.arch.model_type, f"{plan.result_arch.model_type} ({plan.target.layout})")
+    table.add_row("class", plan.arch.model_type, f"{plan.result_type} ({plan.target.layout})")
     table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
-    table.add_row("K/V heads", str(sizes.num_kv_heads), str(plan.groups))
+    for what, (old, new) in plan.form.rows(sizes).items():
+        table.add_row(what, old, new)
     table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
     table.add_row("method", "", f"{plan.method.name}, no calibration")
     if plan.dropped:
@@ -61,7 +58,7 @@ def plan_table(plan: Plan) -> Table:
 
 def summary_lines(plan: Plan, result: Result) -> list[str]:
     """What was made and how to load it."""
-    before, after = plan.cache_bytes(plan.geometry.num_kv_heads), plan.cache_bytes(plan.groups)
+    before, after = plan.cache_bytes
     return [
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified against its class.",
         f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 from convert_attn.convert.card import auto_class
 from convert_attn.convert.config import write_side_files
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.layout import join, split
+from convert_attn.convert.form import LatentCache, SharedHeads
+from convert_attn.convert.latent import LatentSizes, LatentWeights
+from convert_attn.convert.layout import split
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.moments import moments_from_norm
-from convert_attn.convert.plan import DTYPE_OPTIONS, OutputTensor, Plan
+from convert_attn.convert.plan import OutputTensor, Plan
+from convert_attn.convert.request import DTYPE_OPTIONS
 from convert_attn.convert.rotary import Rotary, prior_offsets
+from convert_attn.convert.targets.base import Blueprint, Converted
 from convert_attn.convert.tensors import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.verify import verify_folder
 from convert_attn.convert.writer import ShardWriter, check_space, whole_or_nothing
@@ -52,8 +56,8 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     needed = sum(output.info.nbytes for output in plan.outputs)
     with whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         check_space(plan.output, needed)
-        _write_weights(plan, folder, progress)
-        write_side_files(plan, folder)
+        blueprint = _write_weights(plan, folder, progress)
+        write_side_files(plan, folder, blueprint)
         verify_folder(folder, auto_class(plan), progress)
     return Result(plan.output, needed)
 
@@ -66,7 +70,9 @@ def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
     return {file: infos for file, infos in shards.items() if infos}
 
 
-def _write_weights(plan: Plan, folder: Path, progress: Progress) -> None:
+def _write_weights(plan: Plan, folder: Path, progress: Progress) -> Blueprint:
+    """All shards; the plan's blueprint with what was found on the way."""
+    found: list[tuple[float, ...]] = []
     writer = ShardWriter(folder, _shards(plan), plan.source.weights.metadata)
     try:
         by_layer: dict[int, list[OutputTensor]] = {}
@@ -80,7 +86,10 @@ def _write_weights(plan: Plan, folder: Path, progress: Progress) -> None:
         for done, (layer, outputs) in enumerate(sorted(by_layer.items())):
             progress("attention", done, len(by_layer))
             with _on(plan.request.device), torch.no_grad():
-                tensors = _convert_layer(plan, layer, generator)
+                converted = _convert_layer(plan, layer, generator)
+                tensors = plan.target.tensors(plan.blueprint, converted, layer)
+            if isinstance(converted, LatentWeights):
+                found.append(tuple(converted.inv_freq.tolist()))
             for output in outputs:
                 local = output.info.name.removeprefix(plan.block(layer))
                 converted = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
@@ -92,6 +101,7 @@ def _write_weights(plan: Plan, folder: Path, progress: Progress) -> None:
             writer.put(output.info.name, _copied(plan, output))
         progress("copy", len(others), len(others))
         writer.close()
+        return replace(plan.blueprint, inv_freq=tuple(found))
     except BaseException:
         writer.abandon()
         raise
@@ -132,16 +142,18 @@ def _read_finite(plan: Plan, name: str) -> Tensor:
     return tensor
 
 
-def _convert_layer(plan: Plan, layer: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """One block's new attention tensors, by name below the block."""
+def _convert_layer(plan: Plan, layer: int, generator: torch.Generator) -> Converted:
+    """One block's attention in its new form."""
     weights = split(plan.arch, plan.geometry, _layer_tensors(plan, layer))
-    if not plan.unchanged:
-        context = _layer_context(plan, layer, generator)
-        if plan.method.share is None:
-            raise UsageError(f"method '{plan.method.name}' does not share heads")
-        weights = plan.method.share(weights, plan.groups, context)
-    weights = plan.target.adapt(weights, layer, plan.source.config)
-    return join(plan.result_arch, plan.geometry, weights)
+    if plan.unchanged:
+        return weights
+    context, form, method = _layer_context(plan, layer, generator), plan.form, plan.method
+    if isinstance(form, SharedHeads) and method.share is not None:
+        return method.share(weights, form.groups, context)
+    if isinstance(form, LatentCache) and method.compress is not None:
+        sizes = LatentSizes(form.rank, form.rope_dim, plan.target.frequencies(plan.blueprint))
+        return method.compress(weights, sizes, context)
+    raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")
 
 
 def _layer_tensors(plan: Plan, layer: int) -> dict[str, Tensor]:

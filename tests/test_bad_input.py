@@ -315,7 +315,8 @@ CHECKPOINTS = {
     ),
     "transposed": Bad(_set(C_ATTN, lambda tensor: tensor.T), r"has shape \[192, 64\], expected \[64, 192\]"),
     "wrong shape elsewhere": Bad(
-        _set("transformer.wpe.weight", lambda tensor: tensor[:-1]), r"shape \[63, 64\], the result's class expects \[64, 64\]"
+        _set("transformer.wpe.weight", lambda tensor: tensor[:-1]),
+        r"shape \[63, 64\], the result's class expects \[64, 64\]",
     ),
     "extra tensor": Bad(
         lambda folder: edit_tensors(folder, lambda tensors: tensors.update({"v_head.weight": torch.ones(1)})),

@@ -12,6 +12,7 @@ import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.layout import join, split
 from convert_attn.convert.targets import fitting
@@ -30,7 +31,8 @@ SIZES: dict[str, Any] = {
 }
 
 # every architecture that some target can hold
-CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, HEADS, HEADS // 2)]
+_SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
+CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads(HEADS // 2))]
 
 
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.discovery import discover
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.form import Form, LatentCache, SharedHeads
+from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.targets.base import Target
 
 
@@ -13,33 +15,40 @@ def targets() -> list[Target]:
     return sorted(discover(__name__, "TARGET", Target), key=lambda target: (target.layout != "native", target.name))
 
 
-def fitting(arch: Architecture, heads: int, groups: int) -> list[Target]:
-    """The targets that can hold `groups` K/V heads of this architecture, native ones first."""
+def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
+    """The targets that can hold this architecture in this form, native ones first."""
+    known = targets()
+    own_classes = {target.becomes for target in known if target.becomes}
 
     def accepts(target: Target) -> bool:
+        if not isinstance(form, target.form):
+            return False
         if target.sources:
             return arch.model_type in target.sources
-        own_classes = {t.becomes for t in targets() if t.becomes}
         return arch.config_kv_heads is not None and arch.model_type not in own_classes
 
-    return [target for target in targets() if accepts(target) and target.holds(heads, groups)]
+    return [target for target in known if accepts(target) and target.holds(sizes, form)]
 
 
-def choose(arch: Architecture, heads: int, groups: int, layout: str) -> Target:
+def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Target:
     """The target for a request.
 
     Args:
-        layout: "auto" (native where one fits), "native" or "custom".
+        layout: "native", "custom", or "auto": for shared heads native where one fits, for a latent custom (the class
+            that works on the latent itself; those of transformers expand it at every step).
 
     Raises:
         UsageError: nothing fits.
     """
-    candidates = fitting(arch, heads, groups)
+    candidates = fitting(arch, sizes, form)
+    if layout == "auto" and isinstance(form, LatentCache):
+        candidates.sort(key=lambda target: target.layout != "custom")
     for target in candidates:
         if layout in ("auto", target.layout):
             return target
     have = ", ".join(f"{target.name} ({target.layout})" for target in candidates) or "none"
+    what = f"{form.groups} of {sizes.num_heads} K/V heads" if isinstance(form, SharedHeads) else "this latent cache"
+    kind = "" if layout == "auto" else f"{layout} "
     raise UsageError(
-        f"no {layout} class holds {arch.model_type} with {groups} of {heads} K/V heads (what fits: {have}); "
-        "choose another --layout or number of groups"
+        f"no {kind}class holds {arch.model_type} with {what} (what fits: {have}); choose another --layout or size"
     )

@@ -6,14 +6,60 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from torch import Tensor
+
+from convert_attn.convert.archs.base import Architecture, Fused
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.layout import bias_shape, join, weight_shapes
 
 Config = dict[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+Converted = AttentionWeights | LatentWeights
 
 
-def _same(weights: AttentionWeights, layer: int, config: Config) -> AttentionWeights:
-    return weights
+@dataclass(frozen=True)
+class Blueprint:
+    """What a target is told of a conversion.
+
+    Attributes:
+        arch: the source's facts.
+        result_arch: the facts of the result's class where it is a known architecture, else the source's.
+        config: the source's config.json.
+        biases: which of "q", "k", "v", "o" have one in the source.
+        inv_freq: MLA: per layer the frequencies of the rotary planes; zeros until they are fitted.
+    """
+
+    arch: Architecture
+    result_arch: Architecture
+    config: Config
+    sizes: Geometry
+    form: Form
+    biases: frozenset[str]
+    inv_freq: tuple[tuple[float, ...], ...] = ()
+
+
+def shared_shapes(blueprint: Blueprint) -> Shapes:
+    """Shared heads keep the names of the result's architecture, biases where the source has them."""
+    arch, form = blueprint.result_arch, blueprint.form
+    groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.num_kv_heads
+    weights = weight_shapes(arch, blueprint.sizes, groups)
+    if isinstance(arch.qkv, Fused):
+        biased = {arch.qkv.qkv: "q", arch.output: "o"}
+    else:
+        biased = {arch.qkv.q: "q", arch.qkv.k: "k", arch.qkv.v: "v", arch.output: "o"}
+    shapes: Shapes = {f"{name}.weight": shape for name, shape in weights.items()}
+    present = {name: shape for name, shape in weights.items() if biased[name] in blueprint.biases}
+    return shapes | {f"{name}.bias": bias_shape(arch, shape) for name, shape in present.items()}
+
+
+def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
+    """Shared heads in the layout of the result's architecture."""
+    if not isinstance(converted, AttentionWeights):
+        raise TypeError("a class with K/V heads cannot hold a latent")
+    return join(blueprint.result_arch, blueprint.sizes, converted)
 
 
 @dataclass(frozen=True)
@@ -25,10 +71,14 @@ class Target:
         layout: "native" (a class that transformers ships) or "custom" (one of our modeling files).
         sources: model types it can hold; empty: every architecture that has a key for K/V heads.
         becomes: the result's model_type, None: the source's own.
-        configure: (config.json of the source, sizes, groups) -> the keys that change.
-        holds: (heads, groups) -> whether the class can have that many K/V heads.
+        configure: the keys of config.json that change.
+        holds: whether the class can have these sizes.
         classes: class name in `architectures` -> class name of the result; empty: the same class.
-        adapt: last change to a layer's weights, for what the class does differently.
+        shapes: names (below the block) and shapes of the attention tensors.
+        tensors: (blueprint, converted weights, layer) -> the attention tensors by those names.
+        form: what kind of cache it has.
+        fresh_config: start from nothing instead of from the source's config.json.
+        frequencies: MLA: rotary frequencies the class prescribes for all layers, None: free choice.
         removed: config keys the result's class does not know.
     """
 
@@ -36,8 +86,12 @@ class Target:
     layout: Literal["native", "custom"]
     sources: frozenset[str]
     becomes: str | None
-    configure: Callable[[Config, Geometry, int], Config]
-    holds: Callable[[int, int], bool]
+    configure: Callable[[Blueprint], Config]
+    holds: Callable[[Geometry, Form], bool] = lambda sizes, form: True
     classes: Mapping[str, str] = field(default_factory=dict)
-    adapt: Callable[[AttentionWeights, int, Config], AttentionWeights] = _same
+    shapes: Callable[[Blueprint], Shapes] = shared_shapes
+    tensors: Callable[[Blueprint, Converted, int], dict[str, Tensor]] = shared_tensors
+    form: type[SharedHeads] | type[LatentCache] = SharedHeads
+    fresh_config: bool = False
+    frequencies: Callable[[Blueprint], tuple[float, ...] | None] = lambda blueprint: None
     removed: frozenset[str] = frozenset()

@@ -2,30 +2,32 @@
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.targets.base import Config, Target
+from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target, shared_tensors
 
 
-def _configure(config: Config, geometry: Geometry, groups: int) -> Config:
+def _configure(blueprint: Blueprint) -> Config:
     return {
         "multi_query": True,
         "num_key_value_heads": 1,
-        "head_dim": geometry.head_dim,
+        "head_dim": blueprint.sizes.head_dim,
         # GPT-2's own default; GPTBigCode's is another one
-        "activation_function": config.get("activation_function", "gelu_new"),
+        "activation_function": blueprint.config.get("activation_function", "gelu_new"),
         "scale_attention_softmax_in_fp32": True,
         "attention_softmax_in_fp32": True,
     }
 
 
-def _adapt(weights: AttentionWeights, layer: int, config: Config) -> AttentionWeights:
+def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
     """GPT-2 can divide scores by the layer's number; GPTBigCode cannot, so the query does."""
-    if not config.get("scale_attn_by_inverse_layer_idx", False):
-        return weights
-    scale = 1 / (layer + 1)
-    q_bias = None if weights.q_bias is None else weights.q_bias * scale
-    return replace(weights, q=weights.q * scale, q_bias=q_bias)
+    if blueprint.config.get("scale_attn_by_inverse_layer_idx", False) and isinstance(converted, AttentionWeights):
+        scale = 1 / (layer + 1)
+        q_bias = None if converted.q_bias is None else converted.q_bias * scale
+        converted = replace(converted, q=converted.q * scale, q_bias=q_bias)
+    return shared_tensors(blueprint, converted, layer)
 
 
 TARGET = Target(
@@ -34,13 +36,13 @@ TARGET = Target(
     sources=frozenset({"gpt2", "gpt2_gqa"}),
     becomes="gpt_bigcode",
     configure=_configure,
-    holds=lambda heads, groups: groups == 1,
+    holds=lambda sizes, form: form == SharedHeads(1),
     classes={
         kind.format(family): kind.format("GPTBigCode")
         for family in ("GPT2", "GPT2GQA")
         for kind in ("{}Model", "{}ForSequenceClassification", "{}ForTokenClassification")
     }
     | {"GPT2LMHeadModel": "GPTBigCodeForCausalLM", "GPT2GQAForCausalLM": "GPTBigCodeForCausalLM"},
-    adapt=_adapt,
+    tensors=_tensors,
     removed=frozenset({"scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),
 )

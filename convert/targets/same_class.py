@@ -1,12 +1,13 @@
 """The source's own class, with fewer K/V heads: what every RoPE family in transformers can hold."""
 
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.targets.base import Config, Target
+from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.targets.base import Blueprint, Config, Target
 
 
-def _configure(config: Config, geometry: Geometry, groups: int) -> Config:
+def configure_heads(blueprint: Blueprint) -> Config:
     """head_dim is written out: readers that derive it from the K/V heads would get it wrong."""
-    return {"num_key_value_heads": groups, "head_dim": geometry.head_dim}
+    groups = blueprint.form.groups if isinstance(blueprint.form, SharedHeads) else None
+    return {"num_key_value_heads": groups, "head_dim": blueprint.sizes.head_dim}
 
 
 TARGET = Target(
@@ -14,6 +15,5 @@ TARGET = Target(
     layout="native",
     sources=frozenset(),
     becomes=None,
-    configure=_configure,
-    holds=lambda heads, groups: True,
+    configure=configure_heads,
 )
