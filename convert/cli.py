@@ -45,7 +45,9 @@ def cli() -> None:
 @click.option("--groups", type=int, metavar="N", help="GQA: number of K/V heads to keep.")
 @click.option("--cache-ratio", type=float, metavar="F", help="Instead of sizes: share of the cache to keep (0.25).")
 @click.option("--rank", type=int, metavar="R", help="MLA: size of the latent (kv_lora_rank).")
-@click.option("--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim).")
+@click.option(
+    "--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
+)
 @click.option("--method", default="subspace", show_default=True, help="How; see `convert-attn methods`.")
 @click.option(
     "--layout",

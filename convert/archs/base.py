@@ -50,6 +50,8 @@ class Architecture:
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
         linears: see `transposed`.
+        scaled_embedding: embeddings are multiplied by sqrt(D).
+        fused_gate_up: the MLP's gate and up projections are one tensor.
         buffers: tensors below the block that older checkpoints carry and no class reads.
         legacy_config: keys that older readers want, mapped to the key that holds the value today.
     """
@@ -64,6 +66,8 @@ class Architecture:
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
     linears: tuple[str, ...] = ()
+    scaled_embedding: bool = False
+    fused_gate_up: bool = False
     buffers: tuple[str, ...] = ()
     legacy_config: dict[str, str] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ ARCHITECTURE = replace(
     LLAMA,
     model_type="phi3",
     qkv=Fused("self_attn.qkv_proj"),
+    fused_gate_up=True,
     legacy_config={
         "rope_theta": "rope_parameters.rope_theta",
         "partial_rotary_factor": "rope_parameters.partial_rotary_factor",

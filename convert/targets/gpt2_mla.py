@@ -1,0 +1,53 @@
+"""GPT-2 with a latent cache: our modeling/modeling_gpt2_mla.py."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from convert_attn.convert.form import LatentCache
+from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target
+from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
+
+_ATTENTION = "attn."
+
+
+def _configure(blueprint: Blueprint) -> Config:
+    """A model whose scores are not divided by sqrt(d) says so in `scale_attn_weights`."""
+    scaled = blueprint.config.get("scale_attn_weights", True)
+    return latent_config(blueprint) | ({} if scaled else {"softmax_scale": 1.0})
+
+
+def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
+    """GPT-2 can divide scores by the layer's number; here the query does."""
+    if blueprint.config.get("scale_attn_by_inverse_layer_idx", False) and isinstance(converted, LatentWeights):
+        bias = converted.q_nope_bias
+        converted = replace(
+            converted,
+            q_nope=converted.q_nope / (layer + 1),
+            q_nope_bias=None if bias is None else bias / (layer + 1),
+        )
+    return latent_tensors(blueprint, converted, _ATTENTION)
+
+
+TARGET = Target(
+    name="gpt2_mla",
+    layout="custom",
+    sources=frozenset({"gpt2", "gpt2_gqa"}),
+    becomes="gpt2_mla",
+    configure=_configure,
+    classes={
+        f"{family}{kind}": f"GPT2MLA{result}"
+        for family in ("GPT2", "GPT2GQA")
+        for kind, result in (
+            ("Model", "Model"),
+            ("LMHeadModel", "ForCausalLM"),
+            ("ForCausalLM", "ForCausalLM"),
+            ("ForSequenceClassification", "ForSequenceClassification"),
+        )
+    },
+    shapes=lambda blueprint: latent_shapes(blueprint, _ATTENTION),
+    tensors=_tensors,
+    form=LatentCache,
+    removed=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),
+)

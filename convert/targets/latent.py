@@ -1,0 +1,106 @@
+"""What the classes with a latent cache share: tensor names and shapes as in DeepSeek-V2's attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.form import LatentCache
+from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
+
+
+def latent_form(blueprint: Blueprint) -> LatentCache:
+    """The sizes of the latent cache."""
+    if not isinstance(blueprint.form, LatentCache):
+        raise TypeError("a class with a latent cannot hold K/V heads")
+    return blueprint.form
+
+
+@dataclass(frozen=True)
+class Biases:
+    """Which projections of the result have a bias.
+
+    The key's bias stays only on the rotary key: on position-free keys it adds the same to every score. The value's
+    bias moves to the output, and so does what the latent misses of a LayerNorm's mean.
+    """
+
+    q: bool
+    kv_a: bool
+    o: bool
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> Biases:
+        """From what the source has."""
+        rotary = latent_form(blueprint).rope_dim > 0
+        return cls(
+            q="q" in blueprint.biases,
+            kv_a=rotary and "k" in blueprint.biases,
+            o=bool({"v", "o"} & blueprint.biases),
+        )
+
+
+def latent_shapes(blueprint: Blueprint, attention: str) -> Shapes:
+    """Shapes below the block.
+
+    Args:
+        attention: the attention module's name and a dot, "self_attn." or "attn.".
+    """
+    form, sizes = latent_form(blueprint), blueprint.sizes
+    heads, d, hidden = sizes.num_heads, sizes.head_dim, sizes.hidden_size
+    query, cached = heads * (d + form.rope_dim), form.rank + form.rope_dim
+    has = Biases.of(blueprint)
+    shapes: Shapes = {
+        f"{attention}q_proj.weight": (query, hidden),
+        f"{attention}kv_a_proj_with_mqa.weight": (cached, hidden),
+        f"{attention}kv_b_proj.weight": (heads * 2 * d, form.rank),
+        f"{attention}o_proj.weight": (hidden, heads * d),
+    }
+    biases: Shapes = {
+        f"{attention}q_proj.bias": (query,) if has.q else (),
+        f"{attention}kv_a_proj_with_mqa.bias": (cached,) if has.kv_a else (),
+        f"{attention}o_proj.bias": (hidden,) if has.o else (),
+    }
+    return shapes | {name: shape for name, shape in biases.items() if shape}
+
+
+def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -> dict[str, Tensor]:
+    """The tensors of `latent_shapes`."""
+    if not isinstance(converted, LatentWeights):
+        raise TypeError("a class with a latent cannot hold K/V heads")
+    has, w = Biases.of(blueprint), converted
+    tensors = {
+        "q_proj.weight": torch.cat([w.q_nope, w.q_rope], 1).flatten(0, 1),
+        "kv_a_proj_with_mqa.weight": torch.cat([w.down, w.k_rope]),
+        "kv_b_proj.weight": torch.cat([w.up_k, w.up_v], 1).flatten(0, 1),
+        "o_proj.weight": w.o.transpose(0, 1).flatten(1),
+    }
+    if has.q and w.q_nope_bias is not None and w.q_rope_bias is not None:
+        tensors["q_proj.bias"] = torch.cat([w.q_nope_bias, w.q_rope_bias], 1).flatten()
+    if has.kv_a and w.k_rope_bias is not None:
+        tensors["kv_a_proj_with_mqa.bias"] = torch.cat([w.down.new_zeros(w.down.shape[0]), w.k_rope_bias])
+    if has.o:
+        tensors["o_proj.bias"] = w.o.new_zeros(w.o.shape[1]) if w.o_bias is None else w.o_bias
+    return {attention + name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def latent_config(blueprint: Blueprint) -> Config:
+    """The keys that our classes with a latent read (modeling/configuration_latent_attention.py)."""
+    form, sizes, has = latent_form(blueprint), blueprint.sizes, Biases.of(blueprint)
+    return {
+        "kv_lora_rank": form.rank,
+        "qk_rope_head_dim": form.rope_dim,
+        "qk_nope_head_dim": sizes.head_dim,
+        "v_head_dim": sizes.head_dim,
+        "qk_head_dim": sizes.head_dim + form.rope_dim,
+        "head_dim": sizes.head_dim + form.rope_dim,
+        "num_key_value_heads": sizes.num_heads,
+        "softmax_scale": sizes.head_dim**-0.5,
+        "rope_inv_freq": [list(layer) for layer in blueprint.inv_freq] if form.rope_dim else None,
+        "latent_norm": False,
+        "q_bias": has.q,
+        "kv_a_bias": has.kv_a,
+        "o_bias": has.o,
+    }

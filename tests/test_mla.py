@@ -1,0 +1,177 @@
+"""Multi-head latent attention end to end: what is exact, for every architecture x method, found by discovery."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Command
+from tiny import HEADS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
+
+from convert_attn import convert
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.form import LatentCache
+from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.methods import methods
+from convert_attn.convert.targets import fitting
+
+HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
+_SIZES = Geometry(HIDDEN, 2, HEADS, HEADS, HEAD_DIM, 64)
+LATENT = [name for name, arch in architectures().items() if fitting(arch, _SIZES, LatentCache(16, 8))]
+ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
+COMPRESSING = [name for name, method in methods().items() if method.compress]
+
+
+def _convert(model: Any, folder: Path, **options: Any) -> Any:
+    """Saved, converted and loaded again, in fp32."""
+    model.save_pretrained(folder / "in")
+    convert(folder / "in", to="mla", output=folder / "out", **options)
+    return load(folder / "out")
+
+
+@pytest.mark.parametrize("method", COMPRESSING)
+@pytest.mark.parametrize("model_type", LATENT)
+def test_full_rank_gives_the_original_logits(model_type: str, method: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type)
+    rotary = {"rope_dim": HEADS * HEAD_DIM} if model_type in ROTARY else {}
+    converted = _convert(model, tmp_path, rank=HIDDEN, method=method, **rotary)
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", [name for name in LATENT if name not in ROTARY])
+def test_without_sizes_a_model_without_rope_gets_the_lossless_half(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type)
+    converted = _convert(model, tmp_path)
+    assert converted.config.kv_lora_rank == HIDDEN
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", [name for name in LATENT if name not in ROTARY])
+def test_rank_of_all_keys_and_values_is_enough_when_there_are_few(model_type: str, tmp_path: Path) -> None:
+    """[Wk; Wv] of rank 12: a latent of 12 loses nothing, whatever the method's weights."""
+    model = tiny_model(model_type)
+    basis = torch.linalg.qr(torch.randn(HIDDEN, 12, dtype=torch.float64))[0]
+    for layer in range(2):
+        weights = get_attention(model, layer)
+        set_attention(model, layer, replace(weights, k=weights.k @ basis @ basis.T, v=weights.v @ basis @ basis.T))
+    converted = _convert(model, tmp_path, rank=12)
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("model_type", ROTARY)
+def test_grouped_sources_convert_too(model_type: str, kv_heads: int, tmp_path: Path) -> None:
+    model = tiny_model(model_type, kv_heads=kv_heads)
+    converted = _convert(model, tmp_path, rank=HIDDEN, rope_dim=kv_heads * HEAD_DIM)
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", COMPRESSING)
+@pytest.mark.parametrize("model_type", LATENT)
+def test_measured_cache_is_the_predicted_and_decode_equals_prefill(
+    model_type: str, method: str, tmp_path: Path
+) -> None:
+    rotary = {"rope_dim": 6} if model_type in ROTARY else {}
+    converted = _convert(tiny_model(model_type), tmp_path, rank=20, method=method, **rotary)
+    tokens = torch.randint(1, SIZES["vocab_size"], (2, 10), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = converted(input_ids=tokens).logits
+        out = converted(input_ids=tokens[:, :4], use_cache=True)
+        pieces = [out.logits]
+        for t in range(4, 10):
+            out = converted(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            pieces.append(out.logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=1e-5)
+    layers = out.past_key_values.layers
+    measured = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
+    assert measured == 2 * 10 * 2 * (20 + rotary.get("rope_dim", 0)) * 4  # batch, tokens, layers, numbers, fp32
+
+
+@pytest.mark.parametrize("model_type", [name for name in LATENT if name != "gpt2_gqa"])
+def test_subspace_beats_plain_factorisation(model_type: str, tmp_path: Path) -> None:
+    """On heads with structure: attention to a low-rank signal among inputs of very different size."""
+    model = tiny_model(model_type)
+    arch = architectures()[model_type]
+    if arch.norm.gain_offset == 0:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith(f"{arch.norm.name}.weight"):
+                    parameter.copy_(torch.logspace(-1.5, 0.5, HIDDEN))
+    rotary = {"rope_dim": 8} if model_type in ROTARY else {}
+    errors = {}
+    for method in ("subspace", "svd"):
+        converted = _convert(model, tmp_path / method, rank=24, method=method, **rotary)
+        errors[method] = float((logits_of(converted) - logits_of(model)).square().mean())
+    assert errors["subspace"] < errors["svd"]
+
+
+def _has_native(model_type: str) -> bool:
+    return any(t.layout == "native" for t in fitting(architectures()[model_type], _SIZES, LatentCache(16, 8)))
+
+
+NATIVE = [name for name in ROTARY if _has_native(name)]
+
+
+@pytest.mark.parametrize("model_type", NATIVE)
+def test_native_layout_equals_our_class_on_the_same_latent(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The native class prescribes the frequencies; with the same ones ours gives the same logits."""
+    from convert_attn.convert import targets
+
+    model = tiny_model(model_type)
+    native = _convert(model, tmp_path / "native", rank=24, rope_dim=8, layout="native")
+    assert native.config.model_type == "deepseek_v3"
+    assert type(native).__module__.startswith("transformers.")
+    prescribed = next(t for t in targets.targets() if t.name == "deepseek_v3").frequencies
+    ours = [replace(t, frequencies=prescribed) if t.name == "llama_mla" else t for t in targets.targets()]
+    monkeypatch.setattr(targets, "targets", lambda: ours)
+    custom = _convert(model, tmp_path / "custom", rank=24, rope_dim=8)
+    assert custom.config.model_type == "llama_mla"
+    torch.testing.assert_close(logits_of(native), logits_of(custom), atol=1e-4, rtol=1e-4)
+
+
+def test_cache_ratio_fills_the_share_in_multiples_of_eight(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "in")
+    convert(tmp_path / "in", to="mla", cache_ratio=0.5, output=tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    rank, rope_dim = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    assert rank + rope_dim == HEADS * HEAD_DIM  # half of 2 K d
+    assert rank % 8 == rope_dim % 8 == 0
+    assert config["convert_attn"]["rank"] == rank
+
+
+BAD = {
+    "rank 0": ("llama", ["--rank", "0"], "--rank is 0"),
+    "no sizes": ("llama", [], "--to mla needs --rank"),
+    "odd rope dim": ("llama", ["--rank", "8", "--rope-dim", "5"], "--rope-dim is 5"),
+    "rope dim too large": ("llama", ["--rank", "8", "--rope-dim", "66"], "--rope-dim is 66"),
+    "rope dim without rope": ("gpt2", ["--rank", "8", "--rope-dim", "4"], "no rotary position"),
+    "groups": ("gpt2", ["--groups", "4"], "--groups is for --to gqa"),
+    "ratio and rank": ("gpt2", ["--rank", "8", "--cache-ratio", "0.5"], "--cache-ratio chooses the sizes"),
+    "ratio too small": ("llama", ["--cache-ratio", "0.01"], "--cache-ratio 0.01 leaves"),
+    "method": ("gpt2", ["--rank", "8", "--method", "mean"], "does not serve --to mla"),
+    "native gpt2": ("gpt2", ["--rank", "8", "--layout", "native"], "no native class holds gpt2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: Path, command: Command) -> None:
+    model_type, arguments, sentence = BAD[case]
+    tiny_model(model_type).save_pretrained(tmp_path / "in")
+    outcome = command(str(tmp_path / "in"), "--to", "mla", *arguments, "--output", str(tmp_path / "out"))
+    assert outcome.code == 2
+    assert sentence in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_rank_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "in")
+    outcome = command(str(tmp_path / "in"), "--to", "gqa", "--groups", "2", "--rank", "8")
+    assert outcome.code == 2
+    assert "--rank and --rope-dim are for --to mla" in outcome.err
