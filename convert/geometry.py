@@ -24,6 +24,9 @@ class Geometry:
         context: longest input in tokens (`max_position_embeddings`).
         inv_freq: frequencies of the rotary planes in radians per token; empty without rotary position. With
             partial rotary it covers the first 2 * len(inv_freq) of the head's dimensions.
+        rope_type: transformers' name for how the frequencies come about, "default" for the plain formula.
+        window: how many tokens back a token sees where that is limited, None otherwise.
+        mixed_windows: some layers are limited to `window`, others are not.
     """
 
     hidden_size: int
@@ -33,6 +36,9 @@ class Geometry:
     head_dim: int
     context: int
     inv_freq: tuple[float, ...] = ()
+    rope_type: str = "default"
+    window: int | None = None
+    mixed_windows: bool = False
 
     def head_order(self) -> Tensor:
         """[d] positions of a head's dimensions such that plane p is (p, p + d/2); identity for full rotary."""
@@ -122,4 +128,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         head_dim=head_dim,
         context=config.max_position_embeddings,
         inv_freq=_inverse_frequencies(config, head_dim) if arch.position == "rope" else (),
+        rope_type=config.rope_parameters.get("rope_type", "default") if arch.position == "rope" else "default",
+        window=getattr(config, "sliding_window", None),
+        mixed_windows=len(set(getattr(config, "layer_types", None) or [])) > 1,
     )

@@ -10,15 +10,16 @@ from huggingface_hub import HfApi
 
 from convert_attn.convert.archs import architecture
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.hub import resolve, within
-from convert_attn.convert.request import DTYPE_OPTIONS, divisors
+from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_latent, divisors
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.tensors import DTYPES
 
+_MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 CONTEXTS = (1024, 8192, 131072)
 _HEADERS_SECONDS = 10.0  # a request per shard
 
@@ -28,7 +29,7 @@ class CacheRow:
     """One form the model could take.
 
     Attributes:
-        name: "MHA", "GQA-8", "MQA", "MLA 512+64".
+        name: "MHA", "GQA-8", "MQA", "MLA 512 + 64".
         holders: "class (layout)" of every target that can hold it.
         bytes_per_token: KV cache over all layers.
     """
@@ -158,4 +159,13 @@ def _rows(arch: Architecture, sizes: Geometry, itemsize: int) -> list[CacheRow]:
         if kv_heads == sizes.num_kv_heads:
             holders = (f"{arch.model_type} (source)", *holders)
         rows.append(CacheRow(name, holders, sizes.cache_numbers(kv_heads) * itemsize))
+    for share in _MLA_SHARES:
+        try:
+            form = choose_latent(Request(to="mla", cache_ratio=share), arch, sizes)
+        except UsageError:  # too small for this share, or a rotation that a latent cannot have
+            continue
+        holders = tuple(f"{t.becomes} ({t.layout})" for t in fitting(arch, sizes, form))
+        if holders:
+            name = f"MLA {form.rank}" + (f" + {form.rope_dim}" if form.rope_dim else "")
+            rows.append(CacheRow(name, holders, form.cache_numbers(sizes) * itemsize))
     return rows

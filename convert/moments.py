@@ -14,50 +14,44 @@ from convert_attn.convert.factor import psd_sqrt
 class Moments:
     """E[x x^T] and E[x] of the block's input x [D] (after the norm), float64.
 
-    The second moment is diag(`diagonal`) + mean mean^T where only the norm is known, else `full`: the guess without
-    data must not cost a D x D matrix.
-
     Attributes:
         mean: [D].
-        diagonal: [D] or None.
-        full: [D, D] or None; exactly one of the two is given.
+        second: [D, D] E[x x^T]; or [D], the variances where only the norm is known: then E[x x^T] is
+            diag(second) + mean mean^T, and the guess without data costs no D x D matrix.
     """
 
     mean: Tensor
-    diagonal: Tensor | None = None
-    full: Tensor | None = None
+    second: Tensor
 
-    def __post_init__(self) -> None:
-        if (self.diagonal is None) == (self.full is None):
-            raise ValueError("give exactly one of diagonal and full")
+    @property
+    def _is_diagonal(self) -> bool:
+        return self.second.ndim == 1
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """E[(left [x; 1]) (right [x; 1])^T] for [m, D + 1] and [n, D + 1]: [m, n]."""
         (a, a_bias), (b, b_bias) = (left[:, :-1], left[:, -1]), (right[:, :-1], right[:, -1])
         a_mean, b_mean = a @ self.mean, b @ self.mean
-        if self.diagonal is not None:
-            second = (a * self.diagonal) @ b.T + torch.outer(a_mean, b_mean)
+        if self._is_diagonal:
+            second = (a * self.second) @ b.T + torch.outer(a_mean, b_mean)
         else:
-            second = a @ self.full @ b.T
+            second = a @ self.second @ b.T
         return second + torch.outer(a_mean, b_bias) + torch.outer(a_bias, b_mean) + torch.outer(a_bias, b_bias)
 
     def root(self) -> Tensor:
         """Some L [D, n] with L L^T = E[x x^T]."""
-        if self.diagonal is not None:
-            columns = torch.diag(self.diagonal.sqrt())
-            return torch.cat([columns, self.mean[:, None]], 1) if bool(self.mean.any()) else columns
-        return psd_sqrt(self.full)
+        if not self._is_diagonal:
+            return psd_sqrt(self.second)
+        columns = torch.diag(self.second.sqrt())
+        return torch.cat([columns, self.mean[:, None]], 1) if bool(self.mean.any()) else columns
 
     def variance(self) -> Tensor:
         """[D] the diagonal of E[x x^T]."""
-        return self.full.diagonal() if self.diagonal is None else self.diagonal + self.mean**2
+        return self.second + self.mean**2 if self._is_diagonal else self.second.diagonal()
 
     def centred(self) -> Moments:
-        """The same with a mean of zero: E[(x - mean)(x - mean)^T]."""
-        zero = torch.zeros_like(self.mean)
-        if self.diagonal is not None:
-            return Moments(zero, diagonal=self.diagonal)
-        return Moments(zero, full=self.full - torch.outer(self.mean, self.mean))
+        """E[(x - mean)(x - mean)^T], with a mean of zero."""
+        second = self.second if self._is_diagonal else self.second - torch.outer(self.mean, self.mean)
+        return Moments(torch.zeros_like(self.mean), second)
 
 
 def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
@@ -68,7 +62,7 @@ def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
         bias: [D] or None (RMSNorm).
     """
     gain = gain.to(torch.float64)
-    return Moments(torch.zeros_like(gain) if bias is None else bias.to(torch.float64), diagonal=gain**2)
+    return Moments(torch.zeros_like(gain) if bias is None else bias.to(torch.float64), gain**2)
 
 
 def with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
 
 DTYPE_OPTIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
 _STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
 
 
@@ -112,6 +113,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
     """
     if request.groups is not None:
         raise UsageError("--groups is for --to gqa: give --rank R or --cache-ratio F for --to mla")
+    _check_latent_fits(sizes)
     rotary = arch.position == "rope"
     whole = 2 * sizes.num_kv_heads * sizes.head_dim
     if request.cache_ratio is not None:
@@ -124,6 +126,19 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
     if rank < 1:
         raise UsageError(f"--rank is {rank}, expected at least 1")
     return LatentCache(rank, _rope_dim(request, rotary, rank, sizes))
+
+
+def _check_latent_fits(sizes: Geometry) -> None:
+    """Refuse what our latent classes do not compute."""
+    if sizes.rope_type not in _FIXED_ROTATIONS:
+        raise UsageError(
+            f"rope type '{sizes.rope_type}' scales or changes its rotation with the input's length, which MLA's rotary "
+            f"key cannot (known: {', '.join(_FIXED_ROTATIONS)}); use --to gqa"
+        )
+    if sizes.mixed_windows:
+        raise UsageError(
+            "this model mixes layers with and without a sliding window, which --to mla cannot; use --to gqa"
+        )
 
 
 def _rope_dim(request: Request, rotary: bool, rank: int, sizes: Geometry) -> int:

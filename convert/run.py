@@ -92,9 +92,9 @@ def _write_weights(plan: Plan, folder: Path, progress: Progress) -> Blueprint:
                 found.append(tuple(converted.inv_freq.tolist()))
             for output in outputs:
                 local = output.info.name.removeprefix(plan.block(layer))
-                converted = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
-                _check_range(converted, output)
-                writer.put(output.info.name, [tensor_bytes(converted)])
+                tensor = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
+                _check_range(tensor, output)
+                writer.put(output.info.name, [tensor_bytes(tensor)])
         progress("attention", len(by_layer), len(by_layer))
         for done, output in enumerate(others):
             progress("copy", done, len(others))

@@ -96,7 +96,8 @@ def _frequencies(blueprint: Blueprint) -> tuple[float, ...]:
 
 
 def _holds(sizes: Geometry, form: Form) -> bool:
-    return isinstance(form, LatentCache) and form.rope_dim > 0
+    plain = sizes.rope_type == "default" and sizes.window is None
+    return plain and isinstance(form, LatentCache) and form.rope_dim > 0
 
 
 TARGET = Target(

@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 import torch
 
-from convert_attn.convert.plan import Request, make_plan
+from convert_attn.convert.plan import make_plan
+from convert_attn.convert.request import Request
 from convert_attn.convert.source import Origin, Source
 from convert_attn.convert.tensors import TensorInfo, tensor_bytes
 from convert_attn.convert.writer import ShardWriter

@@ -41,8 +41,15 @@ def _load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def _request(form: str, share: float) -> dict[str, Any]:
+    """The options of `convert` for a row of `inspect`."""
+    if form.startswith("MLA"):
+        return {"to": "mla", "cache_ratio": share}
+    return {"to": "mqa"} if form == "MQA" else {"to": "gqa", "groups": int(form.removeprefix("GQA-"))}
+
+
 def rows(model: str, tokens: Tensor, names: list[str]) -> list[dict[str, Any]]:
-    """One row for the original and one for every method x number of K/V heads, most heads first."""
+    """One row for the original and one for every form x method that serves it, in the order of `inspect`."""
     found, folder = inspect(model), resolve(model).folder
     original = _load(folder)
     reference = measure(original, tokens)
@@ -50,13 +57,13 @@ def rows(model: str, tokens: Tensor, names: list[str]) -> list[dict[str, Any]]:
         {"model": model, "form": "original", "method": "", "share": 1.0, "perplexity": reference.perplexity}
     ]
     for row in found.rows[1:]:
-        for name in names:
+        share = row.bytes_per_token / found.rows[0].bytes_per_token
+        request = _request(row.name, share)
+        for name in (name for name in names if request["to"] in methods()[name].targets):
             with tempfile.TemporaryDirectory() as directory:
                 output = Path(directory) / "converted"
-                groups = None if row.name == "MQA" else int(row.name.removeprefix("GQA-"))
-                convert(model, to="mqa" if groups is None else "gqa", groups=groups, method=name, output=output)
+                convert(model, method=name, output=output, **request)
                 quality = measure(_load(output), tokens, original)
-            share = row.bytes_per_token / found.rows[0].bytes_per_token
             figures = {"perplexity": quality.perplexity, "kl": quality.kl, "top1": quality.top1}
             table.append({"model": model, "form": row.name, "method": name, "share": share, **figures})
             click.echo(f"{model} {row.name} {name}: {figures}", err=True)
