@@ -319,7 +319,7 @@ def test_the_cache_has_the_dtype_of_the_projections_not_of_the_norms(tmp_path: P
 
     edit_tensors(tmp_path / "in", half)
     plan = api.plan(tmp_path / "in", **FAST, output=tmp_path / "out")
-    assert (plan.cache_dtype, plan.cache_bytes(2)) == ("F16", 2 * 2 * 2 * 8 * 2)
+    assert (plan.cache_dtype, plan.cache_bytes[1]) == ("F16", 2 * 2 * 2 * 8 * 2)
 
 
 def test_a_result_that_carries_our_own_code_converts_further_without_trust(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,9 +130,12 @@ def _share_fails(patch: pytest.MonkeyPatch) -> None:
 
 def _share_gives_nan(patch: pytest.MonkeyPatch) -> None:
     real = run._convert_layer
-    patch.setattr(
-        run, "_convert_layer", lambda *arguments: {name: t * torch.nan for name, t in real(*arguments).items()}
-    )
+
+    def convert(*arguments: Any) -> Any:
+        weights = real(*arguments)
+        return replace(weights, q=weights.q * torch.nan)
+
+    patch.setattr(run, "_convert_layer", convert)
 
 
 def _side_file_fails(patch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ class _InPlaceLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         """keys, values: [1, heads, T + 1, size], the last token free."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
         self.room = keys, values
@@ -144,7 +144,8 @@ def fill(model: Any, tokens: int, kind: str = "inplace") -> Filled:
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     """Outputs of the size of the inputs, whatever the sizes."""
-    return torch.randn(*shape, generator=generator) * shape[-1] ** -0.5
+    values = torch.randn(*shape, generator=generator)
+    return values.mul_(shape[-1] ** -0.5)
 
 
 def _latent(sizes: Sizes, frequencies: tuple[float, ...], generator: torch.Generator) -> LatentWeights:
