@@ -303,6 +303,13 @@ def test_the_config_and_the_module_choose_the_way(family: str, monkeypatch: pyte
         if isinstance(module, LatentAttention):
             module.kv_b_proj.__class__ = type("Adapted", (nn.Linear,), {})
     assert ways(model) == ["_expand"] * 3
+
+    model = build(family)
+    sharded = type("Sharded", (nn.Parameter,), {})
+    for module in model.modules():  # as DTensor, and as the tensors of quantizers that keep the layer
+        if isinstance(module, LatentAttention):
+            module.kv_b_proj.weight = sharded(module.kv_b_proj.weight.detach())
+    assert ways(model) == ["_expand"] * 3
     set_mode(model, "absorb")
     with pytest.raises(ValueError, match="here is quantized, adapted, sharded or offloaded"):
         model(tokens())
@@ -416,7 +423,20 @@ def test_eager_equals_sdpa_and_shows_its_weights(family: str, mode: str) -> None
         assert_close(left.transpose(1, 2)[allowed], right.transpose(1, 2)[allowed], 1e-5)
     set_mode(model, mode)
     model.set_attn_implementation("sdpa")
-    assert_close(model(**batch).logits[allowed], eager.logits[allowed], 1e-5)
+    sdpa = model(**batch, output_attentions=True)
+    assert not sdpa.attentions  # as elsewhere in transformers, whichever way it is computed
+    assert_close(sdpa.logits[allowed], eager.logits[allowed], 1e-5)
+
+
+@both_families
+def test_a_prompt_expands_no_more_than_itself(family: str) -> None:
+    """A static cache hands back all its room."""
+    model = build(family)
+    attention = next(module for module in model.modules() if isinstance(module, LatentAttention))
+    seen: list[int] = []
+    attention.kv_b_proj.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    in_steps(model, {"input_ids": tokens()}, (10, 11), StaticCache(model.config, 40))
+    assert seen == [10]
 
 
 # --- models whose attention has an exact latent form
@@ -594,6 +614,14 @@ def test_relatives_of_llama_with_all_keys_in_the_rotary_key(name: str, nope: int
     assert torch.equal(model(inputs_embeds=embedded).logits, actual.logits)
 
 
+def test_gemmas_embedding_multiplies_after_loading(tmp_path: Path) -> None:
+    model = build("llama_mla", **RELATIVES["gemma"][1])
+    model.save_pretrained(tmp_path)
+    loaded = LlamaMLAForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+    assert_close(loaded.model.embed_tokens(tokens()), loaded.model.embed_tokens.weight[tokens()] * D**0.5, 1e-6)
+
+
 def test_gemmas_norm_and_embedding_round_as_gemma_does() -> None:
     source = relative("gemma", "sdpa").to(torch.bfloat16)
     model = as_latent(source.float(), "sdpa", "expand", 0, **RELATIVES["gemma"][1]).to(torch.bfloat16)
@@ -704,6 +732,48 @@ def test_bfloat16_is_near_float32(family: str, mode: str, attn: str) -> None:
     assert actual.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(actual.float(), expected, dim=-1).min() > 0.999
     assert model.generate(tokens(), max_new_tokens=4).shape == (2, 15)
+
+
+# family, knob, and the part of the block whose output is set to zero: what is left is linear in the dropped numbers
+DROPOUTS = [
+    ("gpt2_mla", "attn_pdrop", ""),
+    ("gpt2_mla", "embd_pdrop", ""),
+    ("gpt2_mla", "resid_pdrop", "mlp.c_proj"),
+    ("gpt2_mla", "resid_pdrop", "attn.o_proj"),
+    ("llama_mla", "attention_dropout", ""),
+    ("llama_mla", "embd_pdrop", ""),
+    ("llama_mla", "resid_pdrop", "mlp.down_proj"),
+    ("llama_mla", "resid_pdrop", "self_attn.o_proj"),
+]
+
+
+@both_functions
+@both_ways
+@pytest.mark.parametrize(("family", "knob", "silent"), DROPOUTS)
+def test_every_dropout_is_applied_in_training_only(family: str, knob: str, silent: str, mode: str, attn: str) -> None:
+    model = build(family, attn, mode, **{knob: 0.3})
+    base = getattr(model, model.base_model_prefix)
+    block = base.h[0] if family == "gpt2_mla" else base.layers[0]
+    attention = block.attn if family == "gpt2_mla" else block.self_attn
+    torch.manual_seed(0)
+    x, position_ids = torch.randn(1, 9, D), torch.arange(9)[None]
+    if silent:
+        for parameter in block.get_submodule(silent).parameters():
+            parameter.data.zero_()
+
+    def output() -> Tensor:
+        if knob == "embd_pdrop":
+            return base(tokens(), output_hidden_states=True).hidden_states[0].detach()
+        if knob == "resid_pdrop":
+            return block(x, position_ids=position_ids).detach()
+        return attention(x, position_ids=position_ids)[0].detach()
+
+    expected = output()
+    assert torch.equal(output(), expected)
+    model.train()
+    outputs = torch.stack([output() for _ in range(200)])
+    assert outputs.std(0).max() > 0
+    assert_close(outputs.mean(0), expected, 0.25 * expected.abs().max().item())
 
 
 def test_initial_weights_follow_the_originals() -> None:
