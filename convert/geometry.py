@@ -91,6 +91,12 @@ def _inverse_frequencies(config: PreTrainedConfig, head_dim: int) -> tuple[float
     return tuple(inv_freq.to(torch.float64).tolist())
 
 
+def _window(config: PreTrainedConfig) -> int | None:
+    """The sliding window, where it is shorter than what the model can read at all."""
+    window = getattr(config, "sliding_window", None)
+    return window if window is not None and window < config.max_position_embeddings else None
+
+
 def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     """Sizes from config.json.
 
@@ -129,6 +135,6 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         context=config.max_position_embeddings,
         inv_freq=_inverse_frequencies(config, head_dim) if arch.position == "rope" else (),
         rope_type=config.rope_parameters.get("rope_type", "default") if arch.position == "rope" else "default",
-        window=getattr(config, "sliding_window", None),
+        window=_window(config),
         mixed_windows=len(set(getattr(config, "layer_types", None) or [])) > 1,
     )

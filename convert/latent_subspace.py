@@ -53,8 +53,9 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     decoupled = decouple(weights, sizes, queries, context)
     score_energy, output_energy = _energies(weights, queries, context)
     weight = score_weight(queries, decoupled) / score_energy + output_weight(weights) / output_energy
-    latent = fit_latent(weight, _rows(weights, decoupled, sizes.rank), context.moments.centred(), sizes.rank)
-    return assemble(weights, decoupled, latent, context.moments.mean)
+    latent = fit_latent(weight, _rows(weights, decoupled, sizes.rank), context.moments, sizes.rank)
+    # not centred: attention does not average tokens evenly, and the mean over tokens is not what values meet
+    return assemble(weights, decoupled, latent, torch.zeros_like(context.moments.mean))
 
 
 def _rows(weights: AttentionWeights, decoupled: Decoupled, rank: int) -> Tensor | None:

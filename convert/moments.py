@@ -48,11 +48,6 @@ class Moments:
         """[D] the diagonal of E[x x^T]."""
         return self.second + self.mean**2 if self._is_diagonal else self.second.diagonal()
 
-    def centred(self) -> Moments:
-        """E[(x - mean)(x - mean)^T], with a mean of zero."""
-        second = self.second if self._is_diagonal else self.second - torch.outer(self.mean, self.mean)
-        return Moments(torch.zeros_like(self.mean), second)
-
 
 def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
     """The guess without data: a normalised vector has unit second moments, so C = diag(gain^2) + bias bias^T.

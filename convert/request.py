@@ -117,7 +117,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
     rotary = arch.position == "rope"
     whole = 2 * sizes.num_kv_heads * sizes.head_dim
     if request.cache_ratio is not None:
-        return _latent_of_ratio(request, rotary, whole)
+        return _latent_of_ratio(request, rotary, whole, sizes)
     rank = request.rank
     if rank is None:
         if rotary or sizes.hidden_size >= whole:
@@ -125,6 +125,10 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
         rank = sizes.hidden_size  # without rotary position this loses nothing
     if rank < 1:
         raise UsageError(f"--rank is {rank}, expected at least 1")
+    if rank > sizes.hidden_size:
+        raise UsageError(
+            f"--rank is {rank}, more than the hidden size {sizes.hidden_size}, which loses nothing already; give less"
+        )
     return LatentCache(rank, _rope_dim(request, rotary, rank, sizes))
 
 
@@ -157,7 +161,7 @@ def _rope_dim(request: Request, rotary: bool, rank: int, sizes: Geometry) -> int
     return request.rope_dim
 
 
-def _latent_of_ratio(request: Request, rotary: bool, whole: int) -> LatentCache:
+def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry) -> LatentCache:
     """Rank and rotary key that together are at most that share of the cache, in multiples of 8."""
     ratio = request.cache_ratio
     if ratio is None or not 0 < ratio <= 1:
@@ -169,4 +173,4 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int) -> LatentCache:
     least = _STEP * (2 if rotary else 1)
     if total < least:
         raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")
-    return LatentCache(total - rope_dim, rope_dim)
+    return LatentCache(min(total - rope_dim, sizes.hidden_size), rope_dim)

@@ -147,6 +147,7 @@ def test_cache_ratio_fills_the_share_in_multiples_of_eight(tmp_path: Path) -> No
 
 BAD = {
     "rank 0": ("llama", ["--rank", "0"], "--rank is 0"),
+    "rank above full": ("gpt2", ["--rank", "65"], "more than the hidden size 64"),
     "no sizes": ("llama", [], "--to mla needs --rank"),
     "odd rope dim": ("llama", ["--rank", "8", "--rope-dim", "5"], "--rope-dim is 5"),
     "rope dim too large": ("llama", ["--rank", "8", "--rope-dim", "66"], "--rope-dim is 66"),
@@ -168,6 +169,27 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: 
     assert sentence in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [("qwen3", "normalises the query and key"), ("bloom", "ALiBi"), ("deepseek_v3", "caches a latent already")],
+)
+def test_models_that_cannot_be_converted_say_why(
+    model_type: str, reason: str, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    outcome = command(str(tmp_path), "--to", "mla", "--rank", "8")
+    assert outcome.code == 2
+    assert reason in outcome.err
+
+
+def test_a_rotation_that_changes_with_the_length_is_refused(tmp_path: Path, command: Command) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    tiny_model("llama", rope_parameters=rope).save_pretrained(tmp_path / "in")
+    outcome = command(str(tmp_path / "in"), "--to", "mla", "--rank", "8")
+    assert outcome.code == 2
+    assert "rope type 'yarn'" in outcome.err
 
 
 def test_rank_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> None:

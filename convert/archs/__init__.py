@@ -15,6 +15,24 @@ ENCODER_ONLY = frozenset(
     "xlm-roberta-xl".split()
 )
 
+_QK_NORM = "normalises the query and key of every head, which sharing or factorising keys does not commute with"
+_ALIBI = "adds ALiBi's slopes to its scores, which no target class here does"
+# known to be impossible today, and why
+UNSUPPORTED = {
+    "qwen3": _QK_NORM,
+    "qwen3_moe": _QK_NORM,
+    "olmo2": _QK_NORM,
+    "gemma3": _QK_NORM,
+    "gemma3_text": _QK_NORM,
+    "persimmon": _QK_NORM,
+    "bloom": _ALIBI,
+    "mpt": _ALIBI,
+    "deepseek_v2": "caches a latent already",
+    "deepseek_v3": "caches a latent already",
+    "gpt2_mla": "caches a latent already",
+    "llama_mla": "caches a latent already",
+}
+
 
 def architectures() -> dict[str, Architecture]:
     """All known architectures, by model_type."""
@@ -34,6 +52,10 @@ def architecture(model_type: str) -> Architecture:
         raise UsageError(
             f"model type '{model_type}' is encoder-only: it keeps no KV cache, so there is nothing to convert; "
             "give a decoder model"
+        )
+    if model_type in UNSUPPORTED:
+        raise UsageError(
+            f"model type '{model_type}' {UNSUPPORTED[model_type]}; convertible are {', '.join(sorted(known))}"
         )
     nearest = get_close_matches(model_type, known, n=1, cutoff=0.0)
     raise UsageError(
