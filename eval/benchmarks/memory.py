@@ -81,13 +81,24 @@ def _write_random(folder: Path, tensors: dict[str, tuple[int, ...]]) -> None:
     writer.close()
 
 
+_PEAK = """
+import pathlib, resource, sys
+status = pathlib.Path("/proc/self/status")
+if status.exists():
+    print(next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+"""
+
+
 def peak_of(code: str) -> tuple[float, float]:
-    """Peak resident bytes and seconds of `python -c code`."""
-    report = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    """Peak resident bytes and seconds of `python -c code`.
+
+    On Linux from VmHWM: getrusage's figure is inherited from the process that started this one.
+    """
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code + report], check=True, capture_output=True, text=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(done.stdout.split()[-1]) * unit, time.perf_counter() - begin
+    done = subprocess.run([sys.executable, "-c", code + "\n" + _PEAK], check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1]) * 1024, time.perf_counter() - begin
 
 
 def largest_layer(folder: Path) -> int:
