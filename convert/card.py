@@ -68,12 +68,12 @@ def _body(plan: Plan) -> str:
     served = (
         "It uses a class that transformers ships: no custom code."
         if plan.target.layout == "native"
-        else "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True` "
-        "(or `import convert_attn` first, which registers the class)."
+        else "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True`, for the "
+        "tokenizer too (or `import convert_attn` first, which registers the class)."
     )
     return f"""# {name}
 
-`{origin.label}`{commit}, converted by [convert-attn](https://pypi.org/project/convert-attn/) {__version__}
+`{origin.label}`{commit}, converted by convert-attn {__version__}
 to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 
 | | before | after |
