@@ -15,6 +15,11 @@ from torch import Tensor
 _RANK_TOLERANCE = 1e-12
 
 
+def double(tensor: Tensor) -> Tensor:
+    """In float64, where all fitting is done."""
+    return tensor.to(torch.float64)
+
+
 def psd_sqrt(matrix: Tensor) -> Tensor:
     """The symmetric square root of positive semidefinite [..., d, d]; negative rounding counts as zero."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)

@@ -25,40 +25,21 @@ from torch import Tensor
 
 from convert_attn.convert.factor import damped_solve
 from convert_attn.convert.moments import Moments
-from convert_attn.convert.rotary import Offsets, characteristic, from_planes, to_planes
+from convert_attn.convert.rotary import MeanConjugation, Offsets, characteristic, from_planes
 from convert_attn.convert.rotary_fit import RotaryKeys
 
 _RANK_TOLERANCE = 1e-12
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """E[S_-D X R_-D^T] for X [H, 2a, 2b], S with frequencies `left` [a], R with `right` [b]; centred on request."""
+def _centred_turn(left: Tensor, right: Tensor, offsets: Offsets) -> MeanConjugation:
+    """E[S_D X R_-D] - E[S_D] X E[R_-D] for X [H, 2a, 2b], S with frequencies `left` [a], R with `right` [b].
 
-    minus: Tensor  # complex [H, a, b]
-    plus: Tensor  # complex [H, a, b]
-    left_mean: Tensor  # complex [H, a], E exp(-i D left)
-    right_mean: Tensor  # complex [H, b]
-
-    @classmethod
-    def of(cls, left: Tensor, right: Tensor, offsets: Offsets) -> _Turn:
-        minus = characteristic(offsets, right[None] - left[:, None])
-        plus = characteristic(offsets, -right[None] - left[:, None])
-        return cls(minus, plus, characteristic(offsets, -left), characteristic(offsets, -right))
-
-    def centred(self, matrix: Tensor) -> Tensor:
-        """E[S_-D X R_D] - E[S_-D] X E[R_D]: the covariance of the two rotations around X, [H, 2a, 2b]."""
-        linear, conjugate = to_planes(matrix)
-        minus = self.minus - self.left_mean[:, :, None] * self.right_mean.conj()[:, None]
-        plus = self.plus - self.left_mean[:, :, None] * self.right_mean[:, None]
-        return from_planes(linear * minus, conjugate * plus)
-
-    def centred_back(self, matrix: Tensor) -> Tensor:
-        """The same with both rotations the other way round: E[S_D X R_-D] - E[S_D] X E[R_-D]."""
-        linear, conjugate = to_planes(matrix)
-        minus = self.minus.conj() - (self.left_mean.conj()[:, :, None] * self.right_mean[:, None])
-        plus = self.plus.conj() - self.left_mean.conj()[:, :, None] * self.right_mean.conj()[:, None]
-        return from_planes(linear * minus, conjugate * plus)
+    The covariance of the two rotations around X; `inverse` turns both the other way.
+    """
+    left_mean, right_mean = characteristic(offsets, left)[:, :, None], characteristic(offsets, right)[:, None]
+    minus = characteristic(offsets, left[:, None] - right[None]) - left_mean * right_mean.conj()
+    plus = characteristic(offsets, left[:, None] + right[None]) - left_mean * right_mean
+    return MeanConjugation(minus, plus)
 
 
 def mean_rotation(frequencies: Tensor, offsets: Offsets) -> Tensor:
@@ -135,19 +116,19 @@ def fit_shared_rotary_key(
     """
     mixing, inv_freq = _start(layer, rope_dim // 2, frequencies)
     own = layer.rotary.inv_freq.to(torch.float64)
-    cross_turn = _Turn.of(inv_freq, own, layer.offsets)
-    self_turn = _Turn.of(inv_freq, inv_freq, layer.offsets)
+    cross_turn = _centred_turn(inv_freq, own, layer.offsets)
+    self_turn = _centred_turn(inv_freq, inv_freq, layer.offsets)
     size = _size(mixing, layer.gram)
     for sweep in range(sweeps + 1):
         cross = torch.einsum("rkb,kbld->lrd", mixing, layer.gram)  # [K, R, d]
         shared = torch.einsum("krd,skd->rs", cross, mixing)
-        seen = self_turn.centred(shared[None])
-        maps = damped_solve(seen, cross_turn.centred(cross[layer.key_of]), 1e-9)
+        seen = self_turn(shared[None], inverse=True)
+        maps = damped_solve(seen, cross_turn(cross[layer.key_of], inverse=True), 1e-9)
         if sweep == sweeps:
             break
         moved = maps @ layer.queries  # [H, R, d]
-        weight = self_turn.centred_back(moved @ maps.mT).sum(0)
-        towards = cross_turn.centred_back(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
+        weight = self_turn(moved @ maps.mT).sum(0)
+        towards = cross_turn(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
         mixing = damped_solve(weight[None], towards, 1e-9).transpose(0, 1)
         mixing = mixing * (size / _size(mixing, layer.gram).clamp_min(1e-200)).sqrt()
     return SharedRotaryKey(mixing, maps, inv_freq)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.latent_fit import Latent
 
@@ -30,15 +31,16 @@ class Decoupled:
     nope: Callable[[int], Tensor]
 
 
-def double(tensor: Tensor) -> Tensor:
-    """In float64, where all fitting is done."""
-    return tensor.to(torch.float64)
-
-
 def without_rotary(weights: AttentionWeights) -> Decoupled:
     """No rotary position: all of the key is position-free (its bias drops out of the softmax)."""
     per_kv = weights.queries_per_kv
     return Decoupled(None, None, torch.zeros(0, dtype=torch.float64), lambda i: double(weights.k[i // per_kv]))
+
+
+def key_rows(weights: AttentionWeights, decoupled: Decoupled) -> Tensor:
+    """The position-free keys of all K key heads, by their first query head: [K d, D]."""
+    step = weights.queries_per_kv
+    return torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
 
 
 def score_weight(queries: Tensor, decoupled: Decoupled) -> Tensor:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.latent_fit import fit_latent, fit_shared_rotary_key, mean_rotation
 from convert_attn.convert.latent_parts import (
     Decoupled,
     assemble,
-    double,
     output_weight,
     score_weight,
     without_rotary,

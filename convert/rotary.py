@@ -100,6 +100,8 @@ def from_planes(linear: Tensor, conjugate: Tensor) -> Tensor:
 class MeanConjugation:
     """E[R_D X R_D^T] over offsets D, per head, for any X [H, d, d]; `inverse` turns the other way.
 
+    The two sides may turn with frequencies of their own; then X is [H, d, d'].
+
     Attributes:
         minus: complex [H, P, P], E[exp(i D (theta_p - theta_q))].
         plus: complex [H, P, P], E[exp(i D (theta_p + theta_q))].

@@ -69,6 +69,7 @@ class RotaryKeys:
         overlap, size = self.plane_overlap(list(range(self.gram.shape[0])))
         return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
+    @property
     def energy(self) -> float:
         """E |score|^2 summed over all heads: the error of a shared key of zero."""
         own = self.gram.diagonal(0, 0, 2).permute(2, 0, 1).repeat_interleave(self.queries_per_key, 0)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.latent_fit import Latent
-from convert_attn.convert.latent_parts import Decoupled, assemble, double, without_rotary
+from convert_attn.convert.latent_parts import Decoupled, assemble, key_rows, without_rotary
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram
 
@@ -45,8 +46,7 @@ def real_pca(weights: AttentionWeights, rope_dim: int, context: LayerContext) ->
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Keys scaled to the size of the values, then PCA of both on the inputs' moments (TransMLA, section 4.3)."""
     decoupled = real_pca(weights, sizes.rope_dim, context)
-    step = weights.queries_per_kv
-    keys = torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
+    keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
     root = context.moments.root()
     sizes_k, sizes_v = ((rows @ root).norm(dim=1).mean() for rows in (keys, values))

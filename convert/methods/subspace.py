@@ -20,7 +20,7 @@ from convert_attn.convert.attention import (
     drop_key_bias,
     fold_value_bias,
 )
-from convert_attn.convert.factor import Stack
+from convert_attn.convert.factor import Stack, double
 from convert_attn.convert.grouping import Group, best_partition
 from convert_attn.convert.latent_subspace import compress
 from convert_attn.convert.methods.base import LayerContext, Method
@@ -40,7 +40,7 @@ class _Layer:
     def of(cls, weights: AttentionWeights, context: LayerContext) -> _Layer:
         moments, per_kv = context.moments, weights.queries_per_kv
         queries = own_gram(weights.q, weights.q_bias, moments)  # [H, d, d]
-        outputs = torch.stack([o.mT @ o for o in map(_double, weights.o)])  # [H, d, d]
+        outputs = torch.stack([o.mT @ o for o in map(double, weights.o)])  # [H, d, d]
         keys = gram(weights.k, weights.k_bias, moments)
         values = Stack(outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, moments))
         if context.rotary is None:
@@ -49,17 +49,13 @@ class _Layer:
 
     def costs(self, groups: list[Group]) -> list[float]:
         """The share of score energy plus the share of output energy that each group would lose."""
-        key_energy, value_energy = max(self._key_energy, 1e-200), max(self.values.energy, 1e-200)
+        key_energy, value_energy = max(self.keys.energy, 1e-200), max(self.values.energy, 1e-200)
         value_loss = [self.values.lost(group) / value_energy for group in groups]
         if isinstance(self.keys, Stack):
             key_loss = [self.keys.lost(group) for group in groups]
         else:
             key_loss = rotary_residuals(self.keys, groups)
         return [k / key_energy + v for k, v in zip(key_loss, value_loss, strict=True)]
-
-    @property
-    def _key_energy(self) -> float:
-        return self.keys.energy if isinstance(self.keys, Stack) else self.keys.energy()
 
     def share_keys(self, group: Group) -> tuple[Tensor, Tensor]:
         """Mixing [d, n, d] of the group's keys and the map [m, d, d] of each of its query heads."""
@@ -69,19 +65,15 @@ class _Layer:
         return mixing, expansion.mT.repeat_interleave(self.queries_per_kv, 0)
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float64)
-
-
 def _mix(mixing: Tensor, heads: Tensor) -> Tensor:
     """One shared head: mixing [d, n, d], heads [n, d] or [n, d, D] -> [1, d] or [1, d, D], in the heads' dtype."""
-    shared = torch.stack([mixing[:, k] @ _double(head) for k, head in enumerate(heads)]).sum(0)
+    shared = torch.stack([mixing[:, k] @ double(head) for k, head in enumerate(heads)]).sum(0)
     return shared.to(heads.dtype)[None]
 
 
 def _apply(maps: Tensor, heads: Tensor) -> Tensor:
     """maps [n, d, d] @ heads [n, d, ...], head by head, in the heads' dtype."""
-    return torch.stack([(m @ _double(head)).to(heads.dtype) for m, head in zip(maps, heads, strict=True)])
+    return torch.stack([(m @ double(head)).to(heads.dtype) for m, head in zip(maps, heads, strict=True)])
 
 
 def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> AttentionWeights:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.latent_fit import Latent
-from convert_attn.convert.latent_parts import assemble, double
+from convert_attn.convert.latent_parts import assemble, key_rows
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.rorope import pad, real_pca
 
@@ -15,8 +16,7 @@ from convert_attn.convert.methods.rorope import pad, real_pca
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Truncated SVD of the stacked [Wk; Wv]; under rotary position of what `rorope` leaves position-free."""
     decoupled = real_pca(weights, sizes.rope_dim, context)
-    step = weights.queries_per_kv
-    keys = torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
+    keys = key_rows(weights, decoupled)
     stacked = torch.cat([keys, double(weights.v).flatten(0, 1)])
     basis = torch.linalg.svd(stacked, full_matrices=False)[2][: sizes.rank]
     latent = pad(Latent(basis, basis.T), sizes.rank)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.latent_fit import Latent
-from convert_attn.convert.latent_parts import assemble, double
+from convert_attn.convert.latent_parts import assemble, key_rows
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.rorope import pad, real_pca
 
@@ -19,8 +20,7 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     the same size, and is what a class with one up-projection for keys and values can hold.
     """
     decoupled = real_pca(weights, sizes.rope_dim, context)
-    step = weights.queries_per_kv
-    keys = torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
+    keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
     half = sizes.rank // 2
     parts = [
