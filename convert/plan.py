@@ -95,9 +95,9 @@ class Plan:
     @property
     def cache_bytes(self) -> tuple[int, int]:
         """KV cache in bytes per token, before and after."""
-        numbers = (self.geometry.cache_numbers(self.geometry.num_kv_heads), self.form.cache_numbers(self.geometry))
-        size = DTYPES[self.cache_dtype].itemsize
-        return numbers[0] * size, numbers[1] * size
+        sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
+        after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
+        return sizes.cache_numbers(sizes.num_kv_heads) * itemsize, after * itemsize
 
     def block(self, layer: int) -> str:
         """Prefix of a block's tensors."""

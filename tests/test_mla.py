@@ -116,23 +116,59 @@ def _has_native(model_type: str) -> bool:
 NATIVE = [name for name in ROTARY if _has_native(name)]
 
 
-@pytest.mark.parametrize("model_type", NATIVE)
-def test_native_layout_equals_our_class_on_the_same_latent(
-    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The native class prescribes the frequencies; with the same ones ours gives the same logits."""
+@pytest.fixture
+def prescribed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our class with the frequencies that the native class prescribes: then both hold the same latent."""
     from convert_attn.convert import targets
 
+    frequencies = next(t for t in targets.targets() if t.name == "deepseek_v3").frequencies
+    ours = [replace(t, frequencies=frequencies) if t.name == "llama_mla" else t for t in targets.targets()]
+    monkeypatch.setattr(targets, "targets", lambda: ours)
+
+
+@pytest.mark.parametrize("model_type", NATIVE)
+def test_native_layout_equals_our_class_on_the_same_latent(model_type: str, tmp_path: Path, prescribed: None) -> None:
     model = tiny_model(model_type)
     native = _convert(model, tmp_path / "native", rank=24, rope_dim=8, layout="native")
     assert native.config.model_type == "deepseek_v3"
     assert type(native).__module__.startswith("transformers.")
-    prescribed = next(t for t in targets.targets() if t.name == "deepseek_v3").frequencies
-    ours = [replace(t, frequencies=prescribed) if t.name == "llama_mla" else t for t in targets.targets()]
-    monkeypatch.setattr(targets, "targets", lambda: ours)
+    has_query_bias = get_attention(model, 0).q_bias is not None
+    assert native.config.q_lora_rank == (HIDDEN + 1 if has_query_bias else None)
     custom = _convert(model, tmp_path / "custom", rank=24, rope_dim=8)
     assert custom.config.model_type == "llama_mla"
     torch.testing.assert_close(logits_of(native), logits_of(custom), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rank", [23, 24, 40])
+@pytest.mark.parametrize("model_type", NATIVE)
+def test_native_layout_in_half_precision_is_as_exact_as_our_class(
+    model_type: str, rank: int, dtype: torch.dtype, tmp_path: Path, prescribed: None
+) -> None:
+    """The constants that neutralise the norms must not cost more than the dtype's own rounding.
+
+    A dropped term, a constant that overflows or a norm weight that rounds would all show as a larger error against
+    our class in fp32.
+    """
+    model = tiny_model(model_type)
+    native = _convert(model, tmp_path / "native", rank=rank, rope_dim=8, layout="native")
+    custom = _convert(model, tmp_path / "custom", rank=rank, rope_dim=8)
+    exact = logits_of(custom)
+    errors = [float((logits_of(m.to(dtype)).float() - exact).square().mean().sqrt()) for m in (native, custom)]
+    assert errors[0] < 2 * errors[1]
+
+
+@pytest.mark.parametrize("model_type", NATIVE)
+def test_native_cache_has_the_predicted_bytes(model_type: str, tmp_path: Path, command: Command) -> None:
+    model = tiny_model(model_type)
+    model.save_pretrained(tmp_path / "in")
+    arguments = ["--to", "mla", "--rank", "20", "--rope-dim", "6", "--layout", "native", "--json"]
+    outcome = command(tmp_path / "in", *arguments, "--output", tmp_path / "out")
+    with torch.no_grad():
+        tokens = torch.ones(1, 10, dtype=torch.long)
+        layers = load(tmp_path / "out")(tokens, use_cache=True).past_key_values.layers
+    measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert json.loads(outcome.out)["cache_bytes_per_token_after"] * 10 == measured
 
 
 def test_cache_ratio_fills_the_share_in_multiples_of_eight(tmp_path: Path) -> None:

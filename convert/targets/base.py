@@ -80,6 +80,7 @@ class Target:
         fresh_config: start from nothing instead of from the source's config.json.
         frequencies: MLA: rotary frequencies the class prescribes for all layers, None: free choice.
         removed: config keys the result's class does not know.
+        extra_latent: MLA: channels that the class caches per token and layer besides the form's.
     """
 
     name: str
@@ -95,3 +96,4 @@ class Target:
     fresh_config: bool = False
     frequencies: Callable[[Blueprint], tuple[float, ...] | None] = lambda blueprint: None
     removed: frozenset[str] = frozenset()
+    extra_latent: int = 0

@@ -3,11 +3,16 @@
 DeepSeek-V3 puts an RMSNorm on the latent. One more latent channel that is a large constant C (zero weight, bias C)
 makes it the identity: with norm weight C / sqrt(r + 1), the normalised latent is the latent up to |c|^2 / (2 C^2). The
 softmax scale is fixed at (d + R)^-1/2, so its ratio to d^-1/2 goes into the query.
+
+Its query projection has no bias. For sources that have one, the class's low-rank query serves at full rank: q_a_proj
+copies the input and adds a constant channel, which neutralises the norm behind it in the same way, and q_b_proj reads
+the bias from that channel. It costs D (D + 1) more weights per layer, mostly zeros, and nothing in the cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +25,39 @@ from convert_attn.convert.targets.latent import latent_form, latent_shapes, late
 from convert_attn.convert.targets.llama_mla import block_config, renamed_classes
 
 _ATTENTION = "self_attn."
-_CONSTANT = 16384.0  # a power of two, exact in every dtype, and far above any latent of a normalised input
+_LARGEST = 32768.0  # within fp16, and far above any latent of a normalised input
+
+
+@dataclass(frozen=True)
+class _IdentityNorm:
+    """An RMSNorm over `size` channels, the last a constant, that leaves the others as they are, up to `scale`.
+
+    Rounding the norm's weight to bf16 would scale all channels alike by up to 0.4 %. So the weight is a power of two
+    and the constant a bf16 number, both exact in every dtype, and what they miss of each other is known: whoever reads
+    the channels multiplies by `scale`, in full precision.
+    """
+
+    size: int
+
+    @property
+    def gain(self) -> float:
+        """The norm's weight, the same for all channels."""
+        return math.ldexp(1.0, math.floor(math.log2(_LARGEST / math.sqrt(self.size))))
+
+    @property
+    def constant(self) -> float:
+        """The last channel, near gain x sqrt(size)."""
+        return float(torch.tensor(self.normed_constant).to(torch.bfloat16))
+
+    @property
+    def normed_constant(self) -> float:
+        """The last channel behind the norm."""
+        return self.gain * math.sqrt(self.size)
+
+    @property
+    def scale(self) -> float:
+        """A channel in front of the norm over the same behind it, near 1."""
+        return self.constant / self.normed_constant
 
 
 def _with_constant(blueprint: Blueprint) -> Blueprint:
@@ -30,30 +67,66 @@ def _with_constant(blueprint: Blueprint) -> Blueprint:
     return replace(blueprint, form=LatentCache(form.rank + 1, form.rope_dim), biases=biases)
 
 
+def _query_rank(blueprint: Blueprint) -> int | None:
+    """q_lora_rank: the input and the constant that carries the bias; None, one plain projection, without a bias."""
+    return blueprint.sizes.hidden_size + 1 if "q" in blueprint.biases else None
+
+
 def _shapes(blueprint: Blueprint) -> Shapes:
     larger = _with_constant(blueprint)
-    norm: Shapes = {f"{_ATTENTION}kv_a_layernorm.weight": (latent_form(larger).rank,)}
-    return latent_shapes(larger, _ATTENTION) | norm
+    shapes = latent_shapes(larger, _ATTENTION)
+    shapes[f"{_ATTENTION}kv_a_layernorm.weight"] = (latent_form(larger).rank,)
+    rank = _query_rank(blueprint)
+    if rank is not None:
+        rows, hidden = shapes.pop(f"{_ATTENTION}q_proj.weight")
+        shapes[f"{_ATTENTION}q_a_proj.weight"] = (rank, hidden)
+        shapes[f"{_ATTENTION}q_a_proj.bias"] = (rank,)
+        shapes[f"{_ATTENTION}q_a_layernorm.weight"] = (rank,)
+        shapes[f"{_ATTENTION}q_b_proj.weight"] = (rows, rank)
+    return shapes
 
 
 def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
     if not isinstance(converted, LatentWeights):
         raise TypeError("a class with a latent cannot hold K/V heads")
     w, form, d = converted, latent_form(blueprint), blueprint.sizes.head_dim
-    scale = ((d + form.rope_dim) / d) ** 0.5
+    norm, query_scale = _IdentityNorm(form.rank + 1), ((d + form.rope_dim) / d) ** 0.5
     padded = replace(
         w,
-        q_nope=w.q_nope * scale,
-        q_rope=w.q_rope * scale,
+        q_nope=w.q_nope * query_scale,
+        q_rope=w.q_rope * query_scale,
         down=torch.cat([w.down, w.down.new_zeros(1, w.down.shape[1])]),
-        up_k=torch.cat([w.up_k, torch.zeros_like(w.up_k[..., :1])], -1),
-        up_v=torch.cat([w.up_v, torch.zeros_like(w.up_v[..., :1])], -1),
+        up_k=_widened(w.up_k * norm.scale),
+        up_v=_widened(w.up_v * norm.scale),
         k_rope_bias=w.k_rope.new_zeros(w.k_rope.shape[0]) if w.k_rope_bias is None else w.k_rope_bias,
     )
     tensors = latent_tensors(_with_constant(blueprint), padded, _ATTENTION)
-    tensors[f"{_ATTENTION}kv_a_proj_with_mqa.bias"][form.rank] = _CONSTANT
-    gain = w.down.new_full((form.rank + 1,), _CONSTANT / (form.rank + 1) ** 0.5)
-    return tensors | {f"{_ATTENTION}kv_a_layernorm.weight": gain}
+    tensors[f"{_ATTENTION}kv_a_proj_with_mqa.bias"][form.rank] = norm.constant
+    tensors[f"{_ATTENTION}kv_a_layernorm.weight"] = w.down.new_full((norm.size,), norm.gain)
+    if _query_rank(blueprint) is not None and w.q_nope_bias is not None and w.q_rope_bias is not None:
+        bias = torch.cat([w.q_nope_bias, w.q_rope_bias], 1).flatten() * query_scale
+        query = _biased_query(tensors.pop(f"{_ATTENTION}q_proj.weight"), bias)
+        tensors |= {_ATTENTION + name: tensor for name, tensor in query.items()}
+    return tensors
+
+
+def _widened(up: Tensor) -> Tensor:
+    """[H, d, r] -> [H, d, r + 1]: the constant is not read."""
+    return torch.cat([up, torch.zeros_like(up[..., :1])], -1)
+
+
+def _biased_query(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """A projection [n, D] with a bias [n] as the class's low-rank query."""
+    hidden = weight.shape[1]
+    norm = _IdentityNorm(hidden + 1)
+    constant = weight.new_zeros(norm.size)
+    constant[-1] = norm.constant
+    return {
+        "q_a_proj.weight": torch.eye(norm.size, hidden, dtype=weight.dtype, device=weight.device),
+        "q_a_proj.bias": constant,
+        "q_a_layernorm.weight": weight.new_full((norm.size,), norm.gain),
+        "q_b_proj.weight": torch.cat([weight * norm.scale, bias[:, None] / norm.normed_constant], 1),
+    }
 
 
 def _configure(blueprint: Blueprint) -> Config:
@@ -62,7 +135,7 @@ def _configure(blueprint: Blueprint) -> Config:
     block = {key: value for key, value in block_config(blueprint).items() if key not in ("mlp_bias", "sliding_window")}
     return block | {
         "kv_lora_rank": form.rank + 1,
-        "q_lora_rank": None,
+        "q_lora_rank": _query_rank(blueprint),
         "qk_rope_head_dim": form.rope_dim,
         "qk_nope_head_dim": sizes.head_dim,
         "v_head_dim": sizes.head_dim,
@@ -103,8 +176,8 @@ def _holds(sizes: Geometry, form: Form) -> bool:
 TARGET = Target(
     name="deepseek_v3",
     layout="native",
-    # no bias on q in this class, no gain offset, no scaled embedding, no fused MLP, no sliding window
-    sources=frozenset({"llama", "mistral"}),
+    # the class has no gain offset and no scaled embedding (gemma), no fused MLP (phi3) and no sliding window
+    sources=frozenset({"llama", "mistral", "qwen2"}),
     becomes="deepseek_v3",
     configure=_configure,
     holds=_holds,
@@ -114,4 +187,5 @@ TARGET = Target(
     form=LatentCache,
     fresh_config=True,
     frequencies=_frequencies,
+    extra_latent=1,
 )
