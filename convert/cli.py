@@ -48,6 +48,12 @@ def cli() -> None:
 @click.option(
     "--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
 )
+@click.option(
+    "--latent-norm",
+    is_flag=True,
+    help="MLA: an RMSNorm on the latent, as in DeepSeek, for training afterwards. It changes what the model computes: "
+    "tokens whose latent is not of typical size are rescaled.",
+)
 @click.option("--method", default="subspace", show_default=True, help="How; see `convert-attn methods`.")
 @click.option(
     "--layout",

@@ -33,10 +33,14 @@ class SharedHeads:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """MLA: one latent of `rank` and one rotary key of `rope_dim` numbers per token and layer."""
+    """MLA: one latent of `rank` and one rotary key of `rope_dim` numbers per token and layer.
+
+    `norm`: an RMSNorm on the latent, in front of the cache.
+    """
 
     rank: int
     rope_dim: int
+    norm: bool = False
 
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
@@ -44,12 +48,13 @@ class LatentCache:
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
-        return {"rank": self.rank, "rope_dim": self.rope_dim}
+        return {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
         """What changes, as label -> (before, after)."""
         numbers = str(2 * sizes.num_kv_heads * sizes.head_dim)
-        return {"cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent + {self.rope_dim} rotary")}
+        cached = {"cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent + {self.rope_dim} rotary")}
+        return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
 
     def sentence(self, sizes: Geometry) -> str:
         """What was done, for the card."""
@@ -57,6 +62,7 @@ class LatentCache:
         return (
             f"one latent of {self.rank} numbers{rotary} per token and layer is cached instead of the keys and values "
             f"of {sizes.num_kv_heads} heads"
+            + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
         )
 
 

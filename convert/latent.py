@@ -25,6 +25,7 @@ class LatentWeights:
         up_k: [H, d, r].
         up_v: [H, d, r].
         o: [H, D, d]; o_bias [D] or None.
+        latent_power: E[c_j^2] averaged over the channels j of c, which a norm on the latent starts from.
         inv_freq: [R / 2] radians per token of the rotary planes, (p, p + R/2) being plane p.
     """
 
@@ -40,6 +41,7 @@ class LatentWeights:
     q_rope_bias: Tensor | None = None
     k_rope_bias: Tensor | None = None
     o_bias: Tensor | None = None
+    latent_power: float | None = None
 
 
 @dataclass(frozen=True)

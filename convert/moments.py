@@ -44,6 +44,11 @@ class Moments:
         columns = torch.diag(self.second.sqrt())
         return torch.cat([columns, self.mean[:, None]], 1) if bool(self.mean.any()) else columns
 
+    def power(self, weight: Tensor) -> float:
+        """E |W x|^2 / m for W [m, D]: what the outputs are in the square on average."""
+        rows = with_bias(weight, None)
+        return float(self.product(rows, rows).diagonal().mean())
+
     def variance(self) -> Tensor:
         """[D] the diagonal of E[x x^T]."""
         return self.second + self.mean**2 if self._is_diagonal else self.second.diagonal()

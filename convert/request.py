@@ -25,6 +25,7 @@ class Request:
         cache_ratio: share of the source's cache to keep.
         rank: size of MLA's latent.
         rope_dim: size of MLA's shared rotary key.
+        latent_norm: an RMSNorm on MLA's latent, which changes what the model computes.
         layout: "auto", "native" or "custom".
         output: the folder to make, None for the default name in the working directory.
         dtype: "auto" or a key of DTYPE_OPTIONS.
@@ -36,6 +37,7 @@ class Request:
     cache_ratio: float | None = None
     rank: int | None = None
     rope_dim: int | None = None
+    latent_norm: bool = False
     method: str = "subspace"
     layout: str = "auto"
     output: Path | None = None
@@ -99,6 +101,8 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
         return choose_latent(request, arch, sizes)
     if request.rank is not None or request.rope_dim is not None:
         raise UsageError(f"--rank and --rope-dim are for --to mla: drop them for --to {request.to}")
+    if request.latent_norm:
+        raise UsageError(f"--latent-norm is for --to mla: drop it for --to {request.to}")
     return SharedHeads(choose_groups(request, sizes.num_kv_heads))
 
 
@@ -113,6 +117,11 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
     """
     if request.groups is not None:
         raise UsageError("--groups is for --to gqa: give --rank R or --cache-ratio F for --to mla")
+    if request.latent_norm and request.layout == "native":
+        raise UsageError(
+            "--latent-norm needs our class: a native one has a norm on its latent already, which the conversion makes "
+            "do nothing; drop --latent-norm or --layout native"
+        )
     _check_latent_fits(sizes)
     rotary = arch.position == "rope"
     whole = 2 * sizes.num_kv_heads * sizes.head_dim
@@ -129,7 +138,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
         raise UsageError(
             f"--rank is {rank}, more than the hidden size {sizes.hidden_size}, which loses nothing already; give less"
         )
-    return LatentCache(rank, _rope_dim(request, rotary, rank, sizes))
+    return LatentCache(rank, _rope_dim(request, rotary, rank, sizes), request.latent_norm)
 
 
 def _check_latent_fits(sizes: Geometry) -> None:
@@ -173,4 +182,4 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry
     least = _STEP * (2 if rotary else 1)
     if total < least:
         raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")
-    return LatentCache(min(total - rope_dim, sizes.hidden_size), rope_dim)
+    return LatentCache(min(total - rope_dim, sizes.hidden_size), rope_dim, request.latent_norm)

@@ -152,7 +152,8 @@ def _convert_layer(plan: Plan, layer: int, generator: torch.Generator) -> Conver
         return method.share(weights, form.groups, context)
     if isinstance(form, LatentCache) and method.compress is not None:
         sizes = LatentSizes(form.rank, form.rope_dim, plan.target.frequencies(plan.blueprint))
-        return method.compress(weights, sizes, context)
+        converted = method.compress(weights, sizes, context)
+        return replace(converted, latent_power=context.moments.power(converted.down)) if form.norm else converted
     raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")
 
 

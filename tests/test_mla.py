@@ -109,6 +109,41 @@ def test_subspace_beats_plain_factorisation(model_type: str, tmp_path: Path) -> 
     assert errors["subspace"] < errors["svd"]
 
 
+@pytest.mark.parametrize("model_type", LATENT)
+def test_latent_norm_leaves_latents_of_typical_size_alone(model_type: str, tmp_path: Path) -> None:
+    """Behind a norm with gains of one every input has the same size, and at full rank the latent is the input."""
+    model = tiny_model(model_type, layer_norm_epsilon=1e-9, rms_norm_eps=1e-9)  # each has one of the two
+    norm = architectures()[model_type].norm
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f".{norm.name}." in name:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0 - norm.gain_offset)
+    rotary = {"rope_dim": HEADS * HEAD_DIM} if model_type in ROTARY else {}
+    converted = _convert(model, tmp_path, rank=HIDDEN, latent_norm=True, **rotary)
+    assert converted.config.latent_norm
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_latent_norm_normalises_what_is_cached(model_type: str, tmp_path: Path, command: Command) -> None:
+    tiny_model(model_type).save_pretrained(tmp_path / "in")
+    arguments = [tmp_path / "in", "--to", "mla", "--rank", "20", "--json"]
+    plans = []
+    for name, flags in (("plain", []), ("normed", ["--latent-norm"])):
+        outcome = command(*arguments, *flags, "--output", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        plans.append(json.loads(outcome.out))
+    assert [plan["latent_norm"] for plan in plans] == [False, True]
+    assert plans[0]["cache_bytes_per_token_after"] == plans[1]["cache_bytes_per_token_after"]
+    with torch.no_grad():
+        layers = load(tmp_path / "normed")(torch.arange(10)[None], use_cache=True).past_key_values.layers
+    measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert measured == 10 * plans[1]["cache_bytes_per_token_after"]
+    for layer in layers:  # every token's latent has the one size that the weight gives it
+        sizes = layer.keys.square().mean(-1)
+        torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes), rtol=1e-3, atol=0)
+
+
 def _has_native(model_type: str) -> bool:
     return any(t.layout == "native" for t in fitting(architectures()[model_type], _SIZES, LatentCache(16, 8)))
 
@@ -192,6 +227,11 @@ BAD = {
     "ratio and rank": ("gpt2", ["--rank", "8", "--cache-ratio", "0.5"], "--cache-ratio chooses the sizes"),
     "ratio too small": ("llama", ["--cache-ratio", "0.01"], "--cache-ratio 0.01 leaves"),
     "method": ("gpt2", ["--rank", "8", "--method", "mean"], "does not serve --to mla"),
+    "latent norm, native": (
+        "llama",
+        ["--rank", "8", "--rope-dim", "8", "--latent-norm", "--layout", "native"],
+        "--latent-norm needs our class",
+    ),
     "native gpt2": ("gpt2", ["--rank", "8", "--layout", "native"], "no native class holds gpt2"),
 }
 
@@ -226,6 +266,13 @@ def test_a_rotation_that_changes_with_the_length_is_refused(tmp_path: Path, comm
     outcome = command(str(tmp_path / "in"), "--to", "mla", "--rank", "8")
     assert outcome.code == 2
     assert "rope type 'yarn'" in outcome.err
+
+
+def test_latent_norm_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "in")
+    outcome = command(str(tmp_path / "in"), "--to", "mqa", "--latent-norm")
+    assert outcome.code == 2
+    assert "--latent-norm is for --to mla" in outcome.err
 
 
 def test_rank_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> None:

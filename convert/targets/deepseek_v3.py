@@ -169,8 +169,10 @@ def _frequencies(blueprint: Blueprint) -> tuple[float, ...]:
 
 
 def _holds(sizes: Geometry, form: Form) -> bool:
+    if not isinstance(form, LatentCache) or form.norm:
+        return False
     plain = sizes.rope_type == "default" and sizes.window is None
-    return plain and isinstance(form, LatentCache) and form.rope_dim > 0
+    return plain and form.rope_dim > 0
 
 
 TARGET = Target(

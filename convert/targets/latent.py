@@ -11,6 +11,8 @@ from convert_attn.convert.form import LatentCache
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
 
+NORM_EPS = 1e-6  # DeepSeek's
+
 
 def latent_form(blueprint: Blueprint) -> LatentCache:
     """The sizes of the latent cache."""
@@ -52,6 +54,7 @@ def latent_shapes(blueprint: Blueprint, attention: str) -> Shapes:
     heads, d, hidden = sizes.num_heads, sizes.head_dim, sizes.hidden_size
     query, cached = heads * (d + form.rope_dim), form.rank + form.rope_dim
     has = Biases.of(blueprint)
+    norm: Shapes = {f"{attention}kv_a_layernorm.weight": (form.rank,)} if form.norm else {}
     shapes: Shapes = {
         f"{attention}q_proj.weight": (query, hidden),
         f"{attention}kv_a_proj_with_mqa.weight": (cached, hidden),
@@ -63,7 +66,7 @@ def latent_shapes(blueprint: Blueprint, attention: str) -> Shapes:
         f"{attention}kv_a_proj_with_mqa.bias": (cached,) if has.kv_a else (),
         f"{attention}o_proj.bias": (hidden,) if has.o else (),
     }
-    return shapes | {name: shape for name, shape in biases.items() if shape}
+    return shapes | norm | {name: shape for name, shape in biases.items() if shape}
 
 
 def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -> dict[str, Tensor]:
@@ -77,6 +80,9 @@ def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -
         "kv_b_proj.weight": torch.cat([w.up_k, w.up_v], 1).flatten(0, 1),
         "o_proj.weight": w.o.transpose(0, 1).flatten(1),
     }
+    if w.latent_power is not None:
+        # a latent of typical size comes out of the norm as it goes in
+        tensors["kv_a_layernorm.weight"] = w.down.new_full(w.down.shape[:1], (w.latent_power + NORM_EPS) ** 0.5)
     if has.q and w.q_nope_bias is not None and w.q_rope_bias is not None:
         tensors["q_proj.bias"] = torch.cat([w.q_nope_bias, w.q_rope_bias], 1).flatten()
     if has.kv_a and w.k_rope_bias is not None:
@@ -99,7 +105,8 @@ def latent_config(blueprint: Blueprint) -> Config:
         "num_key_value_heads": sizes.num_heads,
         "softmax_scale": sizes.head_dim**-0.5,
         "rope_inv_freq": [list(layer) for layer in blueprint.inv_freq] if form.rope_dim else None,
-        "latent_norm": False,
+        "latent_norm": form.norm,
+        "latent_norm_eps": NORM_EPS,
         "q_bias": has.q,
         "kv_a_bias": has.kv_a,
         "o_bias": has.o,
