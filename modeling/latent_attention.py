@@ -1,7 +1,8 @@
 """Multi-head latent attention (MLA): DeepSeek-V2, arXiv:2405.04434, section 2.1.
 
 A token leaves one latent c and one rotary key in the cache, both shared by all heads. The keys and values of head i
-are linear maps of the latent, k_i = [Wuk_i c; k_rope] and v_i = Wuv_i c.
+are k_i = [Wuk_i c; k_rope] and v_i = Wuv_i c. Cached is one tensor of entries [c; k_rope], in the place of the keys;
+that of the values has no columns.
 
 Letters in shapes:
     B  batch                 T   tokens held as keys (the cache and the new ones)
@@ -15,15 +16,16 @@ There are two ways to the same numbers:
 expand  makes K [B, H, T, n + R] and V [B, H, T, v] and calls the attention function of the config.
 absorb  moves the up-projections to the other side: q_i . Wuk_i c = (Wuk_i^T q_i) . c, and the weighted sum of
         values is Wuv_i applied to the weighted sum of latents. Nothing of size H * T * n is made and the cached
-        tensors are read as they are: all heads are rows [B, H * S, r] that meet one latent [B, T, r].
+        tensor is read as it is: all heads are rows [B, H * S, r + R] that meet the entries [B, T, r + R], which are
+        keys and values at once. (The last R columns of the sum are not used; leaving them out would copy the cache.)
 
 Multiplications, for each sequence and head, where p = n + v:
     expand   T r p  +  S T (p + R)
-    absorb   S r p  +  S T (2 r + R)
-Expanding pays for T tokens once, absorbing pays a surplus of 2 r - p for each pair of tokens. "auto" absorbs where
-that is less, which is S < r p / (2 r - p) against a long cache: 73 new tokens for r = 512, n = v = 64. Measured
-times cross there, too. For more than p new tokens it expands in any case, as the scores [B, H, S, T] of absorbing
-would be larger than K and V. It also does so without a cache: S = T, and fused attention functions keep no scores.
+    absorb   S r p  +  S T 2 (r + R)
+Expanding pays for T tokens once, absorbing pays a surplus of 2 r + R - p for each pair of tokens. "auto" absorbs
+where that is less, which is S < r p / (2 r + R - p) against a long cache: 68 new tokens for r = 512, n = v = R = 64.
+For more than p new tokens it expands in any case, as the scores [B, H, S, T] of absorbing would be larger than K and
+V. It also does so without a cache: S = T, and fused attention functions keep no scores.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,13 +43,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-def absorbing_is_cheaper(tokens: int, keys: int, rank: int, head_size: int) -> bool:
+def absorbing_is_cheaper(tokens: int, keys: int, rank: int, head_size: int, rope_size: int) -> bool:
     """Whether S new tokens against T keys take fewer multiplications absorbed, and no more memory.
 
     head_size is p = n + v; the head of this file has the sums.
     """
     expansion = rank * head_size
-    surplus = 2 * rank - head_size
+    surplus = 2 * rank + rope_size - head_size
     return tokens <= head_size and tokens * (expansion + keys * surplus) < keys * expansion
 
 
@@ -120,17 +122,17 @@ class LatentAttention(nn.Module):
         self.qk_rope_head_dim: int = config.qk_rope_head_dim
         self.qk_head_dim: int = config.qk_nope_head_dim + config.qk_rope_head_dim
         self.v_head_dim: int = config.v_head_dim
+        self._up_size = self.qk_nope_head_dim + self.v_head_dim  # rows of kv_b_proj for a head
         self._make_projections(config)
         self.rotary = LatentRotary(config.rope_inv_freq[layer_idx]) if self.qk_rope_head_dim > 0 else None
 
     def _make_projections(self, config: Any) -> None:
         heads: int = config.num_attention_heads
         hidden: int = config.hidden_size
-        up_size = self.qk_nope_head_dim + self.v_head_dim
         self.q_proj = nn.Linear(hidden, heads * self.qk_head_dim, bias=config.q_bias)
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.kv_lora_rank + self.qk_rope_head_dim, bias=config.kv_a_bias)
         self.kv_a_layernorm = LlamaRMSNorm(self.kv_lora_rank, config.latent_norm_eps) if config.latent_norm else None
-        self.kv_b_proj = nn.Linear(self.kv_lora_rank, heads * up_size, bias=False)
+        self.kv_b_proj = nn.Linear(self.kv_lora_rank, heads * self._up_size, bias=False)
         self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=config.o_bias)
 
     def forward(
@@ -148,9 +150,9 @@ class LatentAttention(nn.Module):
         if self.rotary is not None:
             cos, sin = self.rotary(position_ids)
             query_rope, rope_key = rotate(query_rope, cos, sin), rotate(rope_key, cos, sin)
-        if past_key_values is not None:  # without a rotary key the cache's second tensor has no columns
-            held: Any = past_key_values.update(latent, rope_key, self.layer_idx)
-            latent, rope_key = held
+        entries = latent if self.rotary is None else torch.cat([latent, rope_key], dim=-1)  # [B, 1, S, r + R]
+        if past_key_values is not None:  # -> [B, 1, T, r + R]
+            entries, _ = past_key_values.update(entries, entries[..., :0], self.layer_idx)
 
         attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -160,19 +162,18 @@ class LatentAttention(nn.Module):
         if causal:
             # No mask for several new tokens means that nothing came before them. A static cache has room behind
             # them, for which nothing needs to be computed.
-            latent, rope_key = latent[:, :, :tokens], rope_key[:, :, :tokens]
-        keys = latent.shape[2] if past_key_values is not None else None
+            entries = entries[:, :, :tokens]
+        keys = entries.shape[2] if past_key_values is not None else None
         output: torch.Tensor
         weights: torch.Tensor | None
         if self._absorbs(attend, tokens, keys, kwargs):
-            output, weights = self._absorb(query_nope, query_rope, latent, rope_key, attention_mask, causal)
-            weights = weights if attend is eager_attention_forward else None
+            query = self._absorbed_query(query_nope, query_rope)
+            output, weights = self._absorb(attend, query, entries, attention_mask, causal)
         else:
             output, weights = self._expand(
                 attend,
                 torch.cat([query_nope, query_rope], dim=-1),
-                latent,
-                rope_key,
+                entries,
                 attention_mask,
                 position_ids=position_ids,
                 **kwargs,
@@ -222,7 +223,7 @@ class LatentAttention(nn.Module):
             return True
         if keys is None or not ours or not self._up_projection_is_plain():
             return False
-        return absorbing_is_cheaper(tokens, keys, self.kv_lora_rank, self.qk_nope_head_dim + self.v_head_dim)
+        return absorbing_is_cheaper(tokens, keys, self.kv_lora_rank, self._up_size, self.qk_rope_head_dim)
 
     def _up_projection_is_plain(self) -> bool:
         """Whether `kv_b_proj.weight` is all there is: not in quantized, adapted, sharded or offloaded layers."""
@@ -233,14 +234,14 @@ class LatentAttention(nn.Module):
         self,
         attend: AttentionFunction,
         query: torch.Tensor,
-        latent: torch.Tensor,
-        rope_key: torch.Tensor,
+        entries: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """query [B, H, S, n + R], latent [B, 1, T, r], rope_key [B, 1, T, R] -> [B, S, H * v], weights."""
-        up_size = self.qk_nope_head_dim + self.v_head_dim
-        expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, up_size)).transpose(1, 2)  # [B, H, T, n + v]
+        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> [B, S, H * v], weights."""
+        latent, rope_key = entries.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self._up_size)).transpose(1, 2)
+        # [B, H, T, n + v]
         key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         if self.qk_rope_head_dim > 0:
             key = torch.cat([key, rope_key.expand(-1, key.shape[1], -1, -1)], dim=-1)
@@ -255,41 +256,75 @@ class LatentAttention(nn.Module):
         output = output.reshape(batch, tokens, heads, -1)[..., : self.v_head_dim]
         return output.flatten(2), weights
 
+    def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Wuk [H, n, r] and Wuv [H, v, r]."""
+        up = self.kv_b_proj.weight.unflatten(0, (-1, self._up_size))
+        key_up, value_up = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
+        return key_up, value_up
+
+    def _absorbed_query(self, nope: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+        """[B, H, S, n] and [B, H, S, R] -> [B, H, S, r + R], which meets the entries of the cache."""
+        query = torch.einsum("bhsn,hnr->bhsr", nope, self._up_projections()[0])
+        return query if self.rotary is None else torch.cat([query, rope], dim=-1)
+
     def _absorb(
         self,
-        query_nope: torch.Tensor,
-        query_rope: torch.Tensor,
-        latent: torch.Tensor,
-        rope_key: torch.Tensor,
+        attend: AttentionFunction,
+        query: torch.Tensor,
+        entries: torch.Tensor,
         attention_mask: torch.Tensor | None,
         causal: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """query_nope [B, H, S, n], query_rope [B, H, S, R], latent [B, 1, T, r], rope_key [B, 1, T, R]
-        -> [B, S, H * v], weights [B, H, S, T]."""
-        batch, heads, tokens, _ = query_nope.shape
-        up = self.kv_b_proj.weight.unflatten(0, (-1, self.qk_nope_head_dim + self.v_head_dim))  # [H, n + v, r]
-        key_up, value_up = up.split([self.qk_nope_head_dim, self.v_head_dim], dim=1)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> [B, S, H * v], from eager attention weights [B, H, S, T]."""
+        if attend is sdpa_attention_forward and self._fused_is_faster(query):
+            return self._values_of(self._mix_fused(query, entries, attention_mask)), None
+        mixed, weights = self._mix(query, entries, attention_mask, causal)
+        return self._values_of(mixed), weights if attend is eager_attention_forward else None
 
-        query = torch.einsum("bhsn,hnr->bhsr", query_nope, key_up)
-        scores = self._scores(query, query_rope, latent.squeeze(1), rope_key.squeeze(1))
-        scores = _masked(scores.view(batch, heads, tokens, -1), attention_mask, causal)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(latent.dtype)
-        weights = F.dropout(weights, p=self.dropout, training=self.training)
-        mixed = torch.bmm(weights.view(batch, heads * tokens, -1), latent.squeeze(1)).view(query.shape)
-        return torch.einsum("bhsr,hvr->bshv", mixed, value_up).flatten(2), weights
+    def _fused_is_faster(self, query: torch.Tensor) -> bool:
+        """Whether to mix by SDPA's fused kernel; measured by eval/benchmarks/decode.py of convert-attn.
 
-    def _scores(
-        self, query: torch.Tensor, query_rope: torch.Tensor, latent: torch.Tensor, rope_key: torch.Tensor
-    ) -> torch.Tensor:
-        """query [B, H, S, r], query_rope [B, H, S, R], latent [B, T, r], rope_key [B, T, R] -> [B, H * S, T].
-
-        The scale is applied within the products, before they are rounded: unscaled they could overflow fp16.
+        For one new token on the CPU it passes over the cache once, not twice. In bf16 its products are slower than
+        plain ones, which are bound by arithmetic. It works on up to 32 rows of a sequence in one thread; where that
+        leaves threads idle, plain products have the better of it. On GPUs it has no fast kernel for sizes like r + R.
         """
-        nothing = query.new_zeros(())
-        scores = torch.baddbmm(nothing, query.flatten(1, 2), latent.mT, beta=0, alpha=self.scaling)
-        if self.qk_rope_head_dim > 0:
-            scores = torch.baddbmm(scores, query_rope.flatten(1, 2), rope_key.mT, alpha=self.scaling)
-        return scores
+        batch, heads, tokens, _ = query.shape
+        if torch.compiler.is_compiling() or self.training or query.device.type != "cpu":
+            return False
+        jobs = batch * -(-heads // 32)
+        return tokens == 1 and query.dtype == torch.float32 and jobs >= torch.get_num_threads()
+
+    def _mix_fused(self, query: torch.Tensor, entries: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """query [B, H, 1, r + R], entries [B, 1, T, r + R], mask [B, 1, 1, T] -> weighted sums [B, H, 1, r + R].
+
+        All heads are rows of one query: each entry is read once.
+        """
+        rows = query.transpose(1, 2)  # [B, 1, H, r + R]
+        mixed = F.scaled_dot_product_attention(rows, entries, entries, attn_mask=mask, scale=self.scaling)
+        return mixed.transpose(1, 2)
+
+    def _mix(
+        self, query: torch.Tensor, entries: torch.Tensor, mask: torch.Tensor | None, causal: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> weighted sums [B, H, S, r + R], weights [B, H, S, T].
+
+        The scale is applied within the product, before it is rounded: unscaled it could overflow fp16.
+        """
+        entries = entries.squeeze(1)
+        rows = query.flatten(1, 2)  # [B, H * S, r + R]
+        scores = torch.baddbmm(query.new_zeros(()), rows, entries.mT, beta=0, alpha=self.scaling)
+        scores = _masked(scores.view(*query.shape[:3], -1), mask, causal)
+        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(entries.dtype)
+        weights = F.dropout(weights, p=self.dropout, training=self.training)
+        return torch.bmm(weights.flatten(1, 2), entries).view(query.shape), weights
+
+    def _values_of(self, mixed: torch.Tensor) -> torch.Tensor:
+        """Weighted sums of entries, [B, H, S, r + R] -> of values, [B, S, H * v]."""
+        batch, _, tokens, _ = mixed.shape
+        # Wuv on the left and the sums as columns: the other way round, a bf16 product copies Wuv in every step
+        columns = mixed[..., : self.kv_lora_rank].permute(1, 3, 0, 2).flatten(2)  # [H, r, B * S]
+        values = torch.bmm(self._up_projections()[1], columns)  # [H, v, B * S]
+        return values.unflatten(-1, (batch, tokens)).permute(2, 3, 0, 1).flatten(2)
 
 
 def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:

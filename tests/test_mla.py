@@ -140,7 +140,7 @@ def test_latent_norm_normalises_what_is_cached(model_type: str, tmp_path: Path, 
     measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     assert measured == 10 * plans[1]["cache_bytes_per_token_after"]
     for layer in layers:  # every token's latent has the one size that the weight gives it
-        sizes = layer.keys.square().mean(-1)
+        sizes = layer.keys[..., :20].square().mean(-1)
         torch.testing.assert_close(sizes, sizes.mean().expand_as(sizes), rtol=1e-3, atol=0)
 
 

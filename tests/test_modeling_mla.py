@@ -262,6 +262,31 @@ def test_absorb_equals_expand(family: str, padded: bool, kind: str, attn: str) -
     assert_close(model(**batch, use_cache=False).logits[seen], results["expand"][seen], 1e-5)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@both_caches
+@both_families
+def test_both_ways_to_mix_give_the_same_steps(
+    family: str, kind: str, padded: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which one is taken depends on the computer's threads: here either is forced."""
+    batch = left_padded(length=12) if padded else {"input_ids": tokens(length=12)}
+    taken: list[bool] = []
+
+    def choose(self: Any, query: Tensor) -> bool:
+        taken.append(fused and query.shape[2] == 1)
+        return taken[-1]
+
+    monkeypatch.setattr(LatentAttention, "_fused_is_faster", choose)
+    model = build(family, "sdpa", "absorb")
+    ends = (1, 2, 3, 8, 9, 12)  # one token by itself, too: with padding, one that may see nothing
+    seen = batch.get("attention_mask", torch.ones(2, 12)).bool()
+    result = in_steps(model, batch, ends, make_cache(kind, model, 16))
+    assert result.isfinite().all()
+    assert_close(result[seen], build(family, "sdpa", "expand")(**batch).logits[seen], 1e-5)
+    assert any(taken) == fused
+
+
 @both_functions
 @both_caches
 def test_absorb_equals_expand_in_a_sliding_window(kind: str, attn: str) -> None:
@@ -319,19 +344,20 @@ def test_the_config_and_the_module_choose_the_way(family: str, monkeypatch: pyte
 
 
 def test_the_automatic_choice_counts_multiplications() -> None:
-    rank, head_size, keys = 512, 128, 4096
-    cheaper = [tokens for tokens in range(1, keys + 1) if absorbing_is_cheaper(tokens, keys, rank, head_size)]
+    rank, head_size, rope, keys = 512, 128, 64, 4096
+    sizes = rank, head_size, rope
+    cheaper = [tokens for tokens in range(1, keys + 1) if absorbing_is_cheaper(tokens, keys, *sizes)]
     assert cheaper == list(range(1, len(cheaper) + 1))
-    assert len(cheaper) == 71
+    assert len(cheaper) == 67
     for new in (*cheaper[-2:], len(cheaper) + 1):
-        expand = keys * rank * head_size + new * keys * head_size
-        absorb = new * rank * head_size + new * keys * 2 * rank
+        expand = keys * rank * head_size + new * keys * (head_size + rope)
+        absorb = new * rank * head_size + new * keys * 2 * (rank + rope)
         assert (absorb < expand) == (new in cheaper)
-    assert not absorbing_is_cheaper(keys, keys, rank, head_size)
-    assert absorbing_is_cheaper(1, 2, rank, head_size)
+    assert not absorbing_is_cheaper(keys, keys, *sizes)
+    assert absorbing_is_cheaper(1, 2, *sizes)
     # A small latent would always be cheaper, but the scores of a long prompt would not fit.
-    assert absorbing_is_cheaper(head_size, keys, 32, head_size)
-    assert not absorbing_is_cheaper(head_size + 1, keys, 32, head_size)
+    assert absorbing_is_cheaper(head_size, keys, 32, head_size, rope)
+    assert not absorbing_is_cheaper(head_size + 1, keys, 32, head_size, rope)
 
 
 # --- the cache
@@ -872,13 +898,11 @@ def new_sizes(model: Any, kind: str, padded: bool) -> list[int]:
 def test_decoding_never_expands_nor_copies_the_cache(family: str, padded: bool, kind: str, attn: str) -> None:
     model = build(family, attn, **positions(family))
     sizes = new_sizes(model, kind, padded)
-    latents = T * R_LATENT
-    assert latents < H * T * min(NOPE, VALUE)
-    # The dynamic cache makes room for a token by a copy of its own, one for each of its tensors.
-    own = [latents] * LAYERS if kind == "dynamic" else []
-    assert [size for size in sizes if size >= latents] == own
-    rope_keys = [size for size in sizes if size == T * model.config.qk_rope_head_dim]
-    assert len(rope_keys) == (LAYERS if kind == "dynamic" and family == "llama_mla" else 0)
+    entries = T * (R_LATENT + model.config.qk_rope_head_dim)
+    assert entries < H * T * min(NOPE, VALUE)
+    # The dynamic cache makes room for a token by a copy of its own.
+    own = [entries] * LAYERS if kind == "dynamic" else []
+    assert [size for size in sizes if size >= T * R_LATENT] == own
 
 
 def test_the_spy_sees_an_expanded_cache() -> None:

@@ -125,6 +125,8 @@ def fill(model: Any, tokens: int, kind: str = "inplace") -> Filled:
     config, like = model.config, model.lm_head.weight
     if getattr(config, "kv_lora_rank", None) is None:
         widths = [(config.num_key_value_heads, config.head_dim)] * 2
+    elif config.model_type == "llama_mla":  # latent and rotary key in one tensor
+        widths = [(1, config.kv_lora_rank + config.qk_rope_head_dim), (1, 0)]
     else:
         widths = [(1, config.kv_lora_rank), (1, config.qk_rope_head_dim)]
     rooms = [
