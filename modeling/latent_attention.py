@@ -275,7 +275,7 @@ class LatentAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> [B, S, H * v], from eager attention weights [B, H, S, T]."""
+        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> [B, S, H * v] and, from eager attention, the weights."""
         if attend is sdpa_attention_forward and self._fused_is_faster(query):
             return self._values_of(self._mix_fused(query, entries, attention_mask)), None
         mixed, weights = self._mix(query, entries, attention_mask, causal)
@@ -323,8 +323,8 @@ class LatentAttention(nn.Module):
         batch, _, tokens, _ = mixed.shape
         # Wuv on the left and the sums as columns: the other way round, a bf16 product copies Wuv in every step
         columns = mixed[..., : self.kv_lora_rank].permute(1, 3, 0, 2).flatten(2)  # [H, r, B * S]
-        values = torch.bmm(self._up_projections()[1], columns)  # [H, v, B * S]
-        return values.unflatten(-1, (batch, tokens)).permute(2, 3, 0, 1).flatten(2)
+        values = torch.bmm(self._up_projections()[1], columns).view(-1, self.v_head_dim, batch, tokens)
+        return values.permute(2, 3, 0, 1).flatten(2)
 
 
 def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:

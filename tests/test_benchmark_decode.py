@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from convert_attn.eval.benchmarks import decode
+from convert_attn.eval.benchmarks import decode, decode_contenders, decode_report
 from convert_attn.eval.benchmarks.timing import SLOW_REPEATS, Timed, take_turns
 
 CONTEXTS = [16, 32]
-SIZES = decode.Sizes(heads=4, head_dim=8, rank=16, rope_dim=8, layers=1)
+SIZES = decode_contenders.Sizes(heads=4, head_dim=8, rank=16, rope_dim=8, layers=1)
 OPTIONS = "--contexts 16,32 --heads 4 --head-dim 8 --rank 16 --rope-dim 8 --layers 1 --repeats 2".split()
 CPU = torch.device("cpu")
 # numbers per token and layer; deepseek_v3 has one more latent channel
@@ -23,12 +23,12 @@ NUMBERS = {"mha": 2 * 4 * 8, "gqa": 2 * 1 * 8, "mla": 16 + 8, "deepseek_v3": 16 
 
 
 def _models(layers: int = 1) -> dict[str, Any]:
-    sizes = decode.Sizes(SIZES.heads, SIZES.head_dim, SIZES.rank, SIZES.rope_dim, layers)
-    return decode.make_models(sizes, max(CONTEXTS), torch.float32, CPU)
+    sizes = decode_contenders.Sizes(SIZES.heads, SIZES.head_dim, SIZES.rank, SIZES.rope_dim, layers)
+    return decode_contenders.make_models(sizes, max(CONTEXTS), torch.float32, CPU)
 
 
 def test_both_latent_classes_are_the_same_model() -> None:
-    assert decode.check_same(_models()) <= decode.TOLERANCE
+    assert decode_contenders.check_same(_models()) <= decode_contenders.TOLERANCE
 
 
 def test_different_latent_weights_are_refused() -> None:
@@ -36,15 +36,15 @@ def test_different_latent_weights_are_refused() -> None:
     with torch.no_grad():
         models["mla"].model.layers[0].self_attn.kv_b_proj.weight.mul_(1.05)
     with pytest.raises(click.ClickException, match="nothing was timed"):
-        decode.check_same(models)
+        decode_contenders.check_same(models)
 
 
 @pytest.mark.parametrize("kind", ["inplace", "dynamic"])
-@pytest.mark.parametrize("name", decode.CONTENDERS)
+@pytest.mark.parametrize("name", decode_contenders.CONTENDERS)
 @torch.inference_mode()
 def test_every_step_sees_the_same_context(name: str, kind: str) -> None:
     model = _models(layers=2)[name]
-    filled = decode.fill(model, 16, kind)
+    filled = decode_contenders.fill(model, 16, kind)
     token = torch.tensor([[3]])
     outputs = []
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_both_kinds_of_cache_give_the_same_step() -> None:
         logits = []
         for kind in ("inplace", "dynamic"):
             torch.manual_seed(0)
-            filled = decode.fill(model, 16, kind)
+            filled = decode_contenders.fill(model, 16, kind)
             with torch.inference_mode():
                 logits.append(model(torch.tensor([[3]]), past_key_values=filled.cache, use_cache=True).logits)
         torch.testing.assert_close(logits[0], logits[1])
@@ -73,35 +73,54 @@ def test_figures(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     figures = json.loads(file.read_text())
     found = [(row["dtype"], row["context"], row["contender"]) for row in figures["rows"]]
-    assert found == [(t, n, name) for t in ("float32", "bfloat16") for n in CONTEXTS for name in decode.CONTENDERS]
+    assert found == [
+        (t, n, name) for t in ("float32", "bfloat16") for n in CONTEXTS for name in decode_contenders.CONTENDERS
+    ]
     for row in figures["rows"]:
         itemsize = 4 if row["dtype"] == "float32" else 2
         assert row["model_cache_bytes"] == NUMBERS[row["contender"]] * row["context"] * itemsize
         assert all(row[part]["median_ms"] > 0 and row[part]["repeats"] == 2 for part in ("block", "model", "read"))
-    assert figures["largest_logit_difference_mla_deepseek_v3"] <= decode.TOLERANCE
+    assert figures["largest_logit_difference_mla_deepseek_v3"] <= decode_contenders.TOLERANCE
     assert "threads" in result.output
     assert "| bfloat16 | 32 | deepseek_v3 |" in result.output
 
 
 def test_cache_bytes_count_all_layers() -> None:
     for name, model in _models(layers=2).items():
-        filled = decode.fill(model, 16)
+        filled = decode_contenders.fill(model, 16)
         assert filled.nbytes(0) == NUMBERS[name] * 16 * 4
         assert filled.nbytes() == 2 * filled.nbytes(0)
 
 
-@pytest.mark.parametrize("options", [["--contexts", "16,x"], ["--dtypes", "int3"], ["--heads", "6"]])
+BAD = [
+    ["--contexts", "16,x"],
+    ["--dtypes", "int3"],
+    ["--heads", "6"],
+    ["--device", "abacus"],
+    ["--png", "no/such/a.png"],
+]
+
+
+@pytest.mark.parametrize("options", BAD)
 def test_bad_options_are_named(options: list[str]) -> None:
     result = CliRunner().invoke(decode.main, [*OPTIONS, *options])
     assert result.exit_code == 2
     assert options[1].split(",")[-1] in result.output
 
 
+def test_png_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "decode.png"
+    result = CliRunner().invoke(decode.main, [*OPTIONS, "--dtypes", "float32", "--png", str(file)])
+    assert result.exit_code == 0, result.output
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def test_png_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(decode.importlib, "import_module", refuse)
+    monkeypatch.setattr(decode_report.importlib, "import_module", refuse)
     result = CliRunner().invoke(decode.main, [*OPTIONS, "--png", str(tmp_path / "decode.png")])
     assert result.exit_code == 2
     assert "matplotlib" in result.output
