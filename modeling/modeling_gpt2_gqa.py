@@ -25,23 +25,16 @@ from transformers import (
     GPT2ForSequenceClassification,
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
-    GPT2Model,
-    GPT2PreTrainedModel,
 )
-from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
-from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_gpt2_gqa import GPT2GQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .gpt2_backbone import BackboneBlock, BackboneModel, BackbonePreTrainedModel, count_labels  # noqa: TID251
 
 logger = logging.get_logger(__name__)
 
@@ -181,7 +174,6 @@ class GPT2GQAAttention(nn.Module):
         self.c_attn = Conv1D(sum(self.split_sizes), config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def _scaling(self) -> float:
         scaling: float = self.head_dim**-0.5 if self.config.scale_attn_weights else 1.0
@@ -211,128 +203,29 @@ class GPT2GQAAttention(nn.Module):
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
-        return self.resid_dropout(self.c_proj(output)), weights
+        return self.c_proj(output), weights
 
 
-class GPT2GQABlock(GradientCheckpointingLayer):
-    """One layer: attention and MLP, each behind its LayerNorm and added to what came in."""
+class GPT2GQABlock(BackboneBlock):
+    """One layer of GPT-2 with this attention."""
 
     def __init__(self, config: GPT2GQAConfig, layer_idx: int) -> None:
-        super().__init__()
-        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = GPT2GQAAttention(config, layer_idx)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = GPT2MLP(inner, config)
-        # GPT-2 draws these smaller, the more layers there are. They are marked for `_init_weights`, which in code
-        # outside transformers does not get to see the modules around them: those have no weights of their own.
-        projections: list[Any] = [self.attn.c_proj, self.mlp.c_proj]
-        for projection in projections:
-            projection.adds_to_residual = True
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
-        hidden_states = attended + hidden_states
-        output: torch.Tensor = hidden_states + self.mlp(self.ln_2(hidden_states))
-        return output
+        attention = GPT2GQAAttention(config, layer_idx)
+        super().__init__(config, attention, attention.c_proj)
 
 
-class GPT2GQAPreTrainedModel(GPT2PreTrainedModel):
+class GPT2GQAPreTrainedModel(BackbonePreTrainedModel):
     """What differs from GPT-2 in what the classes below declare to transformers."""
 
     config_class = GPT2GQAConfig
-    _supports_flex_attn = True
     _no_split_modules = ["GPT2GQABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs = {"hidden_states": GPT2GQABlock, "attentions": GPT2GQAAttention}  # noqa: RUF012
 
-    def __init__(self, config: GPT2GQAConfig) -> None:
-        # By name, past the __init__ of the GPT-2 classes below: those would build a whole GPT-2, and draw its
-        # weights, before ours could take its place. What is inherited from them is forward.
-        GPT2PreTrainedModel.__init__(self, config)
-        if config.add_cross_attention:
-            raise ValueError("gpt2_gqa has no cross attention: set add_cross_attention=False")
 
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)
-        if getattr(module, "adds_to_residual", False):
-            std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
-            init.normal_(module.weight, mean=0.0, std=std)
-
-
-class GPT2GQAModel(GPT2GQAPreTrainedModel, GPT2Model):
+class GPT2GQAModel(GPT2GQAPreTrainedModel, BackboneModel):
     """Embeddings, blocks and the last LayerNorm."""
 
-    def __init__(self, config: GPT2GQAConfig) -> None:
-        super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList([GPT2GQABlock(config, i) for i in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """input_ids [B, S] or inputs_embeds [B, S, D] -> last_hidden_state [B, S, D].
-
-        The arguments are GPT2Model's, in its order. What is left over in kwargs reaches the attention function.
-        """
-        if encoder_hidden_states is not None or encoder_attention_mask is not None:
-            raise ValueError("gpt2_gqa has no cross attention: encoder_hidden_states cannot be used")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-            inputs_embeds = self.wte(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            position_ids = _next_positions(inputs_embeds, past_key_values)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-
-        hidden_states = inputs_embeds + self.wpe(position_ids)
-        if token_type_ids is not None:  # GPT-2 reads them from the token embedding
-            hidden_states = hidden_states + self.wte(token_type_ids)
-        hidden_states = self.drop(hidden_states)
-        for block in self.h:
-            hidden_states = block(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
-
-
-def _next_positions(inputs_embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-    """[1, S]: the positions that follow what the cache holds."""
-    seen = 0 if cache is None else cache.get_seq_length()
-    return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
+    block_class = GPT2GQABlock
 
 
 class GPT2GQAForCausalLM(GPT2GQAPreTrainedModel, GPT2LMHeadModel):
@@ -350,7 +243,7 @@ class GPT2GQAForSequenceClassification(GPT2GQAPreTrainedModel, GPT2ForSequenceCl
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = _count_labels(config)
+        self.num_labels = count_labels(config)
         self.transformer = GPT2GQAModel(config)
         self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
         self.post_init()
@@ -361,17 +254,11 @@ class GPT2GQAForTokenClassification(GPT2GQAPreTrainedModel, GPT2ForTokenClassifi
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = _count_labels(config)
+        self.num_labels = count_labels(config)
         self.transformer = GPT2GQAModel(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.n_embd, self.num_labels)
         self.post_init()
-
-
-def _count_labels(config: GPT2GQAConfig) -> int:
-    if config.num_labels is None:
-        raise ValueError("num_labels must be set in the config of a classifier")
-    return config.num_labels
 
 
 def _classifier_dropout(config: GPT2GQAConfig) -> float:
@@ -387,7 +274,7 @@ class GPT2GQAForQuestionAnswering(GPT2GQAPreTrainedModel, GPT2ForQuestionAnsweri
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
-        self.num_labels = _count_labels(config)
+        self.num_labels = count_labels(config)
         self.transformer = GPT2GQAModel(config)
         self.qa_outputs = nn.Linear(config.n_embd, 2)
         self.post_init()

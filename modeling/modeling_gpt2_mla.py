@@ -1,147 +1,42 @@
-"""GPT-2 with multi-head latent attention (MLA).
-
-Everything but the attention is GPT-2's, down to the names and layouts of the tensors.
-
-Letters in shapes:
-    B  batch          S  new tokens
-    D  hidden size
-The rest is in latent_attention.py.
-"""
+"""GPT-2 with multi-head latent attention (MLA): the backbone is in gpt2_backbone.py, the attention in
+latent_attention.py."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model, GPT2PreTrainedModel
-from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from .configuration_gpt2_mla import GPT2MLAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .gpt2_backbone import BackboneBlock, BackboneModel, BackbonePreTrainedModel, count_labels  # noqa: TID251
 from .latent_attention import LatentAttention, init_latent_attention  # noqa: TID251
 
 
-class GPT2MLABlock(GradientCheckpointingLayer):
-    """One layer: attention and MLP, each behind its LayerNorm and added to what came in."""
+class GPT2MLABlock(BackboneBlock):
+    """One layer of GPT-2 with latent attention."""
 
     def __init__(self, config: GPT2MLAConfig, layer_idx: int) -> None:
-        super().__init__()
-        inner = 4 * config.n_embd if config.n_inner is None else config.n_inner
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = LatentAttention(config, layer_idx, dropout=config.attn_pdrop)
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.mlp = GPT2MLP(inner, config)
-        # GPT-2 draws these smaller, the more layers there are. They are marked for `_init_weights`, which in code
-        # outside transformers does not get to see the modules around them: those have no weights of their own.
-        projections: list[Any] = [self.attn.o_proj, self.mlp.c_proj]
-        for projection in projections:
-            projection.adds_to_residual = True
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
-        hidden_states = self.resid_dropout(attended) + hidden_states
-        output: torch.Tensor = hidden_states + self.mlp(self.ln_2(hidden_states))
-        return output
+        attention = LatentAttention(config, layer_idx, dropout=config.attn_pdrop)
+        super().__init__(config, attention, attention.o_proj)
 
 
-class GPT2MLAPreTrainedModel(GPT2PreTrainedModel):
+class GPT2MLAPreTrainedModel(BackbonePreTrainedModel):
     """What differs from GPT-2 in what the classes below declare to transformers."""
 
     config_class = GPT2MLAConfig
-    _supports_flex_attn = True
     _no_split_modules = ["GPT2MLABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs = {"hidden_states": GPT2MLABlock, "attentions": LatentAttention}  # noqa: RUF012
-
-    def __init__(self, config: GPT2MLAConfig) -> None:
-        # By name, past the __init__ of the GPT-2 classes below: those would build a whole GPT-2, and draw its
-        # weights, before ours could take its place. What is inherited from them is forward.
-        GPT2PreTrainedModel.__init__(self, config)
-        if config.add_cross_attention:
-            raise ValueError("gpt2_mla has no cross attention: set add_cross_attention=False")
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)
         init_latent_attention(module)
-        if getattr(module, "adds_to_residual", False):
-            std = self.config.initializer_range / (2 * self.config.n_layer) ** 0.5
-            init.normal_(module.weight, mean=0.0, std=std)
 
 
-class GPT2MLAModel(GPT2MLAPreTrainedModel, GPT2Model):
+class GPT2MLAModel(GPT2MLAPreTrainedModel, BackboneModel):
     """Embeddings, blocks and the last LayerNorm."""
 
-    def __init__(self, config: GPT2MLAConfig) -> None:
-        super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList([GPT2MLABlock(config, i) for i in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """input_ids [B, S] or inputs_embeds [B, S, D] -> last_hidden_state [B, S, D].
-
-        The arguments are GPT2Model's, in its order. What is left over in kwargs reaches the attention function.
-        """
-        if encoder_hidden_states is not None or encoder_attention_mask is not None:
-            raise ValueError("gpt2_mla has no cross attention: encoder_hidden_states cannot be used")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-            inputs_embeds = self.wte(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-
-        hidden_states = inputs_embeds + self.wpe(position_ids)
-        if token_type_ids is not None:  # GPT-2 reads them from the token embedding
-            hidden_states = hidden_states + self.wte(token_type_ids)
-        hidden_states = self.drop(hidden_states)
-        for block in self.h:
-            hidden_states = block(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+    block_class = GPT2MLABlock
 
 
 class GPT2MLAForCausalLM(GPT2MLAPreTrainedModel, GPT2LMHeadModel):
@@ -159,9 +54,7 @@ class GPT2MLAForSequenceClassification(GPT2MLAPreTrainedModel, GPT2ForSequenceCl
 
     def __init__(self, config: GPT2MLAConfig) -> None:
         super().__init__(config)
-        if config.num_labels is None:
-            raise ValueError("num_labels must be set in the config of a classifier")
-        self.num_labels = config.num_labels
+        self.num_labels = count_labels(config)
         self.transformer = GPT2MLAModel(config)
         self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
         self.post_init()

@@ -1,10 +1,6 @@
 """GPT-2 with grouped heads: equal to GPT-2 where it must be, and never repeating keys or values while decoding."""
 
 import json
-import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from remote import loads_without_the_package
 from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -526,62 +523,15 @@ def test_auto_map_and_source_files_are_complete() -> None:
     assert names["AutoConfig"] == "configuration_gpt2_gqa.GPT2GQAConfig"
     assert {auto: f"modeling_gpt2_gqa.{cls.__name__}" for auto, cls in HEAD_CLASSES.items()}.items() <= names.items()
     files = modeling.source_files("gpt2_gqa")
-    assert [path.name for path in files] == ["configuration_gpt2_gqa.py", "modeling_gpt2_gqa.py"]
+    assert [path.name for path in files] == ["configuration_gpt2_gqa.py", "gpt2_backbone.py", "modeling_gpt2_gqa.py"]
     assert not any("convert_attn" in path.read_text() for path in files)
     with pytest.raises(ValueError, match="no model family 'gpt5', known are gpt2_gqa"):
         modeling.auto_map("gpt5")
 
 
-REMOTE = """
-    import importlib.abc, json, sys
-
-    class Blocker(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path=None, target=None):
-            if name.partition(".")[0] == "convert_attn":
-                raise ModuleNotFoundError(name)
-
-    sys.meta_path.insert(0, Blocker())
-    import torch, transformers
-
-    folder, again, auto_classes = sys.argv[1], sys.argv[2], sys.argv[3:]
-    ids = torch.load(folder + "/ids.pt")
-    for auto in auto_classes:
-        cls = getattr(transformers, auto)
-        for source in (folder, again):  # as written by us, and as saved after a fine-tuning
-            model = cls.from_pretrained(source, trust_remote_code=True).eval()
-            assert type(model).__module__.startswith("transformers_modules."), type(model)
-            if auto == "AutoModelForCausalLM":
-                assert torch.equal(model(ids).logits, torch.load(folder + "/logits.pt"))
-                assert model.generate(ids, max_new_tokens=3).shape[1] == ids.shape[1] + 3
-            else:
-                model(ids)
-            if source == folder:
-                model.save_pretrained(again)
-        print(type(model).__name__)
-"""
-
-
 def test_a_checkpoint_loads_where_this_package_is_not_installed(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint"
-    model = build(2)
-    model.config.auto_map = modeling.auto_map("gpt2_gqa")
-    model.save_pretrained(folder)
-    assert json.loads((folder / "config.json").read_text())["auto_map"] == modeling.auto_map("gpt2_gqa")
-    for path in modeling.source_files("gpt2_gqa"):
-        shutil.copy(path, folder)
-    torch.save(tokens(), folder / "ids.pt")
-    torch.save(model(tokens()).logits.detach(), folder / "logits.pt")
-    environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    arguments = [str(folder), str(tmp_path / "again"), *HEAD_CLASSES]
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(REMOTE), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [cls.__name__ for cls in HEAD_CLASSES.values()]
+    loaded = loads_without_the_package(build(2), tokens(), list(HEAD_CLASSES), tmp_path)
+    assert loaded == [cls.__name__ for cls in HEAD_CLASSES.values()]
 
 
 @pytest.mark.parametrize("auto", [auto for auto in HEAD_CLASSES if auto != "AutoModel"])

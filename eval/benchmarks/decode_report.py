@@ -77,18 +77,17 @@ def _draw_panel(panel: Any, rows: list[dict[str, Any]], part: str) -> None:
 
 
 def _label_panel(panel: Any, contexts: list[int], part: str, dtype: str, layers: int) -> None:
-    """Log-log axes whose ticks are plain numbers: every context, and 1, 2, 5 of each decade of milliseconds."""
+    """Log-log axes whose ticks are plain numbers: every context, and 1, 2, 5 of each decade of milliseconds, or 1 of many."""
     what = "attention block" if part == "block" else f"model of {layers} layer{'s' if layers > 1 else ''}"
     panel.set(xscale="log", yscale="log", title=f"{what}, {dtype}", xlabel="context, tokens", ylabel="decode step, ms")
     panel.set_xticks(contexts, [_short(tokens) for tokens in contexts])
     low, high = panel.get_ylim()
-    steps = [digit * 10.0**exponent for exponent in range(-5, 8) for digit in (1, 2, 5)]
+    digits = (1,) if high > 300 * low else (1, 2, 5)
+    steps = [digit * 10.0**exponent for exponent in range(-5, 8) for digit in digits]
     steps = [step for step in steps if low <= step <= high]
-    steps = steps if len(steps) <= 10 else steps[:: -(-len(steps) // 10)]
     panel.set_yticks(steps, [f"{step:g}" for step in steps])
     panel.minorticks_off()
     panel.grid(visible=True, color="0.9")
-    panel.legend(fontsize="small")
 
 
 def draw(figures: dict[str, Any], file: Path, pyplot: Any) -> None:
@@ -104,6 +103,7 @@ def draw(figures: dict[str, Any], file: Path, pyplot: Any) -> None:
         for part, panel in zip(("block", "model"), line, strict=True):
             _draw_panel(panel, rows, part)
             _label_panel(panel, contexts, part, dtype, figures["sizes"]["layers"])
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.suptitle(f"medians, quartiles shaded; {conditions(figures)}", fontsize="small", wrap=True)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
