@@ -110,7 +110,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
     """MLA's sizes.
 
     Given a rank alone, the rotary key gets three fifths of it: of the splits tried on trained models the best, or
-    near it, from 1/2 to 1/8 of the cache. Given a share of the cache, rank and rotary key fill it in that proportion.
+    near it, from 1/2 to 1/8 of the cache. Given a share of the cache, see `rotary_share`.
 
     Raises:
         UsageError: options that do not fit each other or the model.
@@ -170,6 +170,19 @@ def _rope_dim(request: Request, rotary: bool, rank: int, sizes: Geometry) -> int
     return request.rope_dim
 
 
+def rotary_share(cache_ratio: float) -> float:
+    """The part of MLA's cache that the rotary key gets, given the share of the original's cache that is kept.
+
+    Chosen from what `subspace` left of a Llama of 8 heads of 32 (512 numbers per token and layer), trained on Python
+    documentation; KL to the original in nats per token, best of the splits tried in brackets:
+
+        1/2 of the cache   160 latent + 96 rotary [0.0111]
+        1/4                64 + 64 [0.0448]
+        1/8                32 + 32 [0.218], 40 + 24 0.246
+    """
+    return 0.375 if cache_ratio >= 0.5 else 0.5
+
+
 def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry) -> LatentCache:
     """Rank and rotary key that together are at most that share of the cache, in multiples of 8."""
     ratio = request.cache_ratio
@@ -178,7 +191,7 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry
     if request.rank is not None or request.rope_dim is not None:
         raise UsageError("--cache-ratio chooses the sizes: drop --rank and --rope-dim, or give them alone")
     total = int(whole * ratio + 1e-9) // _STEP * _STEP
-    rope_dim = max(_STEP, round(0.375 * total / _STEP) * _STEP) if rotary else 0
+    rope_dim = max(_STEP, round(rotary_share(ratio) * total / _STEP) * _STEP) if rotary else 0
     least = _STEP * (2 if rotary else 1)
     if total < least:
         raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")

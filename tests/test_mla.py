@@ -17,6 +17,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.methods import methods
+from convert_attn.convert.request import Request, choose_form
 from convert_attn.convert.targets import fitting
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
@@ -214,6 +215,13 @@ def test_cache_ratio_fills_the_share_in_multiples_of_eight(tmp_path: Path) -> No
     assert rank + rope_dim == HEADS * HEAD_DIM  # half of 2 K d
     assert rank % 8 == rope_dim % 8 == 0
     assert config["convert_attn"]["rank"] == rank
+
+
+@pytest.mark.parametrize(("ratio", "split"), [(0.5, (80, 48)), (0.25, (32, 32)), (0.125, (16, 16)), (0.75, (120, 72))])
+def test_half_of_a_small_cache_is_rotary_and_three_eighths_of_a_large_one(ratio: float, split: tuple[int, int]) -> None:
+    sizes = Geometry(hidden_size=128, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=16, context=64)
+    form = choose_form(Request(to="mla", cache_ratio=ratio), architectures()["llama"], sizes)
+    assert form == LatentCache(*split)
 
 
 BAD = {

@@ -77,7 +77,7 @@ def _draw_panel(panel: Any, rows: list[dict[str, Any]], part: str) -> None:
 
 
 def _label_panel(panel: Any, contexts: list[int], part: str, dtype: str, layers: int) -> None:
-    """Log-log axes whose ticks are plain numbers: every context, and 1, 2, 5 of each decade of milliseconds, or 1 of many."""
+    """Log-log axes whose ticks are plain numbers: contexts, and 1, 2, 5 (of many decades 1) of each decade of ms."""
     what = "attention block" if part == "block" else f"model of {layers} layer{'s' if layers > 1 else ''}"
     panel.set(xscale="log", yscale="log", title=f"{what}, {dtype}", xlabel="context, tokens", ylabel="decode step, ms")
     panel.set_xticks(contexts, [_short(tokens) for tokens in contexts])
