@@ -46,18 +46,13 @@ class _IdentityNorm:
 
     @property
     def constant(self) -> float:
-        """The last channel, near gain x sqrt(size)."""
-        return float(torch.tensor(self.normed_constant).to(torch.bfloat16))
-
-    @property
-    def normed_constant(self) -> float:
-        """The last channel behind the norm."""
-        return self.gain * math.sqrt(self.size)
+        """The last channel: gain x sqrt(size), rounded. The others are divided by constant / sqrt(size)."""
+        return float(torch.tensor(self.gain * math.sqrt(self.size)).to(torch.bfloat16))
 
     @property
     def scale(self) -> float:
         """A channel in front of the norm over the same behind it, near 1."""
-        return self.constant / self.normed_constant
+        return self.constant / (self.gain * math.sqrt(self.size))
 
 
 def _with_constant(blueprint: Blueprint) -> Blueprint:
@@ -121,11 +116,15 @@ def _biased_query(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
     norm = _IdentityNorm(hidden + 1)
     constant = weight.new_zeros(norm.size)
     constant[-1] = norm.constant
+    # the constant itself is brought down to between 1 and 2: divided by 32768, a small bias would vanish in fp16
+    down = math.ldexp(1.0, -math.floor(math.log2(math.sqrt(norm.size))))
+    gain = weight.new_full((norm.size,), norm.gain)
+    gain[-1] = down
     return {
         "q_a_proj.weight": torch.eye(norm.size, hidden, dtype=weight.dtype, device=weight.device),
         "q_a_proj.bias": constant,
-        "q_a_layernorm.weight": weight.new_full((norm.size,), norm.gain),
-        "q_b_proj.weight": torch.cat([weight * norm.scale, bias[:, None] / norm.normed_constant], 1),
+        "q_a_layernorm.weight": gain,
+        "q_b_proj.weight": torch.cat([weight * norm.scale, bias[:, None] / (down * math.sqrt(norm.size))], 1),
     }
 
 
