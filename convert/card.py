@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -22,7 +23,7 @@ def source_metadata(text: str | None) -> dict[str, Any]:
         return {}
 
 
-def model_card(plan: Plan) -> str:
+def model_card(plan: Plan, tokens: int = 0) -> str:
     """README.md for the output: what was done, how to load it, what the cache costs now."""
     carried = {key: value for key, value in source_metadata(plan.source.card_text()).items() if key in _CARRIED}
     data = ModelCardData(
@@ -32,7 +33,7 @@ def model_card(plan: Plan) -> str:
         pipeline_tag="text-generation",
         tags=["convert-attn", plan.request.to, "kv-cache", plan.result_type],
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan, tokens)}"
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
@@ -59,7 +60,21 @@ def auto_class(plan: Plan) -> str:
     return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
 
 
-def _body(plan: Plan) -> str:
+def calibrated_on(plan: Plan, tokens: int) -> str:
+    """The text that the conversion was fitted on, in words."""
+    text = plan.request.calibration
+    if text is None or plan.unchanged:
+        return "no calibration text"
+    named = {
+        "sample": "the text that comes with convert-attn",
+        "self": "text that the model wrote",
+    }.get(text, Path(text).name if Path(text).exists() else text)
+    counted = f"{tokens:,} tokens of " if tokens else ""
+    refit = ", output projections solved anew" if plan.refit else ""
+    return f"{counted}{named}{refit}"
+
+
+def _body(plan: Plan, tokens: int) -> str:
     before, after = plan.cache_bytes
     name = plan.output.absolute().name
     rows = "\n".join(f"| {what} | {old} | {new} |" for what, (old, new) in plan.form.rows(plan.geometry).items())
@@ -81,7 +96,7 @@ to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 {rows}
 | KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
 
-Method: `{plan.method.name}` ({plan.method.source}), calibration text: none, seed {plan.request.seed}.
+Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, tokens)}, seed {plan.request.seed}.
 No training followed the conversion. Only the attention projections differ from the source; every other
 tensor is the same. No quality was measured for this card.
 

@@ -56,6 +56,18 @@ def cli() -> None:
 )
 @click.option("--method", default="subspace", show_default=True, help="How; see `convert-attn methods`.")
 @click.option(
+    "--calibration",
+    metavar="TEXT",
+    help="Text to fit on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split), sample (the text in "
+    "this package) or self (the model writes its own). Without it: from the weights alone.",
+)
+@click.option("--calibration-tokens", type=int, metavar="N", help="At most this many [default: 131072; self: 16384].")
+@click.option(
+    "--refit/--no-refit",
+    default=None,
+    help="Solve the output projections anew on the text, layer by layer [default: as the method does].",
+)
+@click.option(
     "--layout",
     type=click.Choice(["auto", "native", "custom"]),
     default="auto",
@@ -110,9 +122,10 @@ def convert(
     with _progress(console, quiet=as_json and not console.is_terminal) as advance:
         result = api.execute(plan, advance)
     if as_json:
-        click.echo(json.dumps(plan_dict(plan) | {"weights_bytes": result.nbytes}, indent=2))
+        made = plan_dict(result.plan, result.tokens)
+        click.echo(json.dumps(made | {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}, indent=2))
     else:
-        console.print("\n".join(summary_lines(plan, result)), markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -19,11 +19,12 @@ from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.version import __version__
 
 
-def result_config(plan: Plan, blueprint: Blueprint | None = None) -> dict[str, Any]:
+def result_config(plan: Plan, blueprint: Blueprint | None = None, tokens: int = 0) -> dict[str, Any]:
     """The source's config.json with the keys that the conversion changes; everything else stays as it was.
 
     Args:
         blueprint: the plan's own, or that with what the fit has found.
+        tokens: of calibration text.
     """
     source = plan.source.config
     gone = plan.target.removed | {"auto_map"}
@@ -41,7 +42,7 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None) -> dict[str, A
     config["transformers_version"] = transformers.__version__
     if plan.target.form is SharedHeads:
         config |= legacy_keys(plan.arch, config)
-    config["convert_attn"] = provenance(plan)
+    config["convert_attn"] = provenance(plan, tokens)
     return config
 
 
@@ -60,7 +61,7 @@ def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def provenance(plan: Plan) -> dict[str, Any]:
+def provenance(plan: Plan, tokens: int = 0) -> dict[str, Any]:
     """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
     return {
         "version": __version__,
@@ -71,16 +72,27 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "method": plan.method.name,
         **plan.form.settings(),
         "seed": plan.request.seed,
-        "calibration": None,
+        "calibration": calibration(plan, tokens),
     }
 
 
-def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint) -> None:
+def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
+    """What text was used and how, None where there was none."""
+    text = plan.request.calibration
+    if text is None or plan.unchanged:
+        return None
+    # a file's own name, never the path to it
+    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": plan.refit}
+
+
+def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> None:
     """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
     for path in plan.source.side_files():
         shutil.copyfile(path, folder / path.name)
     if plan.target.layout == "custom":
         for path in modeling.source_files(plan.result_type):
             shutil.copyfile(path, folder / path.name)
-    (folder / "config.json").write_text(json.dumps(result_config(plan, blueprint), indent=2, sort_keys=True) + "\n")
-    (folder / "README.md").write_text(model_card(plan))
+    (folder / "config.json").write_text(
+        json.dumps(result_config(plan, blueprint, tokens), indent=2, sort_keys=True) + "\n"
+    )
+    (folder / "README.md").write_text(model_card(plan, tokens))

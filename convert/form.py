@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convert_attn.convert.geometry import Geometry
@@ -35,33 +35,44 @@ class SharedHeads:
 class LatentCache:
     """MLA: one latent of `rank` and one rotary key of `rope_dim` numbers per token and layer.
 
-    `norm`: an RMSNorm on the latent, in front of the cache.
+    `norm`: an RMSNorm on the latent, in front of the cache. `ranks`: one for each layer where they differ; `rank` is
+    then their mean, rounded down.
     """
 
     rank: int
     rope_dim: int
     norm: bool = False
+    ranks: tuple[int, ...] = ()
+
+    def of_layer(self, layer: int) -> LatentCache:
+        """The sizes of one layer."""
+        return replace(self, rank=self.ranks[layer], ranks=()) if self.ranks else self
 
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
-        return sizes.num_layers * (self.rank + self.rope_dim)
+        return sum(self.ranks or (self.rank,) * sizes.num_layers) + sizes.num_layers * self.rope_dim
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
-        return {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
+        settings = {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
+        return settings | ({"ranks": list(self.ranks)} if self.ranks else {})
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
         """What changes, as label -> (before, after)."""
         numbers = str(2 * sizes.num_kv_heads * sizes.head_dim)
-        cached = {"cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent + {self.rope_dim} rotary")}
+        layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if self.ranks else ""
+        cached = {
+            "cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent{layers} + {self.rope_dim} rotary")
+        }
         return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
 
     def sentence(self, sizes: Geometry) -> str:
         """What was done, for the card."""
         rotary = f" and a shared rotary key of {self.rope_dim}" if self.rope_dim else ""
+        mean = " (on average: each layer has a rank of its own)" if self.ranks else ""
         return (
-            f"one latent of {self.rank} numbers{rotary} per token and layer is cached instead of the keys and values "
-            f"of {sizes.num_kv_heads} heads"
+            f"one latent of {self.rank} numbers{mean}{rotary} per token and layer is cached instead of the keys "
+            f"and values of {sizes.num_kv_heads} heads"
             + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
         )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+NORM_EPS = 1e-6  # DeepSeek's, of a norm on the latent
+
 
 @dataclass(frozen=True)
 class LatentWeights:

@@ -1,6 +1,6 @@
-"""The parts of an MLA conversion: a shared rotary key, and a latent for all that needs no position.
+"""The shared rotary key of an MLA conversion; all that needs no position is left to the latent (`latent_basis`).
 
-Shared rotary key. Rows K (R of them, every plane with its own frequency) and a map T_i [R, d] per query head minimise
+Rows K (R of them, every plane with its own frequency) and a map T_i [R, d] per query head minimise
 the part of the score that varies with the offset D,
 
     sum_i E | q_i^T (R_-D - E R_-D) k_i  -  (T_i q_i)^T (S_-D - E S_-D) K y |^2,
@@ -10,10 +10,6 @@ S being the rotation of K's planes. What does not vary goes to the position-free
     F_i = E[R_-D] Wk_i - T_i^T E[S_-D] K,
 
 which take the place of Wk_i for the latent. All expectations are over the offsets a head attends to.
-
-Latent. Directions of x are weighed by what they do to scores and outputs: with Q_i = E[q_i q_i^T] and L L^T = C,
-P = lambda sum_i F_i^T Q_i F_i / |A|^2 + sum_i (Wo_i Wv_i)^T Wo_i Wv_i / |B|^2, the top r eigenvectors U of L^T P L give
-down = eigenvalue^-1 U^T L^T P and x ~ L U down x. No inverse of C appears, so a dead channel does no harm.
 """
 
 from __future__ import annotations
@@ -24,11 +20,8 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.factor import damped_solve
-from convert_attn.convert.moments import Moments
 from convert_attn.convert.rotary import MeanConjugation, Offsets, characteristic, from_planes
 from convert_attn.convert.rotary_fit import RotaryKeys
-
-_RANK_TOLERANCE = 1e-12
 
 
 def _centred_turn(left: Tensor, right: Tensor, offsets: Offsets) -> MeanConjugation:
@@ -137,42 +130,3 @@ def fit_shared_rotary_key(
 def _size(mixing: Tensor, gram: Tensor) -> Tensor:
     """E |K y|^2."""
     return torch.einsum("rkb,kbld,rld->", mixing, gram, mixing)
-
-
-@dataclass(frozen=True)
-class Latent:
-    """down [r, D] and its right inverse in the metric of the inputs, up [D, r]: x ~ up down x."""
-
-    down: Tensor
-    up: Tensor
-
-
-def fit_latent(weight: Tensor, rows: Tensor | None, moments: Moments, rank: int) -> Latent:
-    """The r directions of x that matter most.
-
-    Args:
-        weight: [D, D], P above.
-        rows: [n, D] all that reads x, if n may be below D: then r >= n needs no approximation.
-        rank: r.
-    """
-    hidden = weight.shape[0]
-    if rank >= hidden:
-        down = torch.zeros(rank, hidden, dtype=torch.float64)
-        down[:hidden] = torch.eye(hidden, dtype=torch.float64)
-        return Latent(down, down.T.clone())
-    if rows is not None and rank >= rows.shape[0]:
-        basis = torch.linalg.qr(rows.T)[0].T  # [n, D], orthonormal
-        down = torch.zeros(rank, hidden, dtype=torch.float64)
-        down[: basis.shape[0]] = basis
-        return Latent(down, down.T.clone())
-    root = moments.root()  # [D, D or D + 1]
-    weighed = weight @ root
-    values, vectors = torch.linalg.eigh(root.T @ weighed)
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    alive = values > values[:1].clamp_min(1e-200) * _RANK_TOLERANCE
-    inverse = torch.where(alive, values, torch.ones_like(values)).reciprocal() * alive
-    down = inverse[:, None] * (weighed @ vectors).T
-    up = root @ vectors
-    # unit variance so far; give the latent the size of the input, so that stored weights are of ordinary size
-    scale = moments.variance().mean().clamp_min(1e-200).sqrt()
-    return Latent(down * scale, up / scale)

@@ -11,7 +11,7 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.latent_fit import Latent
+from convert_attn.convert.latent_basis import Latent
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def assemble(weights: AttentionWeights, decoupled: Decoupled, latent: Latent, me
     """
     dtype, per_kv = weights.q.dtype, weights.queries_per_kv
     heads = range(weights.num_heads)
-    up_v = [double(v) @ latent.up for v in weights.v]  # [K] x [d, r]
+    up_v = [double(v) @ latent.up_v for v in weights.v]  # [K] x [d, r]
     missed = [double(v) @ mean - up @ (latent.down @ mean) for v, up in zip(weights.v, up_v, strict=True)]
     if weights.v_bias is not None:
         missed = [miss + double(bias) for miss, bias in zip(missed, weights.v_bias, strict=True)]
@@ -89,7 +89,7 @@ def assemble(weights: AttentionWeights, decoupled: Decoupled, latent: Latent, me
         q_rope=q_rope,
         down=latent.down.to(dtype),
         k_rope=k_rope,
-        up_k=torch.stack([(decoupled.nope(i) @ latent.up).to(dtype) for i in heads]),
+        up_k=torch.stack([(decoupled.nope(i) @ latent.up_k).to(dtype) for i in heads]),
         up_v=torch.stack([up_v[i // per_kv].to(dtype) for i in heads]),
         o=weights.o,
         inv_freq=decoupled.inv_freq,

@@ -8,7 +8,8 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.latent_fit import fit_latent, fit_shared_rotary_key, mean_rotation
+from convert_attn.convert.latent_basis import Reading, direction_values, exact_latent, fit_latent
+from convert_attn.convert.latent_fit import fit_shared_rotary_key, mean_rotation
 from convert_attn.convert.latent_parts import (
     Decoupled,
     assemble,
@@ -25,7 +26,7 @@ def decouple(weights: AttentionWeights, sizes: LatentSizes, queries: Tensor, con
     """The shared rotary key by least squares; what it leaves of the keys, averaged over offsets, is position-free."""
     if context.rotary is None:
         return without_rotary(weights)
-    keys = RotaryKeys(queries, gram(weights.k, weights.k_bias, context.moments), context.rotary, context.offsets)
+    keys = RotaryKeys(queries, gram(weights.k, weights.k_bias, context.key_moments), context.rotary, context.offsets)
     fit = fit_shared_rotary_key(keys, sizes.rope_dim, sizes.frequencies)
     own_mean = mean_rotation(context.rotary.inv_freq.to(torch.float64), context.offsets)  # [H, d, d]
     shared_mean = mean_rotation(fit.inv_freq, context.offsets)  # [H, R, R]
@@ -41,21 +42,40 @@ def decouple(weights: AttentionWeights, sizes: LatentSizes, queries: Tensor, con
 def _energies(weights: AttentionWeights, queries: Tensor, context: LayerContext) -> tuple[float, float]:
     """E |score|^2 and E |output|^2 summed over heads, at offset 0: what the two errors are measured against."""
     per_kv = weights.queries_per_kv
-    keys, values = own_gram(weights.k, None, context.moments), own_gram(weights.v, None, context.moments)
+    keys = own_gram(weights.k, None, context.key_moments)
+    values = own_gram(weights.v, None, context.value_moments)
     score = sum(float((q * keys[i // per_kv]).sum()) for i, q in enumerate(queries))
     output = sum(float(((double(o).T @ double(o)) * values[i // per_kv]).sum()) for i, o in enumerate(weights.o))
     return max(score, 1e-200), max(output, 1e-200)
+
+
+def _readings(
+    weights: AttentionWeights, queries: Tensor, decoupled: Decoupled, context: LayerContext
+) -> tuple[Reading, Reading]:
+    """What keys and values want of the latent, each error relative to its own energy."""
+    score_energy, output_energy = _energies(weights, queries, context)
+    return (
+        Reading(score_weight(queries, decoupled) * (context.score_share / score_energy), context.key_moments),
+        Reading(output_weight(weights) / output_energy, context.value_moments),
+    )
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Latent attention that minimises the error of scores and outputs under the context's moments."""
     queries = own_gram(weights.q, weights.q_bias, context.moments)
     decoupled = decouple(weights, sizes, queries, context)
-    score_energy, output_energy = _energies(weights, queries, context)
-    weight = score_weight(queries, decoupled) / score_energy + output_weight(weights) / output_energy
-    latent = fit_latent(weight, _rows(weights, decoupled, sizes.rank), context.moments, sizes.rank)
+    latent = exact_latent(_rows(weights, decoupled, sizes.rank), weights.q.shape[-1], sizes.rank)
+    if latent is None:
+        latent = fit_latent(*_readings(weights, queries, decoupled, context), sizes.rank)
     # not centred: attention does not average tokens evenly, and the mean over tokens is not what values meet
     return assemble(weights, decoupled, latent, torch.zeros_like(context.moments.mean))
+
+
+def losses(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> Tensor:
+    """What each direction of the latent is worth, largest first: [D]; what a rank r loses is the sum from r on."""
+    queries = own_gram(weights.q, weights.q_bias, context.moments)
+    decoupled = decouple(weights, sizes, queries, context)
+    return direction_values(*_readings(weights, queries, decoupled, context))
 
 
 def _rows(weights: AttentionWeights, decoupled: Decoupled, rank: int) -> Tensor | None:

@@ -49,6 +49,10 @@ class Moments:
         rows = with_bias(weight, None)
         return float(self.product(rows, rows).diagonal().mean())
 
+    def matrix(self) -> Tensor:
+        """[D, D] E[x x^T]."""
+        return torch.diag(self.second) + torch.outer(self.mean, self.mean) if self._is_diagonal else self.second
+
     def variance(self) -> Tensor:
         """[D] the diagonal of E[x x^T]."""
         return self.second + self.mean**2 if self._is_diagonal else self.second.diagonal()

@@ -8,6 +8,7 @@ from typing import Literal
 
 from convert_attn.convert.archs import architecture, architectures
 from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.calibration_text import check_calibration
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
@@ -87,6 +88,12 @@ class Plan:
         return self.form == SharedHeads(self.geometry.num_kv_heads)
 
     @property
+    def refit(self) -> bool:
+        """Whether output projections are solved anew on calibration text."""
+        asked = self.request.refit
+        return self.request.calibration is not None and (self.method.refit if asked is None else asked)
+
+    @property
     def cache_dtype(self) -> str:
         """The dtype of the result's attention projections, which is the cache's."""
         stored = self.source.weights.infos[f"{self.block(0)}{self.arch.output}.weight"].dtype
@@ -116,6 +123,28 @@ def choose_method(name: str, to: str) -> Method:
     if to not in known[name].targets:
         raise UsageError(f"method '{name}' does not serve --to {to}; see `convert-attn methods`")
     return known[name]
+
+
+def _check_calibration(request: Request, method: Method) -> None:
+    """Text that is there and that something reads, or options for it that make sense without."""
+    if request.calibration is None:
+        if request.calibration_tokens is not None or request.refit:
+            option = "--refit" if request.refit else "--calibration-tokens"
+            raise UsageError(f"{option} needs text: give --calibration FILE, sample or self")
+        if method.calibration == "needed":
+            raise UsageError(f"method '{method.name}' needs text: give --calibration FILE, sample or self")
+        return
+    if method.calibration == "none" and not request.refit:
+        raise UsageError(
+            f"method '{method.name}' reads no text: drop --calibration, or add --refit to solve its output "
+            "projections on the text"
+        )
+    if request.calibration_tokens is not None and request.calibration_tokens < 2:
+        raise UsageError(
+            f"--calibration-tokens is {request.calibration_tokens}, expected at least 2: one token alone has "
+            "nothing to attend to"
+        )
+    check_calibration(request.calibration)
 
 
 def _prefix(arch: Architecture, source: Source) -> str:
@@ -177,6 +206,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
+    _check_calibration(request, method)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
     target = choose(arch, sizes, form, request.layout)
@@ -204,6 +234,16 @@ def make_plan(source: Source, request: Request) -> Plan:
         dropped=dropped,
         output=request.output or default_output(source, request.to, form),
     )
+
+
+def replan(plan: Plan, form: Form) -> Plan:
+    """The same plan with other sizes, as the calibration text has shown them to be better."""
+    blueprint = replace(plan.blueprint, form=form)
+    if isinstance(form, LatentCache):
+        none_yet = ((0.0,) * (form.rope_dim // 2),) * plan.geometry.num_layers
+        blueprint = replace(blueprint, inv_freq=none_yet)
+    outputs, dropped = _outputs(plan.source, blueprint, plan.target, plan.prefix, plan.request.dtype)
+    return replace(plan, blueprint=blueprint, outputs=outputs, dropped=dropped)
 
 
 def _biases(arch: Architecture, prefix: str, source: Source) -> frozenset[str]:
@@ -240,7 +280,7 @@ def _outputs(
     arch, sizes = blueprint.arch, blueprint.sizes
     turned = arch.transposed != blueprint.result_arch.transposed
     copied = blueprint.form == SharedHeads(sizes.num_kv_heads) and not turned
-    shapes = target.shapes(blueprint)
+    shapes = [target.shapes(blueprint, layer) for layer in range(sizes.num_layers)]
     infos = source.weights.infos
     outputs, dropped = [], []
     for info in infos.values():
@@ -251,8 +291,8 @@ def _outputs(
             continue
         wanted = replace(info, dtype=DTYPE_OPTIONS.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype)
         if layer is not None and stem in arch.projections and not copied:
-            if local in shapes:
-                wanted = replace(wanted, shape=shapes[local])
+            if local in shapes[layer]:
+                wanted = replace(wanted, shape=shapes[layer][local])
                 outputs.append(OutputTensor(wanted, "attention", info.name, layer))
         elif turned and layer is not None and kind == "weight" and stem in arch.linears:
             flipped = replace(wanted, shape=info.shape[::-1])
@@ -263,7 +303,7 @@ def _outputs(
     for layer in range(sizes.num_layers):  # names that the source does not have go beside its output projection
         block = prefix + arch.block.format(layer=layer)
         beside = infos[f"{block}{arch.output}.weight"]
-        for local, shape in shapes.items():
+        for local, shape in shapes[layer].items():
             if block + local not in written:
                 info = replace(beside, name=block + local, shape=shape, dtype=DTYPE_OPTIONS.get(dtype, beside.dtype))
                 outputs.append(OutputTensor(info, "attention", beside.name, layer))

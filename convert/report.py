@@ -7,8 +7,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from convert_attn.convert.card import how_to_load
+from convert_attn.convert.card import calibrated_on, how_to_load
 from convert_attn.convert.config import provenance
+from convert_attn.convert.form import LatentCache
 from convert_attn.convert.inspection import CONTEXTS, Inspection
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.run import Result
@@ -19,11 +20,11 @@ def megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
 
 
-def plan_dict(plan: Plan) -> dict[str, Any]:
+def plan_dict(plan: Plan, tokens: int = 0) -> dict[str, Any]:
     """For --json."""
     sizes = plan.geometry
     return {
-        **provenance(plan),
+        **provenance(plan, tokens),
         "model_type": plan.arch.model_type,
         "result_model_type": plan.result_type,
         "layout": plan.target.layout,
@@ -50,21 +51,33 @@ def plan_table(plan: Plan) -> Table:
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
     table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
-    table.add_row("method", "", f"{plan.method.name}, no calibration")
+    table.add_row("method", "", escape(f"{plan.method.name}, {calibrated_on(plan, 0)}"))
     if plan.dropped:
         table.add_row("dropped (buffers no class reads)", str(len(plan.dropped)), "")
     return table
 
 
-def summary_lines(plan: Plan, result: Result) -> list[str]:
+def summary_lines(result: Result) -> list[str]:
     """What was made and how to load it."""
+    plan = result.plan
     before, after = plan.cache_bytes
     return [
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified against its class.",
+        *(f"Warning: {warning}." for warning in result.warnings),
+        *_chosen(result),
         f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",
         "",
         *(f"    {line}" for line in how_to_load(plan).splitlines()),
     ]
+
+
+def _chosen(result: Result) -> list[str]:
+    """Sizes that the calibration text decided."""
+    form = result.plan.form
+    if not result.tokens or not isinstance(form, LatentCache) or result.plan.request.cache_ratio is None:
+        return []
+    ranks = f", by layer {', '.join(map(str, form.ranks))}" if form.ranks else ""
+    return [f"Chosen on {result.tokens:,} tokens: rank {form.rank}{ranks}; rotary key {form.rope_dim}."]
 
 
 def inspection_tables(found: Inspection) -> list[Table]:

@@ -31,34 +31,58 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Offsets:
-    """How far back attention looks: a distribution over offsets.
+    """How far back attention looks: a distribution over offsets, in bins of consecutive ones.
 
     Attributes:
-        distance: [N] offsets in tokens.
-        mass: [H, N], rows sum to one.
+        distance: [N] middle of each bin in tokens.
+        mass: [H, N], rows sum to one; even within a bin.
+        width: [N] offsets in each bin.
     """
 
     distance: Tensor
     mass: Tensor
+    width: Tensor
 
 
-def prior_offsets(num_heads: int, context: int, bins: int = 64) -> Offsets:
-    """The guess without data: mass ~ 1 / (1 + offset) up to `context` tokens, the same for every head.
+_SINGLE = 128  # offsets that have a bin each; fast planes turn several times within a wider one
+_WIDE = 64  # bins for all that is further away, evenly spaced on a log scale
 
-    Offsets up to 32 have a bin each; further out `bins` log-spaced bins stand for the ranges between them.
+
+def _edges(context: int) -> Tensor:
+    """[N + 1] where bins begin, and where the last one ends."""
+    near = torch.arange(min(_SINGLE, context) + 1, dtype=torch.float64)
+    if context <= _SINGLE:
+        return near
+    far = torch.logspace(math.log10(_SINGLE), math.log10(context), _WIDE + 1, dtype=torch.float64)
+    return torch.unique(torch.cat([near, far.round()]))
+
+
+def prior_offsets(num_heads: int, context: int) -> Offsets:
+    """The guess without data: mass ~ 1 / (1 + offset) up to `context` tokens, the same for every head."""
+    edges = _edges(max(context, 1))
+    left, right = edges[:-1], edges[1:]
+    # sum of 1 / (1 + t) over left <= t < right, by the digamma difference
+    weight = torch.digamma(right + 1) - torch.digamma(left + 1)
+    mass = (weight / weight.sum()).expand(num_heads, -1).contiguous()
+    return Offsets((left + right - 1) / 2, mass, right - left)
+
+
+def measured_offsets(histogram: Tensor, context: int, floor: float) -> Offsets:
+    """What heads were seen to attend to, and a little of the prior for what the text was too short to show.
+
+    Args:
+        histogram: [H, T] attention mass at each offset below T.
+        context: offsets up to here get some of the prior.
+        floor: the prior's share.
     """
-    near = torch.arange(min(32, context), dtype=torch.float64)
-    edges = near
-    if context > 32:
-        far = torch.logspace(math.log10(32), math.log10(context), bins + 1, dtype=torch.float64)
-        edges = torch.unique(torch.cat([near, far.round()]))
-    right = torch.cat([edges[1:], torch.tensor([float(max(context, 1))], dtype=torch.float64)])
-    # sum of 1 / (1 + t) over left <= t < right, by the digamma difference; the bin acts at its mean offset
-    weight = torch.digamma(right + 1) - torch.digamma(edges + 1)
-    centre = (right - edges) / weight.clamp_min(1e-12) - 1  # E[t] under 1 / (1 + t): (count - weight) / weight
-    keep = right > edges
-    mass = weight[keep] / weight[keep].sum()
-    return Offsets(centre[keep], mass.expand(num_heads, -1).contiguous())
+    prior = prior_offsets(histogram.shape[0], max(context, histogram.shape[1]))
+    edges = torch.cat([prior.distance - (prior.width - 1) / 2, torch.tensor([math.inf], dtype=torch.float64)])
+    offsets = torch.arange(histogram.shape[1], dtype=torch.float64)
+    bins = torch.searchsorted(edges, offsets, right=True) - 1
+    seen = torch.zeros_like(prior.mass).index_add_(1, bins, histogram.to(torch.float64))
+    total = seen.sum(1, keepdim=True)
+    seen = torch.where(total > 0, seen / total.clamp_min(1e-200), prior.mass)
+    return Offsets(prior.distance, (1 - floor) * seen + floor * prior.mass, prior.width)
 
 
 def characteristic(offsets: Offsets, omega: Tensor) -> Tensor:
@@ -70,9 +94,17 @@ def characteristic(offsets: Offsets, omega: Tensor) -> Tensor:
     Returns:
         complex [H, ...].
     """
-    phase = offsets.distance * omega.flatten()[:, None]
-    waves = torch.polar(torch.ones_like(phase), phase)  # [F, N]
+    turns = omega.flatten()[:, None]
+    phase = offsets.distance * turns
+    waves = torch.polar(_within_bin(offsets.width, turns), phase)  # [F, N]
     return (offsets.mass.to(waves.dtype) @ waves.T).reshape(-1, *omega.shape)
+
+
+def _within_bin(width: Tensor, omega: Tensor) -> Tensor:
+    """The mean of exp(i omega (t - middle)) over a bin's offsets t, real by symmetry: sin(w o/2) / (w sin(o/2))."""
+    below = width * (omega / 2).sin()
+    flat = below.abs() < 1e-9  # a frequency of zero, or one turn per token
+    return torch.where(flat, 1.0, (width * omega / 2).sin() / torch.where(flat, 1.0, below))
 
 
 def to_planes(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ class LatentAttentionFields:
     """DeepSeek-V2's names (arXiv:2405.04434, section 2.1) and what conversion adds to them.
 
     kv_lora_rank: size of the latent, the one vector that is cached for a token in a layer.
+    kv_lora_ranks: one for each layer, where layers differ; kv_lora_rank is then the largest.
     qk_nope_head_dim: size of a head's query and key without a position.
     qk_rope_head_dim: size of the rotary key, which all heads share and which is cached beside the latent; each head
         has a query of this size for it. 0: no rotary position at all.
@@ -33,6 +34,7 @@ class LatentAttentionFields:
     """
 
     kv_lora_rank: int = 512
+    kv_lora_ranks: list[int] | None = None
     qk_nope_head_dim: int = 64
     qk_rope_head_dim: int = 0
     v_head_dim: int = 64
@@ -64,6 +66,12 @@ class LatentAttentionFields:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} must be at least {smallest}, got {getattr(self, name)}")
+        ranks, layers = self.kv_lora_ranks, getattr(self, "num_hidden_layers")  # noqa: B009 - no field of this class
+        if ranks is not None and (len(ranks) != layers or min(ranks) < 1 or max(ranks) != self.kv_lora_rank):
+            raise ValueError(
+                f"kv_lora_ranks must hold {layers} ranks from 1 to kv_lora_rank, the largest {self.kv_lora_rank}, "
+                f"got {ranks}"
+            )
         if self.qk_rope_head_dim % 2 != 0:
             raise ValueError(
                 f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}: dimensions turn in planes of two"

@@ -117,7 +117,8 @@ class LatentAttention(nn.Module):
         self.num_key_value_groups = 1
         self.head_dim: int = config.head_dim
 
-        self.kv_lora_rank: int = config.kv_lora_rank
+        ranks = config.kv_lora_ranks
+        self.kv_lora_rank: int = config.kv_lora_rank if ranks is None else ranks[layer_idx]
         self.qk_nope_head_dim: int = config.qk_nope_head_dim
         self.qk_rope_head_dim: int = config.qk_rope_head_dim
         self.qk_head_dim: int = config.qk_nope_head_dim + config.qk_rope_head_dim

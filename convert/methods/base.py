@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.latent import LatentSizes, LatentWeights
@@ -18,19 +19,36 @@ class LayerContext:
     """All that a method sees of a layer apart from the weights.
 
     Attributes:
-        moments: of the block's input.
+        moments: of the block's input, a token's as good as another's.
+        keys: of the tokens that are looked at, each counted by the attention it gets; `moments` where not known.
+        attended: of what the values meet, a = sum_t p_t x_t, averaged over heads; `moments` where not known.
         rotary: the rotation of q and k, or None without rotary position.
         offsets: how far back the heads look (used under rotary position only).
         generator: seeded; the only source of randomness.
+        score_share: MLA: how much errors of scores count against errors of outputs, both relative (lambda).
     """
 
     moments: Moments
     rotary: Rotary | None
     offsets: Offsets
     generator: torch.Generator
+    keys: Moments | None = None
+    attended: Moments | None = None
+    score_share: float = 1.0
+
+    @property
+    def key_moments(self) -> Moments:
+        """What an error of the keys is to be weighed by."""
+        return self.moments if self.keys is None else self.keys
+
+    @property
+    def value_moments(self) -> Moments:
+        """What an error of the values is to be weighed by."""
+        return self.moments if self.attended is None else self.attended
 
 
 CompressLatent = Callable[[AttentionWeights, LatentSizes, LayerContext], LatentWeights]
+LatentLosses = Callable[[AttentionWeights, LatentSizes, LayerContext], Tensor]
 ShareHeads = Callable[[AttentionWeights, int, LayerContext], AttentionWeights]
 
 
@@ -44,7 +62,10 @@ class Method:
         source: where it is described.
         share: weights with K heads -> weights with G heads (GQA, MQA); computed in float64, given back in the
             weights' own dtype.
+        losses: MLA: for a rotary key of some size, what each direction of the latent is worth, largest first [D]; for
+            methods that can tell before they are asked for a rank.
         calibration: "none", "optional" or "needed": whether text is used.
+        refit: where there is text, the output projections are solved anew unless the user says otherwise.
     """
 
     name: str
@@ -52,7 +73,9 @@ class Method:
     source: str
     share: ShareHeads | None = None
     compress: CompressLatent | None = None
+    losses: LatentLosses | None = None
     calibration: str = "none"
+    refit: bool = False
 
     @property
     def targets(self) -> tuple[str, ...]:

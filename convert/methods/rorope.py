@@ -8,7 +8,7 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.latent_fit import Latent
+from convert_attn.convert.latent_basis import Latent
 from convert_attn.convert.latent_parts import Decoupled, assemble, key_rows, without_rotary
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram
@@ -53,7 +53,7 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     stacked = torch.cat([keys * (sizes_v / sizes_k.clamp_min(1e-200)), values])
     left = torch.linalg.svd(stacked @ root, full_matrices=False)[0][:, : sizes.rank]
     down, up = left.T @ stacked, torch.linalg.pinv(stacked) @ left
-    return assemble(weights, decoupled, pad(Latent(down, up), sizes.rank), torch.zeros_like(context.moments.mean))
+    return assemble(weights, decoupled, pad(Latent(down, up, up), sizes.rank), torch.zeros_like(context.moments.mean))
 
 
 def pad(latent: Latent, rank: int) -> Latent:
@@ -64,7 +64,7 @@ def pad(latent: Latent, rank: int) -> Latent:
     hidden = latent.down.shape[1]
     return Latent(
         torch.cat([latent.down, latent.down.new_zeros(missing, hidden)]),
-        torch.cat([latent.up, latent.up.new_zeros(hidden, missing)], 1),
+        *(torch.cat([up, up.new_zeros(hidden, missing)], 1) for up in (latent.up_k, latent.up_v)),
     )
 
 

@@ -22,7 +22,7 @@ from convert_attn.convert.attention import (
 )
 from convert_attn.convert.factor import Stack, double
 from convert_attn.convert.grouping import Group, best_partition
-from convert_attn.convert.latent_subspace import compress
+from convert_attn.convert.latent_subspace import compress, losses
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram, own_gram
 from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
@@ -41,8 +41,10 @@ class _Layer:
         moments, per_kv = context.moments, weights.queries_per_kv
         queries = own_gram(weights.q, weights.q_bias, moments)  # [H, d, d]
         outputs = torch.stack([o.mT @ o for o in map(double, weights.o)])  # [H, d, d]
-        keys = gram(weights.k, weights.k_bias, moments)
-        values = Stack(outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, moments))
+        keys = gram(weights.k, weights.k_bias, context.key_moments)
+        values = Stack(
+            outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, context.value_moments)
+        )
         if context.rotary is None:
             return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
         return cls(RotaryKeys(queries, keys, context.rotary, context.offsets), values, per_kv)
@@ -128,4 +130,7 @@ METHOD = Method(
     source="this project; Eckart & Young 1936 on the stacked score and output forms",
     share=share,
     compress=compress,
+    losses=losses,
+    calibration="optional",
+    refit=True,
 )

@@ -7,7 +7,7 @@ import torch
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.factor import double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.latent_fit import Latent
+from convert_attn.convert.latent_basis import Latent
 from convert_attn.convert.latent_parts import assemble, key_rows
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.rorope import pad, real_pca
@@ -28,7 +28,7 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
         for rows, rank in ((keys, half), (values, sizes.rank - half))
     ]
     basis = torch.linalg.qr(torch.cat(parts).T)[0].T
-    latent = pad(Latent(basis, basis.T), sizes.rank)
+    latent = pad(Latent(basis, basis.T, basis.T), sizes.rank)
     return assemble(weights, decoupled, latent, torch.zeros_like(context.moments.mean))
 
 

@@ -41,7 +41,7 @@ class Blueprint:
     inv_freq: tuple[tuple[float, ...], ...] = ()
 
 
-def shared_shapes(blueprint: Blueprint) -> Shapes:
+def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
     """Shared heads keep the names of the result's architecture, biases where the source has them."""
     arch, form = blueprint.result_arch, blueprint.form
     groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.num_kv_heads
@@ -74,7 +74,7 @@ class Target:
         configure: the keys of config.json that change.
         holds: whether the class can have these sizes.
         classes: class name in `architectures` -> class name of the result; empty: the same class.
-        shapes: names (below the block) and shapes of the attention tensors.
+        shapes: names (below the block) and shapes of a layer's attention tensors.
         tensors: (blueprint, converted weights, layer) -> the attention tensors by those names.
         form: what kind of cache it has.
         fresh_config: start from nothing instead of from the source's config.json.
@@ -90,7 +90,7 @@ class Target:
     configure: Callable[[Blueprint], Config]
     holds: Callable[[Geometry, Form], bool] = lambda sizes, form: True
     classes: Mapping[str, str] = field(default_factory=dict)
-    shapes: Callable[[Blueprint], Shapes] = shared_shapes
+    shapes: Callable[[Blueprint, int], Shapes] = shared_shapes
     tensors: Callable[[Blueprint, Converted, int], dict[str, Tensor]] = shared_tensors
     form: type[SharedHeads] | type[LatentCache] = SharedHeads
     fresh_config: bool = False

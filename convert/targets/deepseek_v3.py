@@ -67,9 +67,9 @@ def _query_rank(blueprint: Blueprint) -> int | None:
     return blueprint.sizes.hidden_size + 1 if "q" in blueprint.biases else None
 
 
-def _shapes(blueprint: Blueprint) -> Shapes:
+def _shapes(blueprint: Blueprint, layer: int) -> Shapes:
     larger = _with_constant(blueprint)
-    shapes = latent_shapes(larger, _ATTENTION)
+    shapes = latent_shapes(larger, layer, _ATTENTION)
     shapes[f"{_ATTENTION}kv_a_layernorm.weight"] = (latent_form(larger).rank,)
     rank = _query_rank(blueprint)
     if rank is not None:

@@ -46,7 +46,7 @@ TARGET = Target(
             ("ForSequenceClassification", "ForSequenceClassification"),
         )
     },
-    shapes=lambda blueprint: latent_shapes(blueprint, _ATTENTION),
+    shapes=lambda blueprint, layer: latent_shapes(blueprint, layer, _ATTENTION),
     tensors=_tensors,
     form=LatentCache,
     removed=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),

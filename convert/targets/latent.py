@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.form import LatentCache
-from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.latent import NORM_EPS, LatentWeights
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
-
-NORM_EPS = 1e-6  # DeepSeek's
 
 
 def latent_form(blueprint: Blueprint) -> LatentCache:
@@ -44,13 +42,13 @@ class Biases:
         )
 
 
-def latent_shapes(blueprint: Blueprint, attention: str) -> Shapes:
-    """Shapes below the block.
+def latent_shapes(blueprint: Blueprint, layer: int, attention: str) -> Shapes:
+    """Shapes below a layer's block.
 
     Args:
         attention: the attention module's name and a dot, "self_attn." or "attn.".
     """
-    form, sizes = latent_form(blueprint), blueprint.sizes
+    form, sizes = latent_form(blueprint).of_layer(layer), blueprint.sizes
     heads, d, hidden = sizes.num_heads, sizes.head_dim, sizes.hidden_size
     query, cached = heads * (d + form.rope_dim), form.rank + form.rope_dim
     has = Biases.of(blueprint)
@@ -96,7 +94,8 @@ def latent_config(blueprint: Blueprint) -> Config:
     """The keys that our classes with a latent read (modeling/configuration_latent_attention.py)."""
     form, sizes, has = latent_form(blueprint), blueprint.sizes, Biases.of(blueprint)
     return {
-        "kv_lora_rank": form.rank,
+        "kv_lora_rank": max(form.ranks, default=form.rank),
+        "kv_lora_ranks": list(form.ranks) or None,
         "qk_rope_head_dim": form.rope_dim,
         "qk_nope_head_dim": sizes.head_dim,
         "v_head_dim": sizes.head_dim,

@@ -1,0 +1,165 @@
+"""Calibration: a checkpoint run over text, block by block, for the statistics that methods weigh errors with.
+
+Memory is one block, three D x D sums and the states of the windows between two blocks (tokens x D in float32; in a
+file where they are large). What was measured is kept on disk and found again for the same checkpoint and text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.functional import Attention
+from convert_attn.convert.source import Source
+from convert_attn.convert.statistics import Gathering, LayerStatistics
+from convert_attn.convert.stream import Stream
+
+Progress = Callable[[str, int, int], None]
+ReadLayer = Callable[[int], AttentionWeights]
+
+_VERSION = 1  # of what is measured: older files are not read
+_BATCH_TOKENS = 4096
+_BATCH_SCORES = 2**26
+_IN_MEMORY = 2**29  # bytes of states above which they live in a file
+
+
+def batches(windows: Tensor, heads: int) -> list[Tensor]:
+    """Windows [N, T] in batches that keep attention scores within memory."""
+    length = windows.shape[1]
+    size = max(1, min(_BATCH_TOKENS // length, _BATCH_SCORES // (heads * length**2)))
+    return list(windows.split(size))
+
+
+@contextmanager
+def spool(shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Room for states in float32: memory, or a file without a name where it is large."""
+    numbers = torch.Size(shape).numel()
+    if numbers * 4 <= _IN_MEMORY:
+        yield torch.empty(shape)
+        return
+    with tempfile.NamedTemporaryFile(prefix="convert-attn-", suffix=".states") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, numbers * 4)
+        except OSError as error:
+            raise ConvertAttnError(
+                f"the states of the calibration text need {numbers * 4:,} bytes in {tempfile.gettempdir()} "
+                f"({error.strerror}); set TMPDIR to a larger disk, or give fewer --calibration-tokens"
+            ) from None
+        yield torch.from_file(file.name, shared=True, size=numbers).reshape(shape)
+
+
+def cache_folder() -> Path:
+    """Where statistics are kept: $CONVERT_ATTN_CACHE, else convert-attn in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("CONVERT_ATTN_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "convert-attn"
+
+
+def _key(source: Source, windows: Tensor) -> str:
+    """Names a checkpoint's content and the text's tokens: another of either is another key."""
+    digest = hashlib.sha256(json.dumps([_VERSION, source.config], sort_keys=True).encode())
+    for info in source.weights.infos.values():
+        digest.update(json.dumps(asdict(info)).encode())
+    for file in sorted({info.file for info in source.weights.infos.values()}):
+        path = source.origin.folder / file
+        if path.exists():  # (a .bin shard goes by another name; its tensors' headers have been counted)
+            state = path.stat()
+            digest.update(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    digest.update(source.origin.folder.resolve().as_posix().encode())
+    digest.update(windows.contiguous().numpy().tobytes() + str(tuple(windows.shape)).encode())
+    return digest.hexdigest()[:32]
+
+
+class Calibration:
+    """The statistics of every layer, on disk; one layer of them in memory at a time.
+
+    Attributes:
+        windows: [N, T] the tokens they were measured on.
+    """
+
+    def __init__(self, folder: Path, windows: Tensor, device: str) -> None:
+        self._folder, self.windows, self._device = folder, windows, device
+
+    def layer(self, layer: int) -> LayerStatistics:
+        """One layer's statistics, float64."""
+        tensors = load_file(_file(self._folder, layer), device=self._device)
+        tokens = int(tensors.pop("tokens"))
+        return LayerStatistics(tokens, **{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
+
+
+def _file(folder: Path, layer: int) -> Path:
+    return folder / f"layer-{layer:04d}.safetensors"
+
+
+def calibrate(
+    source: Source, stream: Stream, read: ReadLayer, windows: Tensor, layers: int, heads: int, progress: Progress
+) -> Calibration:
+    """Statistics of a checkpoint on tokens: found on disk, or measured and kept there.
+
+    Args:
+        read: the attention weights of a layer.
+        windows: [N, T] token ids.
+        layers: L.
+        heads: H.
+    """
+    folder = cache_folder() / "calibration" / _key(source, windows)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+        try:
+            _measure(stream, read, windows, layers, heads, partial, progress)
+            if not folder.is_dir():  # another process may have been faster
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return Calibration(folder, windows, stream.device)
+
+
+@torch.no_grad()
+def _measure(
+    stream: Stream, read: ReadLayer, windows: Tensor, layers: int, heads: int, folder: Path, progress: Progress
+) -> None:
+    parts = batches(windows, heads)
+    with spool((windows.shape[0], windows.shape[1], stream.hidden_size)) as states:
+        places = states.split([len(part) for part in parts])
+        for place, embedded in zip(places, stream.embed(parts), strict=True):
+            place.copy_(embedded)
+        for layer in range(layers):
+            weights = read(layer).to(torch.float32)
+            gathering = Gathering(stream.hidden_size, heads, windows.shape[1], stream.device)
+            with stream.block(layer) as block:
+                for done, place in enumerate(places):
+                    progress("calibration", layer * len(places) + done, layers * len(places))
+                    place.copy_(
+                        block.run(
+                            place.to(stream.device),
+                            lambda x: gathering.attend(Attention(weights, x, block.rule)),  # noqa: B023
+                        )
+                    )
+            _save(gathering.result(), _file(folder, layer))
+    progress("calibration", layers * len(places), layers * len(places))
+
+
+def _save(found: LayerStatistics, path: Path) -> None:
+    bad = [name for name, value in vars(found).items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    if bad:
+        raise ConvertAttnError(
+            "the model gives numbers that are not finite on the calibration text: its weights do not work as a "
+            "language model in float32"
+        )
+    tensors = {name: value.float().cpu() for name, value in vars(found).items() if isinstance(value, Tensor)}
+    save_file(tensors | {"tokens": torch.tensor(found.tokens)}, path)

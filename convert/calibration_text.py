@@ -1,0 +1,132 @@
+"""Text for calibration, as windows of token ids: a file, a dataset, the package's own text, or the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.samples import calibration_text
+from convert_attn.convert.text import read_documents
+
+SAMPLE, SELF = "sample", "self"
+TOKENS, SELF_TOKENS = 131072, 16384
+"""How many are used where the user does not say: of text, and of what the model has to write first."""
+
+_WINDOW = 2048
+_SELECTION = 8  # every eighth window is kept for choosing between fits
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on."""
+
+    fit: Tensor
+    selection: Tensor
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all."""
+        return self.fit.numel() + self.selection.numel()
+
+
+def check_calibration(spec: str) -> None:
+    """Refuse a text that is not there, before any work.
+
+    Raises:
+        UsageError: see `read_documents`.
+    """
+    if spec not in (SAMPLE, SELF):
+        read_documents(spec)
+
+
+def calibration_windows(spec: str, folder: Path, name: str, context: int, tokens: int | None, seed: int) -> Windows:
+    """Calibration text of a checkpoint as windows of its tokens.
+
+    Args:
+        spec: "sample" (the package's text), "self" (the model writes it), or what `read_documents` takes.
+        folder: the checkpoint's, for its tokenizer.
+        name: what the user called it.
+        context: longest window the model takes.
+        tokens: how many at most; None: `TOKENS`, or `SELF_TOKENS` for "self".
+        seed: of what the model writes.
+
+    Raises:
+        ConvertAttnError: no tokenizer, or no text in it.
+    """
+    window = min(context, _WINDOW)
+    if spec == SELF:
+        return _parted(_written_by_model(folder, name, tokens or SELF_TOKENS, window, seed))
+    documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
+    wanted = tokens or TOKENS
+    ids = _token_ids(documents, _tokenizer(folder, name), wanted)
+    if len(ids) < 2:
+        raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
+    window = min(window, len(ids))
+    return _parted(torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window))
+
+
+def _parted(windows: Tensor) -> Windows:
+    """Every eighth window for choosing; a single one has to serve for both."""
+    chosen = torch.arange(len(windows)) % _SELECTION == _SELECTION - 1
+    if len(windows) >= 2 and not chosen.any():
+        chosen[-1] = True
+    fit, selection = windows[~chosen], windows[chosen]
+    if len(selection):
+        return Windows(fit, selection)
+    note = "the calibration text is one window long: what is chosen on it was fitted on it too"
+    return Windows(fit, fit, (note,))
+
+
+def _tokenizer(folder: Path, name: str) -> AutoTokenizer:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a broken or missing tokenizer raises
+        raise ConvertAttnError(
+            f"'{name}' has no tokenizer that can be loaded ({' '.join(str(error).split())[:160]}): calibration needs "
+            "one; put tokenizer.json into its folder, or convert without --calibration"
+        ) from None
+
+
+def _token_ids(documents: Iterable[str], tokenizer: AutoTokenizer, wanted: int) -> list[int]:
+    """Documents one after the other, an end-of-text token between them where the tokenizer has one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: list[int] = []
+    for document in documents:
+        ids += (end if ids else []) + tokenizer(document, verbose=False)["input_ids"]
+        if len(ids) >= wanted:
+            break
+    return ids[:wanted]
+
+
+def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: int) -> Tensor:
+    """Text drawn from the model's own distribution, each window from a random first token: no data is needed.
+
+    The whole model is in memory for this.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConvertAttnError(
+            f"'{name}' cannot be loaded to write its own text ({' '.join(str(error).split())[:160]}); "
+            "give a text file as --calibration"
+        ) from None
+    count = max(1, tokens // window)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        start = torch.randint(0, model.config.vocab_size, (count, 1))
+        parts = [
+            model.generate(
+                part, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=window - 1,
+                max_new_tokens=window - 1, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(part),
+            )
+            for part in start.split(16)
+        ]  # fmt: skip
+    return torch.cat(parts)
