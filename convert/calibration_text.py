@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,10 +18,12 @@ from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
 SAMPLE, SELF = "sample", "self"
+_TOKENS = ".npy"
 TOKENS, SELF_TOKENS = 131072, 16384
 """How many are used where the user does not say: of text, and of what the model has to write first."""
 
 _WINDOW = 2048
+_SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
 
 
@@ -43,7 +47,10 @@ def check_calibration(spec: str) -> None:
     Raises:
         UsageError: see `read_documents`.
     """
-    if spec not in (SAMPLE, SELF):
+    if spec.endswith(_TOKENS):
+        if not Path(spec).is_file():
+            raise UsageError(f"calibration tokens '{spec}' are not there")
+    elif spec not in (SAMPLE, SELF):
         read_documents(spec)
 
 
@@ -51,26 +58,49 @@ def calibration_windows(spec: str, folder: Path, name: str, context: int, tokens
     """Calibration text of a checkpoint as windows of its tokens.
 
     Args:
-        spec: "sample" (the package's text), "self" (the model writes it), or what `read_documents` takes.
+        spec: "sample" (the package's text), "self" (the model writes it), or what `read_documents` takes; or a .npy file
+            of windows of token ids [N, T], which are taken as they are.
         folder: the checkpoint's, for its tokenizer.
         name: what the user called it.
         context: longest window the model takes.
         tokens: how many at most; None: `TOKENS`, or `SELF_TOKENS` for "self".
-        seed: of what the model writes.
+        seed: of which windows are taken, or of what the model writes.
 
     Raises:
         ConvertAttnError: no tokenizer, or no text in it.
     """
     window = min(context, _WINDOW)
+    if spec.endswith(_TOKENS):
+        return _parted(_token_file(Path(spec), context, tokens))
     if spec == SELF:
         return _parted(_written_by_model(folder, name, tokens or SELF_TOKENS, window, seed))
     documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
     wanted = tokens or TOKENS
-    ids = _token_ids(documents, _tokenizer(folder, name), wanted)
+    ids = _token_ids(documents, _tokenizer(folder, name), _SPREAD * wanted)
     if len(ids) < 2:
         raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
-    window = min(window, len(ids))
-    return _parted(torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window))
+    window = min(window, wanted, len(ids))
+    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return _parted(windows[order[: max(1, wanted // window)].sort().values])
+
+
+def _token_file(path: Path, context: int, tokens: int | None) -> Tensor:
+    """Windows [N, T] that somebody else has cut and tokenised."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConvertAttnError(f"calibration tokens '{path}' cannot be read ({error}): expected an array") from None
+    if found.ndim != 2 or found.dtype.kind not in "iu" or found.shape[1] < 2 or not len(found):
+        raise ConvertAttnError(
+            f"calibration tokens '{path}' have shape {list(found.shape)} and dtype {found.dtype}, expected integers "
+            "[windows, tokens per window]"
+        )
+    if found.shape[1] > context:
+        raise ConvertAttnError(f"windows of '{path}' have {found.shape[1]} tokens, the model takes at most {context}")
+    windows = torch.from_numpy(found.astype(np.int64))
+    return windows if tokens is None else windows[: max(1, tokens // found.shape[1])]
 
 
 def _parted(windows: Tensor) -> Windows:
@@ -85,7 +115,7 @@ def _parted(windows: Tensor) -> Windows:
     return Windows(fit, fit, (note,))
 
 
-def _tokenizer(folder: Path, name: str) -> AutoTokenizer:
+def _tokenizer(folder: Path, name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever a broken or missing tokenizer raises
@@ -95,7 +125,7 @@ def _tokenizer(folder: Path, name: str) -> AutoTokenizer:
         ) from None
 
 
-def _token_ids(documents: Iterable[str], tokenizer: AutoTokenizer, wanted: int) -> list[int]:
+def _token_ids(documents: Iterable[str], tokenizer: Any, wanted: int) -> list[int]:
     """Documents one after the other, an end-of-text token between them where the tokenizer has one."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []

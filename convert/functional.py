@@ -49,7 +49,8 @@ def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
 def _project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """heads [n, a, D] on x [B, T, D]: [B, n, T, a]."""
     out = (x @ heads.flatten(0, 1).T).unflatten(-1, heads.shape[:2])
-    return (out if bias is None else out + bias).transpose(1, 2)
+    biased: Tensor = out if bias is None else out + bias
+    return biased.transpose(1, 2)
 
 
 @dataclass(frozen=True)

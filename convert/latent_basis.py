@@ -80,7 +80,8 @@ def direction_values(keys: Reading, values: Reading) -> Tensor:
     """What each direction is worth when keys and values are weighed in their mean metric, largest first: [D]."""
     root = psd_sqrt((keys.moments.matrix() + values.moments.matrix()) / 2)
     found = torch.linalg.eigvalsh(root @ (keys.weight + values.weight) @ root)
-    return found.flip(0).clamp_min(0)
+    values_down: Tensor = found.flip(0).clamp_min(0)
+    return values_down
 
 
 def _one_metric(weight: Tensor, root: Tensor, variance: Tensor, rank: int) -> Latent:
@@ -131,7 +132,8 @@ def _orthonormal(down: Tensor, second: Tensor) -> Tensor:
     """The same rows' span with unit, uncorrelated latents: otherwise float32 cannot hold what comes out."""
     values, vectors = torch.linalg.eigh(down @ second @ down.T)
     white = vectors / values.clamp_min(values[-1].clamp_min(1e-200) * _FLOOR).sqrt()
-    return white @ vectors.T @ down
+    rotated: Tensor = white @ vectors.T @ down
+    return rotated
 
 
 def _way_out(down: Tensor, second: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ made good as far as this one can see it. The ridge pulls towards the projection 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,19 +19,19 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.calibrate import Progress, batches, spool
 from convert_attn.convert.functional import Attention
-from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
 
-RIDGE = 1e-4  # of the mean square of a head output's channels
+RIDGE = 1e-2  # of the mean square of a head output's channels: what a narrow text does not say stays as it was
 
 Candidate = Callable[[], Converted]
-W = TypeVar("W", AttentionWeights, LatentWeights)
 
 
-def single(weights: W) -> W:
+def single(weights: Converted) -> Converted:
     """In float32, to compute with."""
-    changed = {name: value.float() for name, value in vars(weights).items() if isinstance(value, Tensor)}
+    changed: dict[str, Any] = {
+        name: value.float() for name, value in vars(weights).items() if isinstance(value, Tensor)
+    }
     return replace(weights, **changed)
 
 
@@ -79,7 +79,7 @@ class SideBySide:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def settle(self, layer: int, weights: AttentionWeights, candidates: list[Candidate]) -> Converted:
+    def settle(self, layer: int, weights: AttentionWeights, candidates: Sequence[Candidate]) -> Converted:
         """The best candidate with its output projection refitted; both runs move on a layer.
 
         Args:
@@ -100,7 +100,7 @@ class SideBySide:
             self._advance_converted(block, chosen)
         return chosen
 
-    def _advance_original(self, block: Block, weights: AttentionWeights) -> None:
+    def _advance_original(self, block: Block, weights: Converted) -> None:
         for text in (self._fit, self._selection):
             for original, attended, _ in text.parts(self._size):
                 states = original.to(self._stream.device)
@@ -133,7 +133,7 @@ class SideBySide:
         misses = self._misses(self._selection, block, single(converted))
         return sum(float(missing.square().sum(dtype=torch.float64)) for _, missing in misses)
 
-    def _refit(self, block: Block, converted: W) -> W:
+    def _refit(self, block: Block, converted: Converted) -> Converted:
         """The output projection by ridge regression on the fitting text."""
         o, bias = converted.o, converted.o_bias
         gram = cross = torch.zeros(0)

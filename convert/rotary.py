@@ -54,7 +54,8 @@ def _edges(context: int) -> Tensor:
     if context <= _SINGLE:
         return near
     far = torch.logspace(math.log10(_SINGLE), math.log10(context), _WIDE + 1, dtype=torch.float64)
-    return torch.unique(torch.cat([near, far.round()]))
+    edges: Tensor = torch.unique(torch.cat([near, far.round()]))
+    return edges
 
 
 def prior_offsets(num_heads: int, context: int) -> Offsets:

@@ -50,7 +50,7 @@ class Block:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
             return attend(hidden_states), None
 
-        self.attention.forward = forward  # type: ignore[method-assign]
+        self.attention.forward = forward
         out = self.module(states)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
@@ -109,7 +109,8 @@ class Stream:
             self._empty(names)
 
     def _module(self, layer: int) -> nn.Module:
-        return self._model.get_submodule(self._arch.block.format(layer=layer).rstrip("."))
+        module: nn.Module = self._model.get_submodule(self._arch.block.format(layer=layer).rstrip("."))
+        return module
 
     @contextmanager
     def block(self, layer: int) -> Iterator[Block]:
