@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -52,8 +51,8 @@ class Recipe:
         try:
             if self.config is not None:
                 return _random(self.config, dtype, self.device)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.model, revision=self.commit, dtype=dtype, trust_remote_code=self.trust_remote_code
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                name, revision=self.commit, dtype=dtype, trust_remote_code=self.trust_remote_code
             )
             return model.to(self.device).eval()
         except (torch.OutOfMemoryError, MemoryError):
@@ -119,7 +118,9 @@ class Contender:
                 where, revision=self.recipe.commit, trust_remote_code=self.recipe.trust_remote_code
             )
         except Exception as error:  # the tokenizer's class decides what it raises
-            raise ConvertAttnError(f"the tokenizer of '{self.origin.name}' cannot be loaded: {_first_line(error)}") from None
+            raise ConvertAttnError(
+                f"the tokenizer of '{self.origin.name}' cannot be loaded: {_first_line(error)}"
+            ) from None
 
 
 def kv_heads(config: Any) -> int:
@@ -273,5 +274,3 @@ def check_memory(contenders: tuple[Contender, ...]) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-

@@ -105,9 +105,7 @@ class Harness:
         wrapper = _import("lm_eval.models.huggingface").HFLM
         try:
             with _quiet():
-                language_model = wrapper(
-                    pretrained=model, tokenizer=tokenizer, batch_size=batch or _batch(model)
-                )
+                language_model = wrapper(pretrained=model, tokenizer=tokenizer, batch_size=batch or _batch(model))
                 found = simple_evaluate(
                     model=language_model,
                     tasks=self.tasks,

@@ -88,7 +88,7 @@ def _slice_figures(logits: Tensor, target: Tensor, reference: Tensor | None) -> 
         theirs = reference.float().log_softmax(-1)
         likeliest = theirs.topk(best.shape[-1]).indices
         figures[1] = -theirs.gather(-1, target[:, None])[:, 0]
-        figures[2] = (theirs.exp() * (theirs - ours)).sum(-1, dtype=torch.float64)
+        figures[2] = (theirs.exp() * (theirs - ours)).sum(-1)
         figures[3] = likeliest[:, 0] == best[:, 0]
         figures[4] = (likeliest[:, :, None] == best[:, None, :]).any(-1).double().mean(-1)
         figures[6] = likeliest[:, 0] == target
@@ -113,10 +113,12 @@ def token_figures(model: Any, batch: Tensor, reference: Any | None = None) -> Te
     target = batch[:, 1:].flatten().to(logits.device)
     rows = max(1, _SLICE_NUMBERS // logits.shape[-1])
     parts = [
-        _slice_figures(logits[at : at + rows], target[at : at + rows], None if theirs is None else theirs[at : at + rows])
+        _slice_figures(
+            logits[at : at + rows], target[at : at + rows], None if theirs is None else theirs[at : at + rows]
+        )
         for at in range(0, len(target), rows)
     ]
-    return torch.cat(parts, -1).unflatten(-1, (batch.shape[0], batch.shape[1] - 1))
+    return torch.cat(parts, -1).reshape(len(FIGURES), batch.shape[0], batch.shape[1] - 1)
 
 
 def measure(model: Any, tokens: Tensor, reference: Any | None = None, batch_size: int = 8) -> Quality:

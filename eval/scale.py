@@ -1,4 +1,4 @@
-"""Speed where weights cannot be had: models of published shapes with random weights, and the same conversions of them."""
+"""Speed where weights cannot be had: random weights at published shapes, and the same conversions of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from convert_attn.convert.archs import architecture
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry
+from convert_attn.convert.geometry import Geometry, geometry, typed_config
 from convert_attn.convert.request import Request, choose_latent, divisors
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Config
@@ -129,7 +129,5 @@ def _form(contender: Contender, original: Contender, shape: Config, sizes: Geome
 
 
 def _scaled(contender: Contender, name: str, config: Config) -> Contender:
-    from convert_attn.convert.geometry import typed_config
-
     recipe = replace(contender.recipe, model=None, commit=None, config=config, trust_remote_code=False)
     return replace(contender, config=typed_config(config, name), recipe=recipe)

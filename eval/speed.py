@@ -34,7 +34,9 @@ class AttentionClock:
         self.seconds: list[float] = []
         modules = attention_modules(model)
         self.found = len(modules)
-        self._hooks = [module.register_forward_pre_hook(lambda *_: self._open.append(self._now())) for module in modules]
+        self._hooks = [
+            module.register_forward_pre_hook(lambda *_: self._open.append(self._now())) for module in modules
+        ]
         self._hooks += [module.register_forward_hook(self._leave) for module in modules]
 
     def _now(self) -> Any:
@@ -134,7 +136,9 @@ def _figures(spreads: Mapping[str, Spread | None], tokens: int) -> dict[str, Any
     }
 
 
-def _timed(runners: Mapping[str, _Runner], what: str, tokens: int, repeats: int, device: torch.device) -> dict[str, Any]:
+def _timed(
+    runners: Mapping[str, _Runner], what: str, tokens: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
     calls = {name: runner.prefill() if what == "prefill" else runner.decode() for name, runner in runners.items()}
     spreads = take_turns(calls, repeats, device)
     attention = {name: runner.clock.last(spreads[name].repeats) for name, runner in runners.items()}
