@@ -16,6 +16,7 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.geometry import geometry, typed_config
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.source import Origin, Source
+from convert_attn.eval.figures import size
 from convert_attn.modeling import FAMILIES
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -267,8 +268,8 @@ def check_memory(contenders: tuple[Contender, ...]) -> None:
     free = free_bytes(device)
     if needed > free:
         raise ConvertAttnError(
-            f"'{original.origin.name}' and '{largest.origin.name}' need about {needed / 1e9:.1f} GB side by side in "
-            f"{original.recipe.dtype}, and {device} has {free / 1e9:.1f} GB free: {REMEDY}"
+            f"'{original.origin.name}' and '{largest.origin.name}' need about {size(needed)} side by side in "
+            f"{original.recipe.dtype}, and {device} has {size(free)} free: {REMEDY}"
         )
 
 

@@ -129,7 +129,9 @@ def _frontier(axes: Axes, points: list[tuple[float, float, str]], theme: dict[st
             front.append((held, kl))
             best = kl
     if len(front) > 1:
-        axes.plot(*zip(*front, strict=True), color=theme["muted"], linewidth=1, zorder=0)
+        label = "not beaten in both"
+        axes.plot(*zip(*front, strict=True), color=theme["muted"], linewidth=1, zorder=0, label=label)
+        axes.legend(loc="upper right", fontsize=9, bbox_to_anchor=(0.92, 1.0))
 
 
 def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:

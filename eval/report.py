@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convert_attn.eval.compare import headline_row
+from convert_attn.eval.figures import count, estimate, number, size, speedup, spread
 from convert_attn.eval.store import write_whole
 
 Row = list[str]
@@ -22,62 +23,6 @@ class Section:
     note: str
     header: Row
     rows: list[Row]
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits without exponents where they can be avoided; - for None."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    if abs(value) >= 10**digits:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) < 1e-4 else f"{value:#.{digits}g}".rstrip(".")
-
-
-def estimate(value: dict[str, Any] | None, digits: int = 3, percent: bool = False) -> str:
-    """Mean ± standard error, to the place where the error begins."""
-    if value is None:
-        return "-"
-    mean, error = value["mean"], value["error"]
-    scale, unit = (100.0, "%") if percent else (1.0, "")
-    if not error:
-        plain = f"{mean * scale:.2f}" if percent else number(mean, digits)
-        return f"{plain}{unit}"
-    decimals = max(0, min(7, 1 - _exponent(error * scale)))
-    return f"{mean * scale:,.{decimals}f} ± {error * scale:.{decimals}f}{unit}"
-
-
-def count(value: float | None) -> str:
-    """A number of bytes; as a rule whole."""
-    return "-" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-
-
-def _exponent(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2])
-
-
-def size(value: float | None) -> str:
-    """Bytes in a unit that fits."""
-    if value is None:
-        return "-"
-    for unit, step in (("GB", 1e9), ("MB", 1e6)):
-        if value >= step:
-            return f"{value / step:,.1f} {unit}" if value < 100 * step else f"{value / step:,.0f} {unit}"
-    return f"{value:,.0f} B"
-
-
-def speedup(figures: dict[str, Any] | None) -> str:
-    """Times as fast as the original, with the range of the quartiles."""
-    if figures is None:
-        return "-"
-    ratio = figures["speedup"]
-    return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
-
-
-def _spread(spread: dict[str, Any]) -> str:
-    low, median, high = (spread[key] for key in ("lower_quartile_ms", "median_ms", "upper_quartile_ms"))
-    return f"{number(median)} ({number(low)} to {number(high)})"
 
 
 def sections(document: dict[str, Any]) -> list[Section]:
@@ -116,8 +61,8 @@ def overview(document: dict[str, Any]) -> Section:
             cells += [speedup(row.get("decode")), speedup(row.get("decode_attention"))]
         note += (
             f" Decode: the original's time for a step at {timed['context']:,} tokens, batch {timed['batch_size']}, "
-            "over the conversion's in the same run, and the same for the attention modules alone; in brackets the range of "
-            "the quartiles. Above 1 the conversion is faster."
+            "over the conversion's in the same run, and the same for the attention modules alone; in brackets the range "
+            "of the quartiles. Above 1 the conversion is faster."
         )
     return Section("Overview", note, header, rows)
 
@@ -186,14 +131,14 @@ def copies(document: dict[str, Any]) -> Section | None:
         row = [f"{place['distance']:,}", estimate(place["original_gain"]), f"{place['original_accuracy']['mean']:.1%}"]
         for model in models:
             found = model["probe"][index]
-            row += [estimate(found["gain"]), estimate(found["loss_difference"]), f"{found['accuracy']['mean']:.1%}"]
+            row += [estimate(found["loss_difference"]), estimate(found["kl"]), f"{found['accuracy']['mean']:.1%}"]
         rows.append(row)
     header = ["distance", "original: gain", "right"]
-    header += [f"{model['name']}: {what}" for model in models for what in ("gain", "loss difference", "right")]
+    header += [f"{model['name']}: {what}" for model in models for what in ("loss difference", "KL", "right")]
     note = (
-        "A passage of 32 tokens of the text comes back after so many tokens. Gain: loss the first time minus loss the "
-        "second time, in nats per token; positive where a model uses the earlier copy. Right: share of the repeated "
-        "tokens that are ranked first."
+        "A passage of 32 tokens of the text comes back after so many tokens; measured on the second time. Gain: the "
+        "original's loss the first time minus the second time, in nats per token; positive where it uses the earlier "
+        "copy. Loss difference: conversion minus original. Right: share of the tokens that are ranked first."
     )
     return Section("Copy probe", note, header, rows)
 
@@ -233,7 +178,7 @@ def speed(document: dict[str, Any]) -> Section | None:
                     if figures is None:
                         continue
                     rates = [number(figures["tokens_per_second"][side]) for side in ("original", "converted")]
-                    times = [_spread(figures[side]) for side in ("original", "converted")]
+                    times = [spread(figures[side]) for side in ("original", "converted")]
                     rows.append([*where, label, *times, *(rates if key == what else ["-", "-"]), speedup(figures)])
     timings = document["settings"]["repeats"]
     where = document["environment"]

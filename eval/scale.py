@@ -81,7 +81,8 @@ def scale_shape(name: str) -> Config:
 def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tuple[Contender, ...]:
     """The original and its conversions with random weights at a published shape.
 
-    A conversion keeps its kind (shared heads or a latent, native or custom class) and its share of the cache.
+    A conversion keeps its kind (GQA, MQA, or a latent, in a native or custom class) and, but for MQA, its share of the
+    cache as far as the heads can be divided so.
 
     Args:
         longest: context in tokens that the models must take; nothing was trained, so any is right.
@@ -116,10 +117,13 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
 
 
 def _form(contender: Contender, original: Contender, shape: Config, sizes: Geometry, name: str) -> Form:
-    """The contender's kind of cache at its share of the original's."""
+    """The contender's kind of cache at its share of the original's, or the nearest below that there is; MQA stays MQA."""
     if getattr(contender.config, "kv_lora_rank", None) is None:
-        share = kv_heads(contender.config) / kv_heads(original.config)
-        return SharedHeads([g for g in divisors(sizes.num_kv_heads) if g <= max(1, share * sizes.num_kv_heads)][-1])
+        if kv_heads(contender.config) == 1:
+            return SharedHeads(1)
+        most = sizes.num_kv_heads * kv_heads(contender.config) / kv_heads(original.config)
+        several = [groups for groups in divisors(sizes.num_kv_heads) if groups > 1]
+        return SharedHeads(max([groups for groups in several if groups <= most] or several[:1]))
     ours = predicted_numbers(contender.config.to_dict(), contender.name)
     theirs = predicted_numbers(original.config.to_dict(), original.name)
     if ours is None or theirs is None:

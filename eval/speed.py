@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
 from convert_attn.eval.contenders import free_bytes
+from convert_attn.eval.figures import size
 from convert_attn.eval.memory import cache_bytes_per_token
 from convert_attn.eval.quality import Advance
 
@@ -185,7 +186,7 @@ def compare_speed(
         needed = 2 * per_token * context * batch  # a step makes a second copy
         free = free_bytes(str(original.device))
         if needed > free:
-            row["skipped"] = f"the caches need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            row["skipped"] = f"the caches need {size(needed)} and {size(free)} are free"
         else:
             try:
                 row |= _cell(models, context, batch, repeats)
