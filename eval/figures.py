@@ -25,7 +25,9 @@ def estimate(value: dict[str, Any] | None, digits: int = 3, percent: bool = Fals
     if not error:
         plain = f"{mean * scale:.2f}" if percent else number(mean, digits)
         return f"{plain}{unit}"
-    decimals = max(0, min(7, 1 - _exponent(error * scale)))
+    if error * scale < 1e-7:
+        return f"{mean * scale:.1e} ± {error * scale:.1e}{unit}"
+    decimals = max(0, 1 - _exponent(error * scale))
     return f"{mean * scale:,.{decimals}f} ± {error * scale:.{decimals}f}{unit}"
 
 

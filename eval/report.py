@@ -61,8 +61,8 @@ def overview(document: dict[str, Any]) -> Section:
             cells += [speedup(row.get("decode")), speedup(row.get("decode_attention"))]
         note += (
             f" Decode: the original's time for a step at {timed['context']:,} tokens, batch {timed['batch_size']}, "
-            "over the conversion's in the same run, and the same for the attention modules alone; in brackets the range "
-            "of the quartiles. Above 1 the conversion is faster."
+            "over the conversion's in the same run, and the same for the attention modules alone; in brackets the "
+            "range of the quartiles. Above 1 the conversion is faster."
         )
     return Section("Overview", note, header, rows)
 
@@ -270,7 +270,7 @@ def markdown(document: dict[str, Any], plot: bool) -> str:
         lines.append("|" + "---|" * len(section.header))
         lines += ["| " + " | ".join(map(cell, row)) + " |" for row in section.rows] + [""]
     lines += ["## Setup", "", "| | |", "|---|---|"]
-    lines += [f"| {label} | `{value}` |" for label, value in setup(document)]
+    lines += [f"| {cell(label)} | `{cell(value)}` |" for label, value in setup(document)]
     return "\n".join(lines) + "\n"
 
 

@@ -117,7 +117,7 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
 
 
 def _form(contender: Contender, original: Contender, shape: Config, sizes: Geometry, name: str) -> Form:
-    """The contender's kind of cache at its share of the original's, or the nearest below that there is; MQA stays MQA."""
+    """The contender's kind of cache at its share of the original's, or the nearest share below; MQA stays MQA."""
     if getattr(contender.config, "kv_lora_rank", None) is None:
         if kv_heads(contender.config) == 1:
             return SharedHeads(1)

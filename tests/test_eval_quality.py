@@ -95,9 +95,8 @@ def test_figures_are_those_of_the_textbook() -> None:
         p = model(batch).logits[:, :-1].double().log_softmax(-1)
         q = other(batch).logits[:, :-1].double().log_softmax(-1)
     target = batch[:, 1:, None]
-    five = [
-        set(row.tolist()) & set(like.tolist()) for row, like in zip(*(x.topk(5).indices.flatten(0, 1) for x in (p, q)))
-    ]
+    likely, ours = (x.topk(5).indices.flatten(0, 1).tolist() for x in (p, q))
+    five = [set(row) & set(like) for row, like in zip(likely, ours, strict=True)]
     expected = {
         "loss": -q.gather(-1, target)[..., 0],
         "reference_loss": -p.gather(-1, target)[..., 0],

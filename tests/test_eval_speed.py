@@ -113,7 +113,7 @@ def test_peak_memory_is_that_of_another_process() -> None:
     (contender,) = open_contenders(["sample:gpt2"], "cpu", "float32")
     found = peak_memory(contender.recipe, 16, 1)
     assert found["peak_bytes"] > found["before_bytes"] > 50e6
-    with pytest.raises(ConvertAttnError, match="measuring the peak memory of '/none' failed: .*cannot be loaded"):
+    with pytest.raises(ConvertAttnError, match=r"measuring the peak memory of '/none' failed: .*cannot be loaded"):
         peak_memory(replace(contender.recipe, model="/none"), 16, 1)
 
 
