@@ -167,18 +167,17 @@ def _decode_attention(
 def _lines(
     axes: Axes, document: dict[str, Any], styles: dict[str, Any], theme: dict[str, str], batch: int, key: str
 ) -> None:
-    drawn = False
     contexts: set[int] = set()
     for model in document["models"]:
         rows = sorted((r for r in _rows(model) if r["batch_size"] == batch and r[key]), key=lambda r: r["context"])
         if not rows:
             continue
-        if not drawn:  # the original takes part in every conversion's run: its first
-            grey = {"color": theme["muted"], "marker": "x", "linestyle": "--"}
-            _line(axes, rows, key, "original", document["original"]["name"], grey)
-            drawn = True
+        # the original takes part in every conversion's run, and machines drift: a comparison is within one run
+        dashed = {"color": styles[model["name"]]["color"], "marker": "", "linestyle": "--", "alpha": 0.6}
+        _line(axes, rows, key, "original", None, dashed)
         _line(axes, rows, key, "converted", model["name"], styles[model["name"]])
         contexts |= {row["context"] for row in rows}
+    axes.plot([], [], color=theme["muted"], linestyle="--", label=f"{document['original']['name']}, in the same run")
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(contexts), [f"{context:,}" for context in sorted(contexts)])
     axes.minorticks_off()
@@ -188,7 +187,9 @@ def _lines(
     axes.legend(loc="upper left", ncols=2, fontsize=9)
 
 
-def _line(axes: Axes, rows: list[dict[str, Any]], key: str, side: str, label: str, style: dict[str, Any]) -> None:
+def _line(
+    axes: Axes, rows: list[dict[str, Any]], key: str, side: str, label: str | None, style: dict[str, Any]
+) -> None:
     spreads = [row[key][side] for row in rows]
     middle = [spread["median_ms"] for spread in spreads]
     below = [spread["median_ms"] - spread["lower_quartile_ms"] for spread in spreads]

@@ -144,23 +144,23 @@ def copies(document: dict[str, Any]) -> Section | None:
 
 
 def tasks(document: dict[str, Any]) -> Section | None:
-    """lm-eval's metrics."""
+    """lm-eval's metrics, one row for each conversion."""
     theirs = document["original"]["tasks"] or {}
     models = [model for model in document["models"] if model["tasks"]]
     rows = []
     for task, result in theirs.items():
         for metric, value in result["metrics"].items():
             better = {True: " ↑", False: " ↓"}.get(result["higher_is_better"].get(metric.split(" ")[0]), "")
-            row = [f"{task}, {metric}{better}", estimate(value, 4)]
             for model in models:
                 ours = model["tasks"].get(task, {}).get("metrics", {}).get(metric)
                 difference = (model["task_differences"] or {}).get(task, {}).get(metric)
-                row += [estimate(ours, 4), estimate(difference)]
-            rows.append(row)
-    header = ["task, metric", document["original"]["name"]]
-    header += [label for model in models for label in (model["name"], "difference")]
-    note = "Through lm-eval. Differences are paired by document where the metric is one number per document."
-    return Section("Tasks", note, header, rows)
+                figures = [estimate(value, 4), estimate(ours, 4), estimate(difference)]
+                rows.append([task, f"{metric}{better}", model["name"], *figures])
+    note = (
+        "Through lm-eval; ↑ higher is better, ↓ lower is better. Differences are conversion minus original, paired by "
+        "document where the metric is one number per document, else without error."
+    )
+    return Section("Tasks", note, ["task", "metric", "model", "original", "conversion", "difference"], rows)
 
 
 def speed(document: dict[str, Any]) -> Section | None:

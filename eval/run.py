@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.run import Progress, silent
 from convert_attn.convert.version import __version__
 from convert_attn.eval.card import check_cards, update_card
-from convert_attn.eval.compare import dominances
 from convert_attn.eval.contenders import (
     Contender,
     check_memory,
@@ -24,8 +22,9 @@ from convert_attn.eval.contenders import (
     open_contenders,
     predicted_numbers,
 )
-from convert_attn.eval.environment import environment
-from convert_attn.eval.harness import Harness, paired
+from convert_attn.eval.document import make_document
+from convert_attn.eval.harness import Harness
+from convert_attn.eval.job import Job
 from convert_attn.eval.losses import compare_on_text, probe
 from convert_attn.eval.memory import cache_bytes_per_token, peak_memory
 from convert_attn.eval.passages import BUNDLED, Passages, documents_of, make_passages
@@ -53,44 +52,6 @@ class Evaluation:
     document: dict[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that has been checked and chosen."""
-
-    contenders: tuple[Contender, ...]
-    timed: tuple[Contender, ...]
-    passages: Passages | None
-    text: str
-    harness: Harness | None
-    limit: float | None
-    num_fewshot: int | None
-    contexts: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    repeats: int
-    scale: str | None
-    store: Store
-    progress: Progress
-    loaded: dict[str, Any] = field(default_factory=dict)
-
-    def model(self, contender: Contender) -> Any:
-        """The model, loaded; of the others only the original stays."""
-        key = repr(contender.recipe)
-        if key not in self.loaded:
-            keep = {repr(self.contenders[0].recipe), repr(self.timed[0].recipe)}
-            for other in [other for other in self.loaded if other not in keep]:
-                del self.loaded[other]
-            self.loaded[key] = contender.recipe.build()
-        return self.loaded[key]
-
-    def part(self, contender: Contender, name: str, measure: Callable[[Callable[[int, int], None]], Any]) -> None:
-        """Measure a part, unless its result is there already."""
-        stage = f"{contender.name}: {name}"
-        if self.store.get(contender, name) is None:
-            self.progress(stage, 0, 1)
-            self.store.put(contender, name, measure(lambda done, total: self.progress(stage, done, total)))
-        self.progress(stage, 1, 1)
 
 
 def evaluate(
@@ -181,7 +142,7 @@ def evaluate(
         "threads": torch.get_num_threads(),
     }
     folder = None if output is None else Path(output).expanduser()
-    job = _Job(
+    job = Job(
         contenders,
         timed,
         passages,
@@ -283,7 +244,7 @@ def _default_contexts(limit: int | None) -> list[int]:
     return fits if limit is None or limit >= _CONTEXTS[-1] else sorted({*fits, limit})
 
 
-def _measure(job: _Job) -> None:
+def _measure(job: Job) -> None:
     original = job.contenders[0]
     if job.contexts:  # in processes of their own, before anything is loaded here
         largest = max(job.contexts), max(job.batch_sizes)
@@ -298,7 +259,7 @@ def _measure(job: _Job) -> None:
             _measure_speed(job, contender, timed)
 
 
-def _measure_quality(job: _Job, original: Contender, contender: Contender) -> None:
+def _measure_quality(job: Job, original: Contender, contender: Contender) -> None:
     job.part(contender, "cache", lambda advance: _cache(job, contender))
     harness = job.harness
     if harness is not None:
@@ -319,7 +280,7 @@ def _measure_quality(job: _Job, original: Contender, contender: Contender) -> No
         )
 
 
-def _measure_speed(job: _Job, contender: Contender, timed: Contender) -> None:
+def _measure_speed(job: Job, contender: Contender, timed: Contender) -> None:
     def measure(advance: Callable[[int, int], None]) -> dict[str, Any]:
         models = job.model(job.timed[0]), job.model(timed)
         rows = compare_speed(*models, job.contexts, job.batch_sizes, job.repeats, advance)
@@ -333,7 +294,7 @@ def _measure_speed(job: _Job, contender: Contender, timed: Contender) -> None:
     job.part(contender, "speed", measure)
 
 
-def _cache(job: _Job, contender: Contender) -> dict[str, Any]:
+def _cache(job: Job, contender: Contender) -> dict[str, Any]:
     model = job.model(contender)
     numbers = predicted_numbers(contender.config.to_dict(), contender.name)
     itemsize = next(model.parameters()).element_size()
@@ -343,89 +304,14 @@ def _cache(job: _Job, contender: Contender) -> dict[str, Any]:
     }
 
 
-def _model_entry(job: _Job, contender: Contender) -> dict[str, Any]:
-    get = job.store.get
-    tasks, theirs = get(contender, "tasks"), get(job.contenders[0], "tasks")
-    return {
-        "name": contender.name,
-        "model": contender.origin.name,
-        "commit": contender.origin.commit,
-        "model_type": contender.config.model_type,
-        "form": contender.form,
-        "context": contender.context,
-        "quality": get(contender, "quality"),
-        "probe": get(contender, "copy probe"),
-        "tasks": tasks,
-        "task_differences": paired(theirs, tasks) if tasks and theirs and contender is not job.contenders[0] else None,
-        "cache": get(contender, "cache"),
-        "peak_memory": get(contender, "peak memory"),
-        "speed": get(contender, "speed"),
-    }
-
-
-def _document(job: _Job, settings: dict[str, Any], command: str | None, complete: bool) -> dict[str, Any]:
-    original, *models = (_model_entry(job, contender) for contender in job.contenders)
-    passages = job.passages
-    text = None
-    if passages is not None:
-        text = {
-            "name": job.text,
-            "windows": passages.windows.shape[0],
-            "window": passages.windows.shape[1],
-            "tokens": passages.tokens,
-            "documents": len(passages.documents.unique()),
-            "bytes_per_token": passages.bytes_per_token,
-        }
-    return {
-        "convert_attn": __version__,
-        "command": command,
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "complete": complete,
-        "environment": environment(settings["device"]) | {"dtype": settings["dtype"]},
-        "settings": settings,
-        "text": text,
-        "original": original,
-        "models": models,
-        "dominance": dominances(models),
-        "notes": _notes(job, models, complete),
-    }
-
-
-def _notes(job: _Job, models: list[dict[str, Any]], complete: bool) -> list[str]:
-    notes = []
-    if not complete:
-        notes.append("This run was not finished: what is missing was not measured. The same command takes it up again.")
-    limits = {contender.name: contender.context for contender in job.contenders}
-    if len(set(limits.values())) > 1:
-        listed = ", ".join(f"{name} {limit or 'unlimited'}" for name, limit in limits.items())
-        notes.append(f"Context limits differ ({listed} tokens): nothing was measured beyond the shortest.")
-    if job.scale is not None:
-        forms = ", ".join(f"{c.name} as {t.form}" for c, t in zip(job.contenders, job.timed, strict=True))
-        notes.append(
-            f"Speed and peak memory are of random weights at the shape of {job.scale} ({forms}); quality and cache "
-            "bytes are of the models named."
-        )
-    rows = [row for model in models for row in (model["speed"] or {}).get("rows", []) if "skipped" in row]
-    notes += sorted({f"Context {r['context']}, batch {r['batch_size']} was not timed: {r['skipped']}." for r in rows})
-    probes = [row for model in models for row in model["probe"] or [] if row["original_gain"]["error"]]
-    if probes and all(row["original_gain"]["mean"] < 2 * row["original_gain"]["error"] for row in probes):
-        notes.append(
-            "The original itself gains nothing from an earlier copy of a passage at any distance, so the copy probe "
-            "cannot show lost retrieval here; KL at the copied tokens and the losses by position still can."
-        )
-    return notes
-
-
-def _finish(
-    job: _Job, settings: dict[str, Any], folder: Path | None, command: str | None, complete: bool
-) -> Evaluation:
-    document = _document(job, settings, command, complete)
+def _finish(job: Job, settings: dict[str, Any], folder: Path | None, command: str | None, complete: bool) -> Evaluation:
+    document = make_document(job, settings, command, complete)
     if folder is None:
         return Evaluation(document, {}, tuple(document["notes"]))
     files, notes = write_reports(document, folder)
     return Evaluation(document, files, (*document["notes"], *notes))
 
 
-def _update_cards(job: _Job, document: dict[str, Any]) -> None:
+def _update_cards(job: Job, document: dict[str, Any]) -> None:
     for contender, model in zip(job.contenders[1:], document["models"], strict=True):
         update_card(contender.origin.folder, document, model)
