@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.progress import progress_bars
 from convert_attn.convert.version import __version__
+from convert_attn.eval.cli import evaluate
 
 
 class _ModelFirst(click.Group):
@@ -119,28 +118,13 @@ def convert(
         else:
             console.print("Dry run: nothing was written.")
         return
-    with _progress(console, quiet=as_json and not console.is_terminal) as advance:
+    with progress_bars(console, quiet=as_json and not console.is_terminal) as advance:
         result = api.execute(plan, advance)
     if as_json:
         made = plan_dict(result.plan, result.tokens)
         click.echo(json.dumps(made | {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}, indent=2))
     else:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(console: Console, quiet: bool) -> Iterator[Any]:
-    """A bar per stage."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=quiet) as bars:
-        tasks: dict[str, Any] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        yield advance
 
 
 @cli.command()
@@ -205,6 +189,9 @@ def sample(name: str, folder: Path) -> None:
     except OSError as error:
         raise ConvertAttnError(f"cannot write '{folder}': {error.strerror or error}") from None
     click.echo(f"sample '{name}' is in {folder}")
+
+
+cli.add_command(evaluate)
 
 
 def main() -> None:

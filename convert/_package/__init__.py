@@ -4,6 +4,8 @@ Importing this package registers its architectures with the Auto classes of tran
 checkpoints load without `trust_remote_code`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from convert_attn import modeling
 from convert_attn.convert.api import convert
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -12,4 +14,16 @@ from convert_attn.convert.version import __version__
 
 modeling.register()
 
-__all__ = ["ConvertAttnError", "UsageError", "__version__", "convert", "inspect"]
+if TYPE_CHECKING:
+    from convert_attn.eval.run import evaluate
+
+__all__ = ["ConvertAttnError", "UsageError", "__version__", "convert", "evaluate", "inspect"]
+
+
+def __getattr__(name: str) -> Any:
+    """`evaluate`, imported when it is asked for: most uses need no measuring."""
+    if name == "evaluate":
+        from convert_attn.eval.run import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
