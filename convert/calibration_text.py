@@ -58,8 +58,8 @@ def calibration_windows(spec: str, folder: Path, name: str, context: int, tokens
     """Calibration text of a checkpoint as windows of its tokens.
 
     Args:
-        spec: "sample" (the package's text), "self" (the model writes it), what `read_documents` takes, or a .npy file of
-            windows of token ids [N, T], which are taken as they are.
+        spec: "sample" (the package's text), "self" (the model writes it), what `read_documents` takes, or a .npy file
+            of windows of token ids [N, T], which are taken as they are.
         folder: the checkpoint's, for its tokenizer.
         name: what the user called it.
         context: longest window the model takes.
