@@ -73,4 +73,5 @@ METHOD = Method(
     summary="real PCA across heads per rotary plane, balanced PCA of keys and values",
     source="Meng et al. 2025 (TransMLA), arXiv:2502.07864, section 4",
     compress=compress,
+    calibration="optional",
 )

@@ -1,16 +1,20 @@
 """Every method at every cache size on one checkpoint: perplexity, KL to the original, top-1 agreement.
 
-    python -m convert_attn.eval.benchmarks.quality sample:gpt2 sample:llama
-    python -m convert_attn.eval.benchmarks.quality FOLDER --text validation.txt
-    python -m convert_attn.eval.benchmarks.quality FOLDER --windows tokens.npy
+    python -m convert_attn.eval.benchmarks.quality sample:gpt2 sample:llama --calibration sample
+    python -m convert_attn.eval.benchmarks.quality FOLDER --text validation.txt --calibration train.txt
+    python -m convert_attn.eval.benchmarks.quality FOLDER --windows tokens.npy --calibration other.npy
 
-Without --text the bundled held-out text is used. Prints a Markdown table; --json FILE keeps the numbers too.
+Without --text the bundled held-out text is used. With --calibration every method that reads text is run on it, besides
+the default from weights alone; fitting and selection windows are disjoint parts of it, and the text measured on is the
+user's to keep apart. Prints a Markdown table; --json FILE keeps the numbers too, --png FILE draws them.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +26,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert_attn import convert
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.inspection import inspect
 from convert_attn.convert.methods import methods
 from convert_attn.convert.samples import heldout_text
 from convert_attn.eval.quality import measure, windows
+
+SHARES = (0.5, 0.25, 0.125, 0.0625)
 
 
 def _tokens(model: Path, text: Path | None, window_file: Path | None, length: int, limit: int | None) -> Tensor:
@@ -41,44 +49,118 @@ def _load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _request(form: str, share: float) -> dict[str, Any]:
-    """The options of `convert` for a row of `inspect`."""
-    if form.startswith("MLA"):
-        return {"to": "mla", "cache_ratio": share}
-    return {"to": "mqa"} if form == "MQA" else {"to": "gqa", "groups": int(form.removeprefix("GQA-"))}
+@dataclass(frozen=True)
+class Row:
+    """One conversion and what it costs.
+
+    Attributes:
+        target: "gqa", "mqa" or "mla"; "original" for the source itself.
+        share: of the source's cache, as asked for.
+        method: with what was read besides the weights in brackets.
+        cache: bytes per token.
+    """
+
+    model: str
+    target: str
+    share: float
+    method: str
+    cache: int
+    perplexity: float
+    kl: float | None = None
+    top1: float | None = None
 
 
-def rows(model: str, tokens: Tensor, names: list[str]) -> list[dict[str, Any]]:
-    """One row for the original and one for every form x method that serves it, in the order of `inspect`."""
-    found, folder = inspect(model), resolve(model).folder
-    original = _load(folder)
-    reference = measure(original, tokens)
-    table: list[dict[str, Any]] = [
-        {"model": model, "form": "original", "method": "", "share": 1.0, "perplexity": reference.perplexity}
-    ]
-    for row in found.rows[1:]:
-        share = row.bytes_per_token / found.rows[0].bytes_per_token
-        request = _request(row.name, share)
-        for name in (name for name in names if request["to"] in methods()[name].targets):
+def variants(target: str, names: list[str], text: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and options of every way to convert for a target."""
+    known = methods()
+    for name in (name for name in names if target in known[name].targets):
+        if known[name].calibration != "needed":
+            yield name, {"method": name}
+        if text is None or known[name].calibration == "none":
+            continue
+        if known[name].refit:
+            yield f"{name} (text, no refit)", {"method": name, "calibration": text, "refit": False}
+        yield f"{name} (text)", {"method": name, "calibration": text}
+
+
+def targets(sizes: Geometry) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Target, share of the cache and options: heads where they divide, a latent at every share."""
+    for share in SHARES:
+        groups = share * sizes.num_kv_heads
+        if groups == int(groups) and groups >= 1:
+            yield ("mqa", share, {"to": "mqa"}) if groups == 1 else ("gqa", share, {"to": "gqa", "groups": int(groups)})
+        yield "mla", share, {"to": "mla", "cache_ratio": share}
+
+
+def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[Row]:
+    """The original, then every target, share and method that fit."""
+    original = _load(resolve(model).folder)
+    found = inspect(model)
+    yield Row(model, "original", 1.0, "", found.rows[0].bytes_per_token, measure(original, tokens).perplexity)
+    for target, share, request in targets(found.sizes):
+        for label, options in variants(target, names, text):
+            if count is not None and "calibration" in options:
+                options["calibration_tokens"] = count
             with tempfile.TemporaryDirectory() as directory:
-                output = Path(directory) / "converted"
-                convert(model, method=name, output=output, **request)
-                quality = measure(_load(output), tokens, original)
-            figures = {"perplexity": quality.perplexity, "kl": quality.kl, "top1": quality.top1}
-            table.append({"model": model, "form": row.name, "method": name, "share": share, **figures})
-            click.echo(f"{model} {row.name} {name}: {figures}", err=True)
-    return table
+                made = convert(model, output=Path(directory) / "converted", **request, **options)
+                quality = measure(_load(made.output), tokens, original)
+            row = Row(
+                model, target, share, label, made.plan.cache_bytes[1], quality.perplexity, quality.kl, quality.top1
+            )
+            click.echo(json.dumps(asdict(row)), err=True)
+            yield row
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| model | form | cache | method | perplexity | KL, nats/token | top-1 |", "|---|---|---|---|---|---|---|"]
+def markdown(table: list[Row]) -> str:
+    """The rows as a Markdown table; the lowest KL at a model's cache share is bold."""
+    best = {
+        (row.model, row.target, row.share): min(
+            other.kl
+            for other in table
+            if other.kl is not None and (other.model, other.target, other.share) == (row.model, row.target, row.share)
+        )
+        for row in table
+        if row.kl is not None
+    }
+    lines = [
+        "| model | target | cache | method | perplexity | KL, nats/token | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in table:
-        kl, top1 = ("", "") if "kl" not in row else (f"{row['kl']:.4f}", f"{row['top1']:.1%}")
-        model = Path(row["model"]).name
-        quality = f"{row['method']} | {row['perplexity']:.2f} | {kl} | {top1}"
-        lines.append(f"| {model} | {row['form']} | {row['share']:.1%} | {quality} |")
+        name = Path(row.model).name
+        if row.kl is None or row.top1 is None:
+            lines.append(f"| {name} | original | 100% | | {row.perplexity:.2f} | | |")
+            continue
+        kl = f"{row.kl:.4f}"
+        kl = f"**{kl}**" if row.kl == best[row.model, row.target, row.share] else kl
+        cells = (name, row.target, f"{row.share:.1%}", row.method, f"{row.perplexity:.2f}", kl, f"{row.top1:.1%}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def draw(table: list[Row], path: Path) -> None:
+    """KL against the share of the cache, a panel for each model, a line for each target and method."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
+    models = list(dict.fromkeys(row.model for row in table))
+    figure, panels = pyplot.subplots(1, len(models), figsize=(7 * len(models), 6), sharey=True, squeeze=False)
+    for model, panel in zip(models, panels[0], strict=True):
+        for heads, style in ((True, "-o"), (False, "--s")):
+            chosen = [row for row in table if row.model == model and row.kl and (row.target != "mla") == heads]
+            for number, method in enumerate(dict.fromkeys(row.method for row in chosen)):
+                line = sorted((row.share, row.kl) for row in chosen if row.method == method and row.kl)
+                label = f"{'GQA/MQA' if heads else 'MLA'}: {method}"
+                panel.plot(*zip(*line, strict=True), style, label=label, markersize=4, color=f"C{number}")
+        panel.set(xscale="log", yscale="log", title=Path(model).name, xlabel="share of the original cache")
+        panel.set_xticks(SHARES, [f"1/{round(1 / share)}" for share in SHARES])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    panels[0][0].set_ylabel("KL(original || converted), nats per token")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
 
 
 @click.command()
@@ -86,27 +168,35 @@ def markdown(table: list[dict[str, Any]]) -> str:
 @click.option("--text", type=click.Path(exists=True, path_type=Path), help="Plain text to measure on.")
 @click.option("--windows", "window_file", type=click.Path(exists=True, path_type=Path), help="Token ids [n, length].")
 @click.option("--method", "names", multiple=True, help="Only these methods.")
+@click.option("--calibration", help="Text for the methods that read some, as `convert-attn --calibration` takes it.")
+@click.option("--calibration-tokens", type=int, help="At most this many of it.")
 @click.option("--length", default=512, show_default=True, help="Window in tokens.")
 @click.option("--limit", type=int, help="At most this many windows.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw KL against cache here.")
 def main(
     models: tuple[str, ...],
     text: Path | None,
     window_file: Path | None,
     names: tuple[str, ...],
+    calibration: str | None,
+    calibration_tokens: int | None,
     length: int,
     limit: int | None,
     json_file: Path | None,
+    png: Path | None,
 ) -> None:
     """Measure every method on MODELS."""
     transformers.logging.set_verbosity_error()
-    table = []
+    table: list[Row] = []
     for model in models:
         tokens = _tokens(resolve(model).folder, text, window_file, length, limit)
-        table += rows(model, tokens, list(names or methods()))
+        table += rows(model, tokens, list(names or methods()), calibration, calibration_tokens)
     click.echo(markdown(table))
     if json_file is not None:
-        json_file.write_text(json.dumps(table, indent=2) + "\n")
+        json_file.write_text(json.dumps([asdict(row) for row in table], indent=2) + "\n")
+    if png is not None:
+        draw(table, png)
 
 
 if __name__ == "__main__":
