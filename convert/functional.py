@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.latent import NORM_EPS, LatentWeights
@@ -125,7 +126,21 @@ class Attention:
 
     def head_outputs(self) -> Tensor:
         """What the output projection reads: [B, T, H, a]."""
-        return torch.cat([self.attended(part, probabilities) for part, probabilities in self.probabilities()], 2)
+        heads = self._heads
+        grouped = heads.query.shape[1] != heads.key.shape[1]
+        plain = self.rule.window is None
+        # the fused kernel takes values as wide as keys only, and is worth the padding
+        width = heads.value.shape[-1]
+        mixed: Tensor = scaled_dot_product_attention(
+            heads.query,
+            heads.key,
+            pad(heads.value, (0, max(0, heads.key.shape[-1] - width))),
+            attn_mask=None if plain else ~self._hidden,
+            is_causal=plain,
+            scale=self.rule.scale,
+            enable_gqa=grouped,
+        )
+        return mixed[..., :width].transpose(1, 2)
 
     def attended(self, part: slice, probabilities: Tensor) -> Tensor:
         """The values of a part of the heads under their probabilities: [B, T, part, a]."""
