@@ -26,6 +26,7 @@ def plan(
     *,
     to: str,
     revision: str | None = None,
+    subfolder: str | None = None,
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     **options: Any,
@@ -34,7 +35,9 @@ def plan(
 
     Args:
         model: Hub id, local folder, or sample:NAME.
-        to: "gqa" or "mqa".
+        to: "gqa", "mqa" or "mla".
+        revision: branch, tag or commit of a Hub model.
+        subfolder: where below the model's folder or repository the checkpoint is.
         trust_remote_code: accept a source that names code of its own; the code is never run.
         options: the other fields of `Request`.
 
@@ -45,7 +48,7 @@ def plan(
     if folder is not None:
         check_output(folder, bool(options.get("overwrite", False)))
     _check_device(str(options.get("device", "cpu")))
-    source = Source.open(resolve(str(model), revision))
+    source = Source.open(resolve(str(model), revision, subfolder))
     if folder is not None and source.origin.folder.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
     architecture(source.config["model_type"])  # an unknown type is the first thing to say

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from convert_attn.convert.plan import Plan
+from convert_attn.convert.repeat import command
 from convert_attn.convert.version import __version__
 
 _CARRIED = ("license", "license_name", "license_link", "language")
@@ -37,7 +38,11 @@ def model_card(plan: Plan, tokens: int = 0) -> str:
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
-    """`base_model` must be a Hub id; a folder or a bundled sample has none."""
+    """`base_model` must be a Hub id; a folder or a bundled sample has none.
+
+    Of the Hub's relations (adapter, merge, quantized, finetune) a conversion is a "finetune": it stands alone, comes
+    from one model, keeps the numbers' precision, and its weights are others.
+    """
     if plan.source.origin.commit is None:
         return {}
     return {"base_model": plan.source.origin.name, "base_model_relation": "finetune"}
@@ -53,7 +58,12 @@ def how_to_load(plan: Plan, where: str | None = None) -> str:
 
 def auto_class(plan: Plan) -> str:
     """The Auto class that fits the source's architecture."""
-    names = plan.source.config.get("architectures") or ["ForCausalLM"]
+    return auto_class_of(plan.source.config)
+
+
+def auto_class_of(config: dict[str, Any]) -> str:
+    """The Auto class that fits the `architectures` of a config.json."""
+    names = config.get("architectures") or ["ForCausalLM"]
     for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
         if names[0].endswith(f"For{task}"):
             return f"AutoModelFor{task}"
@@ -74,12 +84,19 @@ def calibrated_on(plan: Plan, tokens: int) -> str:
     return f"{counted}{named}{refit}"
 
 
+def _made(plan: Plan) -> str:
+    """Where it comes from and how to make it again."""
+    origin = plan.source.origin
+    commit = f" at commit `{origin.commit}`" if origin.commit else ""
+    below = f" (folder `{origin.subfolder}`)" if origin.subfolder else ""
+    return f"`{origin.label}`{below}{commit}, converted by convert-attn {__version__}"
+
+
 def _body(plan: Plan, tokens: int) -> str:
     before, after = plan.cache_bytes
     name = plan.output.absolute().name
     rows = "\n".join(f"| {what} | {old} | {new} |" for what, (old, new) in plan.form.rows(plan.geometry).items())
-    origin, sizes = plan.source.origin, plan.geometry
-    commit = f" at commit `{origin.commit}`" if origin.commit else ""
+    sizes = plan.geometry
     served = (
         "It uses a class that transformers ships: no custom code."
         if plan.target.layout == "native"
@@ -88,7 +105,7 @@ def _body(plan: Plan, tokens: int) -> str:
     )
     return f"""# {name}
 
-`{origin.label}`{commit}, converted by convert-attn {__version__}
+{_made(plan)}
 to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 
 | | before | after |
@@ -99,6 +116,12 @@ to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, tokens)}, seed {plan.request.seed}.
 No training followed the conversion. Only the attention projections differ from the source; every other
 tensor is the same. No quality was measured for this card.
+
+The same bytes again, with the versions in `config.json` (`convert_attn`):
+
+```
+{command(plan)}
+```
 
 ## Load it
 

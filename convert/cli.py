@@ -83,6 +83,7 @@ def cli() -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic runs, e.g. cuda.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -96,16 +97,22 @@ def cli() -> None:
     help="Accept a source whose config names code of its own (the code is not run: its weights are read as data).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
+@click.option("--push", "repo", metavar="REPO", help="Put the result on the Hub when it is done.")
+@click.option("--private", is_flag=True, help="With --push: make the repository private.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; read no weights, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def convert(
-    model: str, revision: str | None, trust_remote_code: bool, dry_run: bool, as_json: bool, **options: Any
-) -> None:
+def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Convert MODEL and write a checkpoint folder."""
     from convert_attn.convert import api
     from convert_attn.convert.report import plan_dict, plan_table, summary_lines
 
-    plan = api.plan(model, revision=revision, trust_remote_code=trust_remote_code, **options)
+    if private and repo is None:
+        raise UsageError("--private is for --push REPO: drop it")
+    if repo is not None:
+        from convert_attn.convert.push import check_login
+
+        check_login(repo)  # before hours of work, not after them
+    plan = api.plan(model, **options)
     console = Console(stderr=as_json)
     if not as_json:
         console.print(plan_table(plan))
@@ -120,23 +127,59 @@ def convert(
         return
     with progress_bars(console, quiet=as_json and not console.is_terminal) as advance:
         result = api.execute(plan, advance)
+    if not as_json:
+        console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
+    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, private, overwrite=False, as_json=as_json)}
     if as_json:
         made = plan_dict(result.plan, result.tokens)
-        click.echo(json.dumps(made | {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}, indent=2))
-    else:
-        console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
+        made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
+        click.echo(json.dumps(made | pushed, indent=2))
+
+
+def _push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> dict[str, Any]:
+    """Push a folder and say where it is; as a dict for --json."""
+    from dataclasses import asdict
+
+    from convert_attn.convert.push import push as send
+
+    try:
+        pushed = send(folder, repo, private=private, overwrite=overwrite)
+    except UsageError:
+        raise
+    except ConvertAttnError as error:
+        again = f"the folder is whole: `convert-attn push {folder} {repo}` tries again"
+        raise ConvertAttnError(f"{error}; {again}") from None
+    if not as_json:
+        click.echo(
+            f"{pushed.files} files ({pushed.nbytes / 1e6:,.1f} MB) are at {pushed.url} as commit {pushed.commit}"
+        )
+    return asdict(pushed)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--overwrite", is_flag=True, help="Replace a model there that convert-attn did not make.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> None:
+    """Verify a converted FOLDER and put it into REPO on the Hub, in one commit."""
+    pushed = _push(folder, repo, private, overwrite, as_json)
+    if as_json:
+        click.echo(json.dumps(pushed, indent=2))
 
 
 @cli.command()
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
+@click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(model: str, revision: str | None, as_json: bool) -> None:
+def inspect(model: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
     from convert_attn.convert.inspection import inspect as look
     from convert_attn.convert.report import inspection_tables
 
-    found = look(model, revision)
+    found = look(model, revision, subfolder)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return

@@ -14,6 +14,7 @@ from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.card import model_card
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.plan import Plan, result_classes
+from convert_attn.convert.repeat import command, headers_sha256, versions
 from convert_attn.convert.request import DTYPE_OPTIONS
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.version import __version__
@@ -66,13 +67,17 @@ def provenance(plan: Plan, tokens: int = 0) -> dict[str, Any]:
     return {
         "version": __version__,
         "source": plan.source.origin.label,
+        "source_subfolder": plan.source.origin.subfolder or None,
         "source_commit": plan.source.origin.commit,
+        "source_headers_sha256": headers_sha256(plan.source.weights),
         "source_num_key_value_heads": plan.geometry.num_kv_heads,
         "to": plan.request.to,
         "method": plan.method.name,
         **plan.form.settings(),
         "seed": plan.request.seed,
         "calibration": calibration(plan, tokens),
+        "command": command(plan),
+        "versions": versions(),
     }
 
 

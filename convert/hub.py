@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent import futures
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.retry import persistently
 from convert_attn.convert.samples import SAMPLES, sample_path
 from convert_attn.convert.source import SIDE_FILES, Origin
 
@@ -37,19 +38,23 @@ _WEIGHTS = {
 _NEVER = ["*/*", "consolidated*"]
 
 
-def resolve(model: str, revision: str | None = None, *, weights: bool = True) -> Origin:
+def resolve(model: str, revision: str | None = None, subfolder: str | None = None, *, weights: bool = True) -> Origin:
     """The files of a model, downloaded where they are not here yet.
 
     Args:
         model: Hub id, local folder, or sample:NAME.
         revision: branch, tag or commit, for Hub ids only.
+        subfolder: where below the folder or repository the checkpoint is.
         weights: False for config and side files only.
 
     Raises:
         UsageError: nothing of that name.
         ConvertAttnError: it exists but cannot be had.
     """
+    below = _checked_subfolder(subfolder)
     if model.startswith(_SAMPLE):
+        if below:
+            raise UsageError(f"--subfolder is for folders and Hub ids, and '{model}' has none: drop it")
         name = model.removeprefix(_SAMPLE)
         if name not in SAMPLES:
             raise UsageError(f"sample '{name}' is not known; choose one of {', '.join(SAMPLES)}")
@@ -58,10 +63,28 @@ def resolve(model: str, revision: str | None = None, *, weights: bool = True) ->
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"--revision is for Hub ids, but '{model}' is a local folder: drop it")
-        return Origin(model, folder)
+        return Origin(model, _existing(folder / below, model, below), subfolder=below)
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UsageError(f"'{model}' is neither a folder nor a Hub id: give a folder that holds a checkpoint")
-    return _from_hub(model, revision, weights)
+    return _from_hub(model, revision, below, weights)
+
+
+def _checked_subfolder(subfolder: str | None) -> str:
+    """A relative path that stays below where it starts, with forward slashes; "" for none.
+
+    Raises:
+        UsageError: any other path.
+    """
+    parts = PurePosixPath(subfolder or "").parts
+    if any(part in ("..", "/") or "\\" in part or "\0" in part for part in parts):
+        raise UsageError(f"--subfolder is '{subfolder}', expected the name of a folder below the model's: a/b")
+    return "/".join(parts)
+
+
+def _existing(folder: Path, model: str, subfolder: str) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"'{model}' has no folder '{subfolder}'")
+    return folder
 
 
 def _folder(model: str) -> Path:
@@ -78,23 +101,32 @@ def _folder(model: str) -> Path:
         raise UsageError(f"'{model}' is no folder: {_first_line(error)}") from None
 
 
-def _from_hub(model: str, revision: str | None, weights: bool) -> Origin:
+def _from_hub(model: str, revision: str | None, subfolder: str, weights: bool) -> Origin:
     """The snapshot of a Hub id: of the newest commit when the Hub answers, else of what the cache has."""
     names = _ask_hub(model, revision)
     offline = names is None
+    prefix = f"{subfolder}/" if subfolder else ""
+    if names is not None and prefix:
+        names = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        if not names:
+            raise UsageError(f"'{model}' has no folder '{subfolder}'")
     # offline the cache may lack a licence or a tokenizer and still serve; missing weights are noticed below
     patterns = ["config.json"] if names is None else [*SIDE_FILES, "README.md"]
     if weights and names is not None:
         patterns.append(_weight_pattern(model, names))
-    try:
+
+    def download() -> str:
         # the revision as typed, not its commit: the cache then knows the name, for a later run without network
-        folder = snapshot_download(
+        return snapshot_download(
             model,
             revision=revision,
-            allow_patterns=patterns,
-            ignore_patterns=_NEVER,
+            allow_patterns=[prefix + pattern for pattern in patterns],
+            ignore_patterns=[prefix + pattern for pattern in _NEVER],
             local_files_only=offline,
         )
+
+    try:
+        root = persistently(download, tries=1 if offline else 4)
     except HFValidationError as error:
         raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
     except LocalEntryNotFoundError:
@@ -103,9 +135,10 @@ def _from_hub(model: str, revision: str | None, weights: bool) -> Origin:
         raise ConvertAttnError(_gated(model)) from None
     except Exception as error:  # the Hub's errors, the HTTP client's own, a full disk
         raise ConvertAttnError(f"downloading '{model}' failed: {_first_line(error)}; run again to resume") from None
-    if offline and weights and not any((Path(folder) / name).is_file() for name in _WEIGHTS):
+    folder = Path(root) / subfolder
+    if offline and (not folder.is_dir() or (weights and not any((folder / name).is_file() for name in _WEIGHTS))):
         raise ConvertAttnError(_no_network(model, revision))
-    return Origin(model, Path(folder), Path(folder).name)
+    return Origin(model, folder, Path(root).name, subfolder)
 
 
 def _weight_pattern(model: str, names: set[str]) -> str:

@@ -86,7 +86,7 @@ class Inspection:
         }
 
 
-def inspect(model: str | Path, revision: str | None = None) -> Inspection:
+def inspect(model: str | Path, revision: str | None = None, subfolder: str | None = None) -> Inspection:
     """Look at a model without downloading its weights.
 
     Args:
@@ -95,7 +95,7 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
     Raises:
         ConvertAttnError: not there, or not a model this package knows.
     """
-    source = Source.open(resolve(str(model), revision, weights=False))
+    source = Source.open(resolve(str(model), revision, subfolder, weights=False))
     arch = architecture(source.config["model_type"])
     sizes = geometry(arch, source.config, source.origin.name)
     dtype, parameters = _weights_facts(source)
@@ -114,7 +114,7 @@ def inspect(model: str | Path, revision: str | None = None) -> Inspection:
 def _weights_facts(source: Source) -> tuple[str, int | None]:
     """The dtype most numbers have, and how many there are; from config.json where there are no headers."""
     counts = _local_counts(source)
-    if not counts and source.origin.commit is not None:
+    if not counts and source.origin.commit is not None and not source.origin.subfolder:
         counts = _hub_counts(source)
     if counts:
         return max(counts, key=counts.__getitem__), sum(counts.values())

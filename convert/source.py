@@ -51,11 +51,13 @@ class Origin:
         name: as the user typed it (Hub id, folder or sample:NAME).
         folder: where its files are.
         commit: the Hub commit the files belong to, None for a local folder.
+        subfolder: where below the repository or folder they are.
     """
 
     name: str
     folder: Path
     commit: str | None = None
+    subfolder: str = ""
 
     @property
     def label(self) -> str:

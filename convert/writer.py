@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -143,6 +144,11 @@ def _temporary_prefix(output: Path) -> str:
 
 def _old_prefix(output: Path) -> str:
     return f".{output.name}.old-"
+
+
+def is_temporary(folder: Path) -> bool:
+    """Whether a folder is one of those that `whole_or_nothing` works in."""
+    return re.fullmatch(r"\..*\.(partial|old)-\d+", folder.resolve().name) is not None
 
 
 def _remove_stale(output: Path) -> None:

@@ -10,6 +10,7 @@ from convert_attn import modeling
 from convert_attn.convert.api import convert
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.inspection import inspect
+from convert_attn.convert.push import Pushed, push
 from convert_attn.convert.version import __version__
 
 modeling.register()
@@ -17,7 +18,7 @@ modeling.register()
 if TYPE_CHECKING:
     from convert_attn.eval.run import evaluate
 
-__all__ = ["ConvertAttnError", "UsageError", "__version__", "convert", "evaluate", "inspect"]
+__all__ = ["ConvertAttnError", "Pushed", "UsageError", "__version__", "convert", "evaluate", "inspect", "push"]
 
 
 def __getattr__(name: str) -> Any:
