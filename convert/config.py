@@ -16,6 +16,7 @@ from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.plan import Plan, result_classes
 from convert_attn.convert.repeat import command, headers_sha256, versions
 from convert_attn.convert.request import DTYPE_OPTIONS
+from convert_attn.convert.source import read_json
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.version import __version__
 
@@ -90,10 +91,26 @@ def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
     return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": plan.refit}
 
 
+def _carry(source: Path, target: Path) -> None:
+    """Copy a side file; of JSON without `auto_map`.
+
+    That key names code, of other repositories too, which would run when the result is loaded as its card says.
+    """
+    shutil.copyfile(source, target)
+    if target.suffix != ".json":
+        return
+    try:
+        content = read_json(target)
+    except (ValueError, RecursionError):  # not JSON: nothing will read it as that
+        return
+    if isinstance(content, dict) and content.pop("auto_map", None) is not None:
+        target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> None:
     """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
     for path in plan.source.side_files():
-        shutil.copyfile(path, folder / path.name)
+        _carry(path, folder / path.name)
     if plan.target.layout == "custom":
         for path in modeling.source_files(plan.result_type):
             shutil.copyfile(path, folder / path.name)

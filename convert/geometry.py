@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,23 @@ def _inverse_frequencies(config: PreTrainedConfig, head_dim: int) -> tuple[float
     return tuple(inv_freq.to(torch.float64).tolist())
 
 
+def _checked_frequencies(config: PreTrainedConfig, head_dim: int, name: str) -> tuple[float, ...]:
+    """`_inverse_frequencies` of a config that may say anything.
+
+    Raises:
+        ConvertAttnError: it gives no frequencies for heads of this size.
+    """
+    try:
+        frequencies = _inverse_frequencies(config, head_dim)
+        if len(frequencies) > head_dim // 2 or not all(math.isfinite(value) for value in frequencies):
+            raise ValueError(f"{len(frequencies)} frequencies for heads of {head_dim}, or values that are not finite")
+    except Exception as error:  # each rope type has parameters of its own
+        raise ConvertAttnError(
+            f"config.json of '{name}' has rope parameters {config.rope_parameters!r} that give no rotation ({error!r})"
+        ) from None
+    return frequencies
+
+
 def _window(config: PreTrainedConfig) -> int | None:
     """The sliding window, where it is shorter than what the model can read at all."""
     window = getattr(config, "sliding_window", None)
@@ -113,6 +131,9 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         ("hidden_size", hidden),
         ("num_key_value_heads", kv_heads),
         ("num_hidden_layers", config.num_hidden_layers),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("head_dim", getattr(config, "head_dim", None) or 1),
+        ("sliding_window", getattr(config, "sliding_window", None) or 1),
     ):
         if not isinstance(value, int) or value < 1:
             raise ConvertAttnError(f"config.json of '{name}' has {what} {value!r}, expected a positive number")
@@ -133,7 +154,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         context=config.max_position_embeddings,
-        inv_freq=_inverse_frequencies(config, head_dim) if arch.position == "rope" else (),
+        inv_freq=_checked_frequencies(config, head_dim, name) if arch.position == "rope" else (),
         rope_type=config.rope_parameters.get("rope_type", "default") if arch.position == "rope" else "default",
         window=_window(config),
         mixed_windows=len(set(getattr(config, "layer_types", None) or [])) > 1,

@@ -40,6 +40,10 @@ _NOT_CARRIED = frozenset(
         "eval_results.json",
     }
 )
+_MAX_JSON = 100_000_000  # as for a safetensors header
+# keys of config.json that say how much memory classes and configs take, and more than any model has of them
+_COUNTS = ("_size", "_dim", "_layers", "_layer", "_heads", "_head", "_embd", "_inner", "_positions", "_labels")
+_MAX_COUNT = 10_000_000
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -163,6 +167,35 @@ class PickleWeights(Weights):
             yield data[start : start + CHUNK]
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a checkpoint, there or not.
+
+    A source is not trusted: what it links to elsewhere on this machine must not end up in a result that is published.
+    The Hub's cache is another matter: its snapshots are links to the blobs beside them.
+
+    Raises:
+        UsageError: it is a link that leads out of the folder.
+    """
+    path = folder / name
+    if path.is_symlink():
+        home, target = folder.resolve(), path.resolve()
+        blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+        if not any(target.is_relative_to(place) for place in (home, *blobs)):
+            raise UsageError(f"'{name}' in {folder} is a link out of the folder, which is not followed: copy the file")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"it has more than {_MAX_JSON} bytes")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def safetensors_name(file: str) -> str:
     """The shard's name in the output: pytorch_model-00001-of-00002.bin -> model-00001-of-00002.safetensors."""
     if not file.endswith(".bin"):
@@ -220,7 +253,7 @@ def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
     """The shard files an index names, in order, each checked to be a file of this folder."""
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertAttnError(f"'{index.name}' is no shard index ({reason(error)}); download it again") from None
@@ -229,7 +262,7 @@ def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
             raise ConvertAttnError(f"'{index.name}' names shard {file!r}, which is not a file of its folder")
         if not file.endswith(suffix):
             raise ConvertAttnError(f"'{index.name}' names shard '{file}', which is no {suffix} file")
-        if not (folder / file).is_file():
+        if not own_file(folder, file).is_file():
             raise ConvertAttnError(
                 f"'{index.name}' names shard '{file}', which is missing from {folder}; download it again"
             )
@@ -244,10 +277,10 @@ def open_weights(folder: Path) -> Weights:
     """
     for index_name, kind in zip(WEIGHT_INDEXES, (SafetensorsWeights, PickleWeights), strict=True):
         single = index_name.removesuffix(".index.json")
-        if (folder / single).is_file():
+        if own_file(folder, single).is_file():
             return kind(folder, [single], None)
         if (folder / index_name).is_file():
-            files, weight_map = _index_files(folder, folder / index_name)
+            files, weight_map = _index_files(folder, own_file(folder, index_name))
             return kind(folder, files, weight_map)
     raise ConvertAttnError(
         f"no weights in {folder}: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin"
@@ -268,11 +301,11 @@ class Source:
         Raises:
             UsageError: no model there, or one that cannot be a source (quantised).
         """
-        path = origin.folder / "config.json"
+        path = own_file(origin.folder, "config.json")
         if not path.is_file():
             raise UsageError(f"{origin.folder} has no config.json: give a folder with a transformers checkpoint")
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = read_json(path)
         except (ValueError, RecursionError) as error:
             raise ConvertAttnError(f"config.json of '{origin.name}' is no JSON ({error})") from None
         if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -282,6 +315,9 @@ class Source:
             raise ConvertAttnError(
                 f"config.json of '{origin.name}' has architectures {classes!r}, expected class names"
             )
+        for key, value in config.items():
+            if isinstance(value, int) and value > _MAX_COUNT and key.endswith(_COUNTS):
+                raise ConvertAttnError(f"config.json of '{origin.name}' has {key} {value}, which no model has")
         if quantised := config.get("quantization_config"):
             named = quantised.get("quant_method") if isinstance(quantised, dict) else None
             method = named or "unknown method"
@@ -298,12 +334,13 @@ class Source:
 
     def side_files(self) -> list[Path]:
         """Tokenizer, generation config and the like: plain files at the top of the folder, no code, no weights."""
-        found = {path for pattern in SIDE_FILES for path in self.origin.folder.glob(pattern) if path.is_file()}
+        folder = self.origin.folder
+        found = {own_file(folder, path.name) for name in SIDE_FILES for path in folder.glob(name) if path.is_file()}
         # indexes name the source's shards, in this format or another
         carried = (path for path in found if path.name not in _NOT_CARRIED and ".index." not in path.name)
         return sorted(carried)
 
     def card_text(self) -> str | None:
         """The source's README.md, None where it has none."""
-        path = self.origin.folder / "README.md"
+        path = own_file(self.origin.folder, "README.md")
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -21,6 +22,8 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.tensors import TensorInfo, build_header
 
 _INDEX = "model.safetensors.index.json"
+_active: set[Path] = set()  # temporary folders in use by this process
+_lock = threading.Lock()
 
 
 class ShardWriter:
@@ -187,19 +190,49 @@ def whole_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
         UsageError, ConvertAttnError: see `check_output`; also disk full and other failures to write, in words.
     """
     output = output.absolute()
+    temporary = output.with_name(f"{_temporary_prefix(output)}{os.getpid()}")
+    with _alone(temporary, output):
+        _make_temporary(temporary, output, overwrite)
+        with _failures_in_words(temporary, output):
+            yield temporary
+            _publish(temporary, output, overwrite)
+
+
+@contextmanager
+def _alone(temporary: Path, output: Path) -> Iterator[None]:
+    """Temporary folders are named after processes: one per output and process.
+
+    Raises:
+        UsageError: another thread is at it.
+    """
+    with _lock:
+        if temporary in _active:
+            raise UsageError(f"another conversion to '{output}' is running in this process; nothing was overwritten")
+        _active.add(temporary)
+    try:
+        yield
+    finally:
+        with _lock:
+            _active.remove(temporary)
+
+
+def _make_temporary(temporary: Path, output: Path, overwrite: bool) -> None:
     try:
         if output.parent.is_dir():
             _remove_stale(output)
         check_output(output, overwrite)
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f"{_temporary_prefix(output)}{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
         raise ConvertAttnError(f"cannot write to '{output.parent}': {error.strerror}") from None
+
+
+@contextmanager
+def _failures_in_words(temporary: Path, output: Path) -> Iterator[None]:
+    """The temporary folder goes, whatever happens."""
     try:
-        yield temporary
-        _publish(temporary, output, overwrite)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ConvertAttnError(
@@ -213,15 +246,36 @@ def whole_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
 def _publish(temporary: Path, output: Path, overwrite: bool) -> None:
     """Rename into place; an existing output steps aside first and goes when the new one is there."""
     if not output.exists():
-        os.rename(temporary, output)
+        _rename_new(temporary, output)
         return
     if not overwrite:
-        raise UsageError(f"output folder '{output}' was made by another run meanwhile; nothing was overwritten")
+        raise _made_meanwhile(output)
     old = output.with_name(f"{_old_prefix(output)}{os.getpid()}")
     os.rename(output, old)
     try:
-        os.rename(temporary, output)
+        _rename_new(temporary, output)
+    except UsageError:  # another run with --overwrite was quicker: the old one is gone for both
+        shutil.rmtree(old, ignore_errors=True)
+        raise
     except OSError:
         os.rename(old, output)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _rename_new(temporary: Path, output: Path) -> None:
+    """Into a place where nothing is.
+
+    Raises:
+        UsageError: there is something by now.
+    """
+    try:
+        os.rename(temporary, output)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _made_meanwhile(output) from None
+        raise
+
+
+def _made_meanwhile(output: Path) -> UsageError:
+    return UsageError(f"output folder '{output}' was made by another run meanwhile; nothing was overwritten")

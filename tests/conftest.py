@@ -16,6 +16,16 @@ transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give, and pytest-xdist uses the cores
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="many more random cases: kills, damage, fuzz")
+
+
+@pytest.fixture(scope="session")
+def slow(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of the random tests was asked for."""
+    return bool(request.config.getoption("--slow"))
+
+
 @pytest.fixture(params=CONVERTIBLE)
 def model_type(request: pytest.FixtureRequest) -> str:
     """Every architecture that can be converted."""
