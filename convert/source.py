@@ -257,6 +257,8 @@ def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
         files = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConvertAttnError(f"'{index.name}' is no shard index ({reason(error)}); download it again") from None
+    if not files:
+        raise ConvertAttnError(f"'{index.name}' names no shard; download it again")
     for file in files:
         if not isinstance(file, str) or Path(file).name != file or "\\" in file:
             raise ConvertAttnError(f"'{index.name}' names shard {file!r}, which is not a file of its folder")
