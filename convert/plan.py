@@ -11,7 +11,7 @@ from convert_attn.convert.archs.base import Architecture, Fused
 from convert_attn.convert.calibration_text import check_calibration
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry
+from convert_attn.convert.geometry import Geometry, geometry, typed_config
 from convert_attn.convert.layout import bias_shape, weight_shapes
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
@@ -307,7 +307,24 @@ def _outputs(
             if block + local not in written:
                 info = replace(beside, name=block + local, shape=shape, dtype=DTYPE_OPTIONS.get(dtype, beside.dtype))
                 outputs.append(OutputTensor(info, "attention", beside.name, layer))
+    if target.unties:
+        outputs += _untied(source, prefix, outputs)
     return tuple(outputs), tuple(dropped)
+
+
+def _untied(source: Source, prefix: str, outputs: list[OutputTensor]) -> list[OutputTensor]:
+    """The head or the embedding, whichever a tied checkpoint does not store, as a copy of the other."""
+    classes = source.config.get("architectures") or ["ForCausalLM"]
+    tied = typed_config(source.config, source.origin.name).tie_word_embeddings
+    if not tied or not classes[0].endswith("ForCausalLM"):
+        return []
+    names = ("lm_head.weight", f"{prefix}embed_tokens.weight")
+    stored = {output.info.name: output for output in outputs if output.info.name in names}
+    missing = [name for name in names if name not in stored]
+    if len(missing) != 1:
+        return []
+    (twin,) = stored.values()
+    return [replace(twin, info=replace(twin.info, name=missing[0]))]
 
 
 def _locate(arch: Architecture, sizes: Geometry, prefix: str, name: str) -> tuple[int | None, str]:

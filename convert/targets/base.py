@@ -80,6 +80,7 @@ class Target:
         fresh_config: start from nothing instead of from the source's config.json.
         frequencies: MLA: rotary frequencies the class prescribes for all layers, None: free choice.
         removed: config keys the result's class does not know.
+        unties: a head that is tied to the token embedding is written out.
         extra_latent: MLA: channels that the class caches per token and layer besides the form's.
     """
 
@@ -97,3 +98,4 @@ class Target:
     frequencies: Callable[[Blueprint], tuple[float, ...] | None] = lambda blueprint: None
     removed: frozenset[str] = frozenset()
     extra_latent: int = 0
+    unties: bool = False

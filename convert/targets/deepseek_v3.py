@@ -86,6 +86,7 @@ def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str
         raise TypeError("a class with a latent cannot hold K/V heads")
     w, form, d = converted, latent_form(blueprint), blueprint.sizes.head_dim
     norm, query_scale = _IdentityNorm(form.rank + 1), ((d + form.rope_dim) / d) ** 0.5
+    w = _interleaved(w)
     padded = replace(
         w,
         q_nope=w.q_nope * query_scale,
@@ -103,6 +104,19 @@ def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str
         query = _biased_query(tensors.pop(f"{_ATTENTION}q_proj.weight"), bias)
         tensors |= {_ATTENTION + name: tensor for name, tensor in query.items()}
     return tensors
+
+
+def _interleaved(w: LatentWeights) -> LatentWeights:
+    """Rotary channels by pairs: of R, channel j turns with j + R/2 in our order, 2 j with 2 j + 1 in DeepSeek's."""
+    half = w.k_rope.shape[0] // 2
+    order = torch.arange(2 * half).view(2, half).T.flatten()
+    return replace(
+        w,
+        q_rope=w.q_rope[:, order],
+        k_rope=w.k_rope[order],
+        q_rope_bias=None if w.q_rope_bias is None else w.q_rope_bias[:, order],
+        k_rope_bias=None if w.k_rope_bias is None else w.k_rope_bias[order],
+    )
 
 
 def _widened(up: Tensor) -> Tensor:
@@ -140,7 +154,9 @@ def _configure(blueprint: Blueprint) -> Config:
         "v_head_dim": sizes.head_dim,
         "num_key_value_heads": sizes.num_heads,
         "attention_bias": True,
-        "rope_interleave": False,
+        # DeepSeek's own order, the only one that other engines have
+        "rope_interleave": True,
+        "tie_word_embeddings": False,
         "rope_theta": theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "first_k_dense_replace": sizes.num_layers,
@@ -189,4 +205,5 @@ TARGET = Target(
     fresh_config=True,
     frequencies=_frequencies,
     extra_latent=1,
+    unties=True,  # engines that ship DeepSeek-V3 look for a head: no DeepSeek has a tied one
 )

@@ -14,6 +14,8 @@ def _configure(blueprint: Blueprint) -> Config:
         "multi_query": True,
         "num_key_value_heads": 1,
         "head_dim": blueprint.sizes.head_dim,
+        # null means the same, but not to every reader
+        "n_inner": blueprint.config.get("n_inner") or 4 * blueprint.sizes.hidden_size,
         # GPT-2's own default; GPTBigCode's is another one
         "activation_function": blueprint.config.get("activation_function", "gelu_new"),
         "scale_attention_softmax_in_fp32": True,
