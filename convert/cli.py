@@ -173,9 +173,13 @@ def push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool)
 @click.argument("model")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
+@click.option("--serving", "engines", is_flag=True, help="Instead: which serving engines load MODEL as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(model: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
+def inspect(model: str, revision: str | None, subfolder: str | None, engines: bool, as_json: bool) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
+    if engines:
+        _show_serving(model, revision, subfolder, as_json)
+        return
     from convert_attn.convert.inspection import inspect as look
     from convert_attn.convert.report import inspection_tables
 
@@ -185,6 +189,18 @@ def inspect(model: str, revision: str | None, subfolder: str | None, as_json: bo
         return
     for table in inspection_tables(found):
         Console().print(table)
+
+
+def _show_serving(model: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
+    """What engines make of a checkpoint."""
+    from convert_attn.convert.report import serving_table
+    from convert_attn.convert.serving import as_dict, serving
+
+    model_type, rules = serving(model, revision, subfolder)
+    if as_json:
+        click.echo(json.dumps({"model_type": model_type, "serving": [as_dict(rule) for rule in rules]}, indent=2))
+        return
+    Console().print(serving_table(model_type, rules))
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from convert_attn.convert.form import LatentCache
 from convert_attn.convert.inspection import CONTEXTS, Inspection
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.run import Result
+from convert_attn.convert.serving import Rule
 
 
 def megabytes(nbytes: float) -> str:
@@ -105,3 +106,13 @@ def inspection_tables(found: Inspection) -> list[Table]:
         sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)
         cache.add_row(row.name, ", ".join(row.holders) or "-", f"{row.bytes_per_token:,}", *sized)
     return [facts, cache]
+
+
+def serving_table(model_type: str, rules: list[Rule]) -> Table:
+    """What each engine makes of a checkpoint, and how that is known."""
+    table = Table("engine", f"loads {escape(model_type)}", "small cache", "what to do", "known by")
+    for rule in rules:
+        kept = {True: "kept", False: "not kept", None: "-"}[rule.kept]
+        known = f"{rule.evidence}, {rule.version}: {rule.where}"
+        table.add_row(rule.engine, rule.loads, kept, escape(rule.change), escape(known))
+    return table

@@ -189,3 +189,23 @@ def test_mlx_lm_keeps_the_small_cache(name: str, numbers: int, tmp_path: Path) -
         assert layer.offset == len(PROMPT) + 1
         held = [part.shape for part in (layer.keys, layer.values)]  # [batch, heads, room for tokens, size]
         assert sum(shape[1] * shape[3] for shape in held) == numbers
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
+    "gpt2_mla": ("gpt2", {"to": "mla"}),
+    "llama_mla": ("llama", {"to": "mla", "rank": 96, "rope_dim": 32}),
+    "deepseek_v3": ("llama", {"to": "mla", "rank": 96, "rope_dim": 32, "layout": "native"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("result", "engine"), [(r, e) for r in REFUSED for e in ENGINES if (r, e) != ("deepseek_v3", "mlx_lm")]
+)
+def test_an_engine_refuses_what_it_does_not_know(result: str, engine: str, tmp_path: Path) -> None:
+    """Rather than to read it as something else; the rules of `inspect --serving` say so."""
+    pytest.importorskip(engine)
+    source, options = REFUSED[result]
+    folder = converted(Case(source, options, result, ()), tmp_path)
+    with pytest.raises(ValueError, match=r"not supported|No conversion is registered"):
+        ENGINES[engine](folder, tmp_path)
