@@ -1,0 +1,48 @@
+"""Makes the golden checkpoints that are not there yet: see README.md."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny import load, tiny_model
+
+from convert_attn import convert
+
+HERE = Path(__file__).parent
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "vocab_size": 40,
+    "max_position_embeddings": 32,
+}
+MADE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
+    "gpt2_mla": ("gpt2", {"to": "mla", "rank": 10}),
+    "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
+    "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
+}
+
+
+def make(name: str) -> None:
+    """One checkpoint, without the code that travels in it, and its logits [1, 12, 40]."""
+    source, options = MADE[name]
+    with tempfile.TemporaryDirectory() as work:
+        tiny_model(source, kv_heads=4, **SIZES).save_pretrained(Path(work, "in"))
+        convert(Path(work, "in"), **options, output=Path(work, name))
+        (HERE / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (HERE / name / file).write_bytes(Path(work, name, file).read_bytes())
+    ids = torch.tensor([[3, 17, 39, 0, 5, 8, 21, 34, 2, 11, 11, 30]])
+    with torch.no_grad():
+        logits = load(HERE / name)(ids).logits
+    save_file({"ids": ids, "logits": logits}, HERE / name / "expected.safetensors")
+
+
+if __name__ == "__main__":
+    for missing in [name for name in MADE if not (HERE / name).exists()]:
+        make(missing)

@@ -1,0 +1,56 @@
+"""Checkpoints that older versions made still load and compute what they did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import config_of, tensors_of
+from safetensors.torch import load_file
+from tiny import load
+
+from convert_attn import modeling
+from convert_attn.convert.card import auto_class_of
+from convert_attn.convert.repeat import describe, read_provenance
+from convert_attn.convert.verify import verify_folder
+
+HERE = Path(__file__).parent / "golden"
+FOLDERS = sorted(path.parent for path in HERE.glob("*/config.json"))
+
+
+def test_every_class_of_ours_has_one() -> None:
+    assert {config_of(folder)["model_type"] for folder in FOLDERS} == modeling.FAMILIES.keys()
+    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 200_000
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_loads_and_gives_the_logits_it_had(folder: Path) -> None:
+    expected = load_file(folder / "expected.safetensors")
+    model = load(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(expected["ids"]).logits, expected["logits"], atol=1e-5, rtol=1e-5)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    cached, plain = (model.generate(expected["ids"], **options, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_verifies_and_says_what_it_is(folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):  # expected.safetensors is no part of the checkpoint
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    config, provenance = read_provenance(tmp_path)
+    verify_folder(tmp_path, auto_class_of(config), lambda stage, done, total: None)
+    assert "in to " in describe(provenance)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_saved_again_it_keeps_its_settings_and_bytes(folder: Path, tmp_path: Path) -> None:
+    load(folder).save_pretrained(tmp_path / "again")
+    before, after = config_of(folder), config_of(tmp_path / "again")
+    written_anew = {"transformers_version", "auto_map", "torch_dtype"}
+    changed = {key for key in before.keys() - written_anew if after.get(key, before[key]) != before[key]}
+    assert changed == set()
+    old, new = load_file(folder / "model.safetensors"), tensors_of(tmp_path / "again")
+    for name, tensor in new.items():
+        assert torch.equal(tensor, old[name]), name

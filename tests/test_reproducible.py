@@ -1,0 +1,134 @@
+"""The same command makes the same bytes: for every target, in another process, from what config.json says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from checkpoints import Command, Outcome, config_of, contents, edit_tensors, reshard, save_tiny, to_bin
+from huggingface_hub import ModelCard
+from tiny import CONVERTIBLE, HEADS
+
+from convert_attn import UsageError
+from convert_attn.convert import api
+from convert_attn.convert.methods import methods
+from convert_attn.convert.repeat import headers_sha256
+from convert_attn.convert.source import open_weights
+from convert_attn.convert.targets import targets
+
+FORMS: list[dict[str, Any]] = [
+    {"to": "gqa", "groups": 2},
+    {"to": "mqa"},
+    {"to": "mla", "rank": 24, "rope_dim": 16},
+    {"to": "mla", "rank": 32},
+]
+
+
+def requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(architecture, options) that reach every target, and every method once."""
+    found, reached = [], set()
+    for model_type in CONVERTIBLE:
+        for form in FORMS:
+            for layout in ("native", "custom"):
+                options = form | {"layout": layout}
+                try:
+                    plan = api.plan(folder / model_type, **options, output=folder / "out")
+                except UsageError:
+                    continue
+                if (plan.target.name, form["to"]) not in reached:
+                    reached.add((plan.target.name, form["to"]))
+                    found.append((model_type, options))
+    assert {name for name, _ in reached} == {target.name for target in targets()}
+    for name, method in methods().items():
+        form = next(form for form in FORMS if form["to"] in method.targets)
+        found.append(("llama", form | {"method": name, "seed": 3, "dtype": "bfloat16"}))
+    return found
+
+
+RUNNER = """
+import json, sys
+from convert_attn.convert.cli import main
+
+for words in json.loads(sys.stdin.read()):
+    sys.argv = words
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, words
+"""
+
+
+def test_the_recorded_command_makes_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    for model_type in CONVERTIBLE:
+        save_tiny(tmp_path / model_type, model_type)
+    made, again = tmp_path / "made", []
+    for number, (model_type, options) in enumerate(requests(tmp_path)):
+        api.convert(tmp_path / model_type, **options, output=made / str(number) / "out")
+        words = shlex.split(config_of(made / str(number) / "out")["convert_attn"]["command"])
+        assert words[:2] == ["convert-attn", model_type]
+        again.append([*words, "--output", f"again/{number}/out", "--json"])
+    ran = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        input=json.dumps(again),
+        env=os.environ | {"PYTHONHASHSEED": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert contents(made) == contents(tmp_path / "again")
+    assert len(again) > len(targets())
+
+
+def test_config_and_card_say_all_that_is_needed(tmp_path: Path, command: Command) -> None:
+    source = save_tiny(tmp_path / "in", "llama")
+    api.convert(source, to="gqa", groups=2, method="random", seed=7, output=tmp_path / "out")
+    found = config_of(tmp_path / "out")["convert_attn"]
+    assert found["command"] == "convert-attn in --to gqa --groups 2 --method random --seed 7"
+    assert found["command"] in ModelCard.load(tmp_path / "out/README.md").text
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["transformers"] == transformers.__version__
+    assert found["source_headers_sha256"] == headers_sha256(open_weights(source))
+
+
+def test_paths_of_this_machine_do_not_get_into_the_command(tmp_path: Path) -> None:
+    private = tmp_path / "private-name"
+    save_tiny(private / "in")
+    options: dict[str, Any] = {"to": "mqa", "output": private / "out", "overwrite": True}
+    api.convert(private / "in", **options)
+    assert "private-name" not in config_of(private / "out")["convert_attn"]["command"]
+    assert "overwrite" not in config_of(private / "out")["convert_attn"]["command"]
+
+
+def test_the_sum_over_headers_tells_checkpoints_apart_and_formats_not(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "one", "llama")
+    first = headers_sha256(open_weights(model))
+    assert headers_sha256(open_weights(reshard(save_tiny(tmp_path / "two", "llama", seed=1)))) == first
+    state = {name: torch.zeros_like(tensor) for name, tensor in _tensors(model).items()}
+    assert headers_sha256(open_weights(to_bin(save_tiny(tmp_path / "bin", "llama"), state))) == first
+    edit_tensors(model, lambda tensors: tensors.pop("model.norm.weight"))
+    assert headers_sha256(open_weights(model)) != first
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    weights = open_weights(folder)
+    return {name: weights.read(name) for name in weights.infos}
+
+
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_dry_run_and_run_record_the_same(groups: int, tmp_path: Path, command: Command) -> None:
+    source = save_tiny(tmp_path / "in")
+    words = [source, "--to", "gqa", "--groups", groups, "--output", tmp_path / "out", "--json"]
+    dry: Outcome = command(*map(str, words), "--dry-run")
+    assert command(*map(str, words)).code == 0
+    found = config_of(tmp_path / "out")["convert_attn"]
+    assert {key: value for key, value in json.loads(dry.out).items() if key in found} == found
