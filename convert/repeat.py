@@ -33,8 +33,8 @@ def command(plan: Plan) -> str:
         value = getattr(plan.request, field.name)
         if field.name in _NOT_REPEATED or value == field.default:
             continue
-        words.append(f"--{field.name.replace('_', '-')}")
-        if value is not True:
+        words.append(f"--{'no-' if value is False else ''}{field.name.replace('_', '-')}")
+        if not isinstance(value, bool):
             words.append(_public(value))
     return shlex.join(words)
 
