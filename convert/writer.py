@@ -169,10 +169,11 @@ def _dead_siblings(output: Path, prefix: str) -> list[Path]:
     """The siblings of this prefix that belong to a process that is gone."""
     names = [path.name for path in output.parent.iterdir() if path.name.startswith(prefix)]
     pids = {name: name.removeprefix(prefix) for name in names}
-    return [output.with_name(name) for name, pid in pids.items() if pid.isdecimal() and not _alive(int(pid))]
+    return [output.with_name(name) for name, pid in pids.items() if pid.isdecimal() and not is_alive(int(pid))]
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

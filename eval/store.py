@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.writer import is_alive
 from convert_attn.eval.contenders import Contender
 
 REPORTS = ("eval.json", "eval.md", "eval.html", "eval.png")
 _PARTS, _SETTINGS = "parts", "settings.json"
+_TEMPORARY = re.compile(r"\..+\.(\d+)")  # of `write_whole`: the name and the process
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -53,24 +54,40 @@ class Store:
             self._reopen(folder, settings, overwrite)
         try:
             (folder / _PARTS).mkdir(parents=True, exist_ok=True)
+            self._clean(folder)
         except OSError as error:
             raise ConvertAttnError(f"cannot make '{folder}': {error.strerror or error}") from None
         write_whole(folder / _PARTS / _SETTINGS, json.dumps(settings, indent=2) + "\n")
 
     @staticmethod
     def _ours(folder: Path) -> bool:
-        return (folder / _PARTS / _SETTINGS).is_file()
+        """Settings are there; or nothing else is yet, because a run was killed as it began."""
+        if (folder / _PARTS / _SETTINGS).is_file():
+            return True
+        begun = [path for path in folder.rglob("*") if not _TEMPORARY.fullmatch(path.name)]
+        return begun == [folder / _PARTS]
+
+    @staticmethod
+    def _clean(folder: Path) -> None:
+        """Remove half-written files of runs that were killed."""
+        for path in folder.rglob(".*"):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and not is_alive(int(found[1])):
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def _reopen(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
         try:
             found = json.loads((folder / _PARTS / _SETTINGS).read_text(encoding="utf-8"))
+        except FileNotFoundError:  # killed as it began
+            return
         except ValueError:
             found = {}
         if overwrite:
-            shutil.rmtree(folder / _PARTS)
-            for name in REPORTS:
-                (folder / name).unlink(missing_ok=True)
+            # the settings stay until new ones take their place: they tell whose folder it is, also after a kill
+            for path in [folder / name for name in REPORTS] + list((folder / _PARTS).iterdir()):
+                if path.name != _SETTINGS:
+                    path.unlink(missing_ok=True)
             return
         same = json.loads(json.dumps(settings))
         differing = sorted(key for key in {*found, *same} if found.get(key) != same.get(key))

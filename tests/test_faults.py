@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from test_hub import hub, waits  # noqa: F401  fixtures
 from convert_attn import ConvertAttnError, UsageError, convert
 from convert_attn.convert import writer
 from convert_attn.convert.source import own_file
+from convert_attn.eval.store import Store
 
 FAST = ["--to", "gqa", "--groups", "2", "--method", "mean"]
 SIGKILL = 9
@@ -94,6 +96,75 @@ def test_killed_at_any_moment_the_output_is_whole_or_not_there(
         assert contents(work / "out") == expected["new"]
         shutil.rmtree(work / "out")
     assert killed > 0
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Forks, list[Any], Path]]:
+    """A parent that has evaluated a conversion once; the command without --output, and what it made."""
+    home = tmp_path_factory.mktemp("eval")
+    convert("sample:gpt2", to="mqa", method="mean", output=home / "mqa")
+    command = ["eval", "sample:gpt2", home / "mqa", "--no-speed", "--max-tokens", "256", "--window", "32"]
+    with forks(home, [*command, "--output", home / "whole"]) as parent:
+        yield parent, command, home
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_an_evaluation_killed_at_any_moment_goes_on_where_it_stopped(
+    overwrite: bool, measured: tuple[Forks, list[Any], Path], tmp_path: Path, slow: bool
+) -> None:
+    forked, command, home = measured
+    expected, models = json_of(home / "whole/eval.json")["models"], contents(home / "mqa")
+    words = [*command, "--output", tmp_path / "out", *(["--overwrite"] if overwrite else [])]
+    draw = random.Random(1)
+    shutil.copytree(home / "whole", tmp_path / "whole")  # of a run with other settings
+    seconds = forked.run([*command, "--output", tmp_path / "out"], cwd=tmp_path)[0].seconds
+    shutil.rmtree(tmp_path / "out")
+    for _ in range(15 if slow else 2):
+        if overwrite:
+            shutil.copytree(tmp_path / "whole", tmp_path / "out")
+        forked.run(words, cwd=tmp_path, kill_after=draw.uniform(0, seconds))
+        for report in tmp_path.glob("out/eval.json"):
+            json_of(report)  # whole, or not there
+        again = forked.run(words, cwd=tmp_path)[0]
+        assert again.code == 0, again.err
+        found = json_of(tmp_path / "out/eval.json")
+        assert found["complete"] is True
+        assert found["models"] == expected
+        assert not [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+        assert contents(home / "mqa") == models
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("moment", ["folder made", "settings half written", "part half written", "cleared"])
+def test_an_evaluation_killed_at_a_narrow_moment_leaves_a_folder_that_is_still_its_own(
+    moment: str, overwrite: bool, tmp_path: Path
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder, settings = tmp_path / "out", {"window": 32}
+    (folder / "parts").mkdir(parents=True)
+    if moment == "settings half written":
+        (folder / f"parts/.settings.json.{dead.pid}").write_text("{")
+    if moment == "part half written":
+        Store(folder, settings, overwrite=False)
+        (folder / f".eval.json.{dead.pid}").write_text("{")
+    if moment == "cleared":
+        Store(folder, settings, overwrite=False)
+        (folder / "eval.json").write_text("{}")
+    Store(folder, settings, overwrite)
+    assert json_of(folder / "parts/settings.json") == settings
+    assert (folder / "eval.json").exists() is (moment == "cleared" and not overwrite)
+    assert not [path for path in folder.rglob(".*")]
+
+
+def test_an_evaluation_does_not_take_another_s_folder_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "out/parts").mkdir(parents=True)
+    (tmp_path / "out/parts/engine.txt").write_text("of a car")
+    with pytest.raises(UsageError, match="holds something that is no evaluation"):
+        Store(tmp_path / "out", {}, overwrite=True)
+    assert (tmp_path / "out/parts/engine.txt").exists()
 
 
 # --- two at once
