@@ -156,7 +156,7 @@ def test_an_evaluation_killed_at_a_narrow_moment_leaves_a_folder_that_is_still_i
     Store(folder, settings, overwrite)
     assert json_of(folder / "parts/settings.json") == settings
     assert (folder / "eval.json").exists() is (moment == "cleared" and not overwrite)
-    assert not [path for path in folder.rglob(".*")]
+    assert not list(folder.rglob(".*"))
 
 
 def test_an_evaluation_does_not_take_another_s_folder_for_its_own(tmp_path: Path) -> None:

@@ -109,6 +109,25 @@ def test_paths_of_this_machine_do_not_get_into_the_command(tmp_path: Path) -> No
     assert "overwrite" not in config_of(private / "out")["convert_attn"]["command"]
 
 
+def test_a_conversion_fitted_on_text_is_made_again_from_its_command(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text is named, not the path to it: where it lies is up to who repeats."""
+    text = tmp_path / "private-name/text.txt"
+    text.parent.mkdir()
+    text.write_text("def read(self, path):\n    return path.read_text()\n\n" * 200)
+    options = {"to": "gqa", "groups": 2, "calibration": str(text), "calibration_tokens": 1024, "refit": False}
+    api.convert("sample:llama", **options, output=tmp_path / "one/out")
+    words = shlex.split(config_of(tmp_path / "one/out")["convert_attn"]["command"])
+    assert words == shlex.split(
+        "convert-attn sample:llama --to gqa --groups 2 --calibration text.txt --calibration-tokens 1024 --no-refit"
+    )
+    monkeypatch.chdir(text.parent)
+    outcome = command(*words[1:], "--output", tmp_path / "two/out")
+    assert outcome.code == 0, outcome.err
+    assert contents(tmp_path / "two/out") == contents(tmp_path / "one/out")
+
+
 def test_the_sum_over_headers_tells_checkpoints_apart_and_formats_not(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "one", "llama")
     first = headers_sha256(open_weights(model))
