@@ -37,8 +37,8 @@ class Windows:
 
     @property
     def tokens(self) -> int:
-        """How many there are in all."""
-        return self.fit.numel() + self.selection.numel()
+        """How many there are in all; a single window serves twice and counts once."""
+        return self.fit.numel() + (0 if self.selection is self.fit else self.selection.numel())
 
 
 def check_calibration(spec: str) -> None:
