@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,8 +96,18 @@ class Calibration:
         self._folder, self.windows, self._device = folder, windows, device
 
     def layer(self, layer: int) -> LayerStatistics:
-        """One layer's statistics, float64."""
-        tensors = load_file(_file(self._folder, layer), device=self._device)
+        """One layer's statistics, float64.
+
+        Raises:
+            ConvertAttnError: somebody has damaged the file.
+        """
+        try:
+            tensors = load_file(_file(self._folder, layer), device=self._device)
+        except (OSError, SafetensorError) as error:
+            raise ConvertAttnError(
+                f"the calibration statistics kept in '{self._folder}' cannot be read ({error}): delete that folder, "
+                "and they are measured anew"
+            ) from None
         tokens = int(tensors.pop("tokens"))
         return LayerStatistics(tokens, **{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
 
