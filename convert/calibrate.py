@@ -126,11 +126,13 @@ def calibrate(
         windows: [N, T] token ids.
         layers: L.
         heads: H.
+
+    Raises:
+        ConvertAttnError: nothing can be kept on disk, or the model's numbers are not finite.
     """
     folder = cache_folder() / "calibration" / _key(source, windows)
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+        partial = _partial(folder.parent)
         try:
             _measure(stream, read, windows, layers, heads, partial, progress)
             if not folder.is_dir():  # another process may have been faster
@@ -138,6 +140,18 @@ def calibrate(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Calibration(folder, windows, stream.device)
+
+
+def _partial(parent: Path) -> Path:
+    """A fresh folder for statistics that are being measured."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="partial-", dir=parent))
+    except OSError as error:
+        raise ConvertAttnError(
+            f"calibration statistics cannot be kept in '{parent}' ({error.strerror}); set CONVERT_ATTN_CACHE to a "
+            "folder that can be written"
+        ) from None
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -166,13 +168,7 @@ def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: i
 
     The whole model is in memory for this.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConvertAttnError(
-            f"'{name}' cannot be loaded to write its own text ({' '.join(str(error).split())[:160]}); "
-            "give a text file as --calibration"
-        ) from None
+    model = _writer(folder, name)
     window = min(window, tokens)
     count = max(1, tokens // window)
     with torch.random.fork_rng(), torch.no_grad():
@@ -180,9 +176,37 @@ def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: i
         start = torch.randint(0, model.config.vocab_size, (count, 1))
         parts = [
             model.generate(
-                part, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=window - 1,
-                max_new_tokens=window - 1, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(part),
+                part, do_sample=True, top_k=0, max_new_tokens=window - 1, attention_mask=torch.ones_like(part)
             )
             for part in start.split(16)
-        ]  # fmt: skip
+        ]
     return torch.cat(parts)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers shows no progress of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _writer(folder: Path, name: str) -> Any:
+    """The model, with no settings of its own for generation: penalties or an end would make another distribution."""
+    other = "give a text file as --calibration"
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        with _no_bars():
+            model, info = load(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConvertAttnError(f"'{name}' cannot be loaded to write its own text ({reason}); {other}") from None
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConvertAttnError(f"'{name}' cannot write its own text: it has no {missing}; {other}")
+    model.generation_config = GenerationConfig()
+    return model.eval()

@@ -137,6 +137,10 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "a window that no layer has": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": LAYERS},
+    ),
     "scale by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "no scale": ("gpt2", {"scale_attn_weights": False}),
     "scale in float32": ("gpt2", {"reorder_and_upcast_attn": True}),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Command, config_of, contents, edit_tensors, save_tiny, tensors_of
-from tiny import SIZES, load, logits_of
+from tiny import SIZES, load, logits_of, tiny_model
 
 from convert_attn import convert
 from convert_attn.convert.calibration_text import calibration_windows
@@ -280,7 +280,36 @@ def test_statistics_that_have_been_damaged_are_named(gpt2: Path, tmp_path: Path,
         assert_refused(outcome, FAILURE, f"'{kept.parent}' .*delete that folder")
 
 
+def test_a_folder_for_statistics_that_cannot_be_written_is_named(
+    gpt2: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("text.npy", tokens(4, 32))
+    Path("file").touch()
+    monkeypatch.setenv("CONVERT_ATTN_CACHE", str(tmp_path / "file"))
+    before = contents(tmp_path)
+    outcome = command("gpt2", *OPTIONS, "--calibration", "text.npy")
+    assert_refused(outcome, FAILURE, "cannot be kept in .*set CONVERT_ATTN_CACHE")
+    assert contents(tmp_path) == before
+
+
+def test_a_model_without_a_head_cannot_write(tmp_path: Path, command: Command) -> None:
+    """A head of random numbers would write random text."""
+    tiny_model("llama").base_model.save_pretrained(tmp_path / "model")
+    options = ("--to", "mqa", "--output", "out", "--calibration-tokens", "64")
+    outcome = command("model", *options, "--calibration", "self")
+    assert_refused(outcome, FAILURE, "'model' cannot write its own text: it has no lm_head.weight; give a text file")
+    assert not (tmp_path / "out").exists()
+
+
 # --- text that works
+
+
+def test_the_own_text_takes_no_notice_of_settings_for_generation(gpt2: Path) -> None:
+    found = []
+    for settings in ({}, {"repetition_penalty": 9.0, "suppress_tokens": [1, 2, 3], "eos_token_id": 5, "top_p": 0.1}):
+        (gpt2 / "generation_config.json").write_text(json.dumps(settings))
+        found.append(calibration_windows("self", gpt2, "gpt2", 64, VOCABULARY, 256, 0))
+    assert torch.equal(found[0].fit, found[1].fit)
 
 
 def windows(spec: str, count: int | None = None, seed: int = 0, name: str = "gpt2", context: int = 512) -> Any:
