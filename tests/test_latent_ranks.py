@@ -105,6 +105,10 @@ def _cache_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor.ndim)
 
 
+def _tokens(batch: int, length: int) -> torch.Tensor:
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("model_type", LATENT)
 def test_each_layer_caches_what_was_chosen_for_it(model_type: str, tmp_path: Path, command: Command) -> None:
     _uneven(model_type, tmp_path / "in")
@@ -117,33 +121,36 @@ def test_each_layer_caches_what_was_chosen_for_it(model_type: str, tmp_path: Pat
     assert sum(ranks) + LAYERS * rope_dim == LAYERS * 2 * HIDDEN // 4
     assert found["ranks"] == config["convert_attn"]["ranks"] == ranks
     model = load(tmp_path / "out")
-    tokens = torch.randint(0, VOCABULARY, (1, 11), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        whole = model(input_ids=tokens)
-        assert _cache_bytes(whole.past_key_values) == 11 * found["cache_bytes_per_token_after"]
-        first = model(input_ids=tokens[:, :6])
-        rest = model(input_ids=tokens[:, 6:], past_key_values=first.past_key_values)
+    _check_cached(model, found["cache_bytes_per_token_after"])
+    _check_static(model)
+    model.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again")
+    assert again.config.kv_lora_ranks == ranks
+    assert torch.equal(logits_of(again), logits_of(model))
+    assert tensors_of(tmp_path / "again").keys() == tensors_of(tmp_path / "out").keys()
+
+
+@torch.no_grad()
+def _check_cached(model: Any, per_token: int) -> None:
+    """The bytes are those that were promised, and going on from the cache gives the same."""
+    tokens = _tokens(1, 11)
+    whole = model(input_ids=tokens)
+    assert _cache_bytes(whole.past_key_values) == 11 * per_token
+    first = model(input_ids=tokens[:, :6])
+    rest = model(input_ids=tokens[:, 6:], past_key_values=first.past_key_values)
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole.logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", LATENT)
-def test_static_cache_and_saving_know_the_ranks(model_type: str, tmp_path: Path, command: Command) -> None:
-    _uneven(model_type, tmp_path / "in")
-    _converted(command, tmp_path)
-    model = load(tmp_path / "out")
-    tokens = torch.randint(0, VOCABULARY, (2, 5), generator=torch.Generator().manual_seed(1))
-    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-    mask = torch.ones_like(tokens)
+def _check_static(model: Any) -> None:
+    """A static cache finds its size in each layer."""
+    tokens = _tokens(2, 5)
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     dynamic, static = (
-        model.generate(tokens, attention_mask=mask, cache_implementation=kind, **settings) for kind in (None, "static")
+        model.generate(tokens, attention_mask=torch.ones_like(tokens), cache_implementation=kind, **settings)
+        for kind in (None, "static")
     )
-    assert dynamic.shape == (2, 17)
+    assert dynamic.shape == (2, 13)
     assert torch.equal(dynamic, static)
-    model.save_pretrained(tmp_path / "again")
-    again = load(tmp_path / "again")
-    assert again.config.kv_lora_ranks == model.config.kv_lora_ranks
-    assert torch.equal(logits_of(again), logits_of(model))
-    assert tensors_of(tmp_path / "again").keys() == tensors_of(tmp_path / "out").keys()
 
 
 def test_ranks_by_layer_beat_one_rank_where_layers_differ(tmp_path: Path, command: Command) -> None:
@@ -174,7 +181,7 @@ def test_a_native_class_keeps_one_rank(model_type: str, tmp_path: Path, command:
     assert _cache_bytes(cache) == 10 * found["cache_bytes_per_token_after"]
 
 
-@pytest.mark.parametrize("model_type", NATIVE)
+@pytest.mark.parametrize("model_type", NATIVE[:1])  # what is tried has nothing to do with the architecture
 def test_every_split_of_a_native_class_is_tried_at_its_own_frequencies(model_type: str, tmp_path: Path) -> None:
     """The class prescribes them by the size of the rotary key."""
     tiny_model(model_type).save_pretrained(tmp_path / "in")
