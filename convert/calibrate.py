@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -95,8 +96,18 @@ class Calibration:
         self._folder, self.windows, self._device = folder, windows, device
 
     def layer(self, layer: int) -> LayerStatistics:
-        """One layer's statistics, float64."""
-        tensors = load_file(_file(self._folder, layer), device=self._device)
+        """One layer's statistics, float64.
+
+        Raises:
+            ConvertAttnError: somebody has damaged the file.
+        """
+        try:
+            tensors = load_file(_file(self._folder, layer), device=self._device)
+        except (OSError, SafetensorError) as error:
+            raise ConvertAttnError(
+                f"the calibration statistics kept in '{self._folder}' cannot be read ({error}): delete that folder, "
+                "and they are measured anew"
+            ) from None
         tokens = int(tensors.pop("tokens"))
         return LayerStatistics(tokens, **{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
 
@@ -115,11 +126,13 @@ def calibrate(
         windows: [N, T] token ids.
         layers: L.
         heads: H.
+
+    Raises:
+        ConvertAttnError: nothing can be kept on disk, or the model's numbers are not finite.
     """
     folder = cache_folder() / "calibration" / _key(source, windows)
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=folder.parent))
+        partial = _partial(folder.parent)
         try:
             _measure(stream, read, windows, layers, heads, partial, progress)
             if not folder.is_dir():  # another process may have been faster
@@ -127,6 +140,18 @@ def calibrate(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Calibration(folder, windows, stream.device)
+
+
+def _partial(parent: Path) -> Path:
+    """A fresh folder for statistics that are being measured."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="partial-", dir=parent))
+    except OSError as error:
+        raise ConvertAttnError(
+            f"calibration statistics cannot be kept in '{parent}' ({error.strerror}); set CONVERT_ATTN_CACHE to a "
+            "folder that can be written"
+        ) from None
 
 
 @torch.no_grad()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -37,8 +40,8 @@ class Windows:
 
     @property
     def tokens(self) -> int:
-        """How many there are in all."""
-        return self.fit.numel() + self.selection.numel()
+        """How many there are in all; a single window serves twice and counts once."""
+        return self.fit.numel() + (0 if self.selection is self.fit else self.selection.numel())
 
 
 def check_calibration(spec: str) -> None:
@@ -54,7 +57,9 @@ def check_calibration(spec: str) -> None:
         read_documents(spec)
 
 
-def calibration_windows(spec: str, folder: Path, name: str, context: int, tokens: int | None, seed: int) -> Windows:
+def calibration_windows(
+    spec: str, folder: Path, name: str, context: int, vocabulary: int, tokens: int | None, seed: int
+) -> Windows:
     """Calibration text of a checkpoint as windows of its tokens.
 
     Args:
@@ -63,35 +68,50 @@ def calibration_windows(spec: str, folder: Path, name: str, context: int, tokens
         folder: the checkpoint's, for its tokenizer.
         name: what the user called it.
         context: longest window the model takes.
+        vocabulary: how many token ids the model knows.
         tokens: how many at most; None: `TOKENS`, or `SELF_TOKENS` for "self".
         seed: of which windows are taken, or of what the model writes.
 
     Raises:
-        ConvertAttnError: no tokenizer, or no text in it.
+        ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
     window = min(context, _WINDOW)
     if spec.endswith(_TOKENS):
-        return _parted(_token_file(Path(spec), context, tokens))
-    if spec == SELF:
-        return _parted(_written_by_model(folder, name, tokens or SELF_TOKENS, window, seed))
+        windows = _token_file(Path(spec), context, tokens)
+    elif spec == SELF:
+        windows = _written_by_model(folder, name, tokens or SELF_TOKENS, window, seed)
+    else:
+        windows = _tokenised(spec, _tokenizer(folder, name), tokens or TOKENS, window, seed)
+    strange = windows[(windows < 0) | (windows >= vocabulary)]
+    if strange.numel():
+        raise ConvertAttnError(
+            f"calibration text '{spec}' has the token id {int(strange[0])} but '{name}' knows 0 to {vocabulary - 1}: "
+            "the tokens are another model's; use the tokenizer that belongs to this one"
+        )
+    return _parted(windows)
+
+
+def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -> Tensor:
+    """Windows from all over a text."""
     documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
-    wanted = tokens or TOKENS
-    ids = _token_ids(documents, _tokenizer(folder, name), _SPREAD * wanted)
+    ids = _token_ids(documents, tokenizer, _SPREAD * wanted)
     if len(ids) < 2:
         raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
     window = min(window, wanted, len(ids))
     windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    return _parted(windows[order[: max(1, wanted // window)].sort().values])
+    return windows[order[: max(1, wanted // window)].sort().values]
 
 
 def _token_file(path: Path, context: int, tokens: int | None) -> Tensor:
     """Windows [N, T] that somebody else has cut and tokenised."""
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ConvertAttnError(f"calibration tokens '{path}' cannot be read ({error}): expected an array") from None
+    if not isinstance(found, np.ndarray):
+        raise ConvertAttnError(f"calibration tokens '{path}' are an archive, expected one array: save it by numpy.save")
     if found.ndim != 2 or found.dtype.kind not in "iu" or found.shape[1] < 2 or not len(found):
         raise ConvertAttnError(
             f"calibration tokens '{path}' have shape {list(found.shape)} and dtype {found.dtype}, expected integers "
@@ -100,7 +120,7 @@ def _token_file(path: Path, context: int, tokens: int | None) -> Tensor:
     if found.shape[1] > context:
         raise ConvertAttnError(f"windows of '{path}' have {found.shape[1]} tokens, the model takes at most {context}")
     windows = torch.from_numpy(found.astype(np.int64))
-    return windows if tokens is None else windows[: max(1, tokens // found.shape[1])]
+    return windows if tokens is None else windows[: max(1, tokens // found.shape[1]), :tokens]
 
 
 def _parted(windows: Tensor) -> Windows:
@@ -117,12 +137,19 @@ def _parted(windows: Tensor) -> Windows:
 
 def _tokenizer(folder: Path, name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a broken or missing tokenizer raises
-        raise ConvertAttnError(
-            f"'{name}' has no tokenizer that can be loaded ({' '.join(str(error).split())[:160]}): calibration needs "
-            "one; put tokenizer.json into its folder, or convert without --calibration"
-        ) from None
+        raise _no_tokenizer(name, f"no tokenizer that can be loaded ({' '.join(str(error).split())[:160]})") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes up an empty one for some classes
+        raise _no_tokenizer(name, "no tokenizer")
+    return tokenizer
+
+
+def _no_tokenizer(name: str, found: str) -> ConvertAttnError:
+    return ConvertAttnError(
+        f"'{name}' has {found}: calibration needs one; put tokenizer.json into its folder, or convert without "
+        "--calibration"
+    )
 
 
 def _token_ids(documents: Iterable[str], tokenizer: Any, wanted: int) -> list[int]:
@@ -141,22 +168,45 @@ def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: i
 
     The whole model is in memory for this.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConvertAttnError(
-            f"'{name}' cannot be loaded to write its own text ({' '.join(str(error).split())[:160]}); "
-            "give a text file as --calibration"
-        ) from None
+    model = _writer(folder, name)
+    window = min(window, tokens)
     count = max(1, tokens // window)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         start = torch.randint(0, model.config.vocab_size, (count, 1))
         parts = [
             model.generate(
-                part, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, min_new_tokens=window - 1,
-                max_new_tokens=window - 1, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(part),
+                part, do_sample=True, top_k=0, max_new_tokens=window - 1, attention_mask=torch.ones_like(part)
             )
             for part in start.split(16)
-        ]  # fmt: skip
+        ]
     return torch.cat(parts)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers shows no progress of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _writer(folder: Path, name: str) -> Any:
+    """The model, with no settings of its own for generation: penalties or an end would make another distribution."""
+    other = "give a text file as --calibration"
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        with _no_bars():
+            model, info = load(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConvertAttnError(f"'{name}' cannot be loaded to write its own text ({reason}); {other}") from None
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConvertAttnError(f"'{name}' cannot write its own text: it has no {missing}; {other}")
+    model.generation_config = GenerationConfig()
+    return model.eval()

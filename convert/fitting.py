@@ -13,6 +13,7 @@ from convert_attn.convert.allocate import Trial, allocate, splits
 from convert_attn.convert.calibrate import Calibration, Progress, calibrate
 from convert_attn.convert.calibration_text import calibration_windows
 from convert_attn.convert.form import LatentCache
+from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.plan import Plan, replan
@@ -54,8 +55,9 @@ def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
 @contextmanager
 def _calibrated(plan: Plan, text: str, progress: Progress) -> Iterator[Fitting]:
     request, sizes, origin = plan.request, plan.geometry, plan.source.origin
+    vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
     windows = calibration_windows(
-        text, origin.folder, origin.name, sizes.context, request.calibration_tokens, request.seed
+        text, origin.folder, origin.name, sizes.context, vocabulary, request.calibration_tokens, request.seed
     )
     stream = Stream(plan.source, plan.arch, sizes, plan.prefix, request.device)
     layers = Layers(plan)

@@ -109,9 +109,17 @@ def _checked_frequencies(config: PreTrainedConfig, head_dim: int, name: str) -> 
     return frequencies
 
 
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """The sliding window, where some layer has it: a config may name one that none of its layers has."""
+    if set(getattr(config, "layer_types", None) or []) == {"full_attention"}:
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
 def _window(config: PreTrainedConfig) -> int | None:
     """The sliding window, where it is shorter than what the model can read at all."""
-    window = getattr(config, "sliding_window", None)
+    window = sliding_window(config)
     return window if window is not None and window < config.max_position_embeddings else None
 
 

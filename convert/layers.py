@@ -100,7 +100,8 @@ class Layers:
         if isinstance(wanted, SharedHeads) and method.share is not None:
             return method.share(weights, wanted.groups, context)
         if isinstance(wanted, LatentCache) and method.compress is not None:
-            sizes = LatentSizes(wanted.rank, wanted.rope_dim, plan.target.frequencies(plan.blueprint))
+            frequencies = plan.target.frequencies(replace(plan.blueprint, form=wanted))
+            sizes = LatentSizes(wanted.rank, wanted.rope_dim, frequencies)
             converted = method.compress(weights, sizes, context)
             return replace(converted, latent_power=context.moments.power(converted.down)) if wanted.norm else converted
         raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")

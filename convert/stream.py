@@ -112,6 +112,11 @@ class Stream:
         module: nn.Module = self._model.get_submodule(self._arch.block.format(layer=layer).rstrip("."))
         return module
 
+    def _window(self, layer: int) -> int | None:
+        """How many tokens back the layer sees; layers without a window may stand among others."""
+        kinds = getattr(self._model.config, "layer_types", None)
+        return None if kinds and kinds[layer] == "full_attention" else self._sizes.window
+
     @contextmanager
     def block(self, layer: int) -> Iterator[Block]:
         """One block; its attention's own projections are not read, as `Block.run` never uses them."""
@@ -126,7 +131,7 @@ class Stream:
             scale=float(attention.scaling),  # type: ignore[arg-type]
             inv_freq=rotary,
             rotary_scale=float(getattr(getattr(self._model, "rotary_emb", None), "attention_scaling", 1.0)),
-            window=self._sizes.window,
+            window=self._window(layer),
         )
         try:
             yield Block(module, module.get_submodule(self._arch.norm.name), attention, rule)

@@ -63,6 +63,12 @@ def test_rank_of_all_keys_and_values_is_enough_when_there_are_few(model_type: st
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
 
 
+def test_a_window_that_no_layer_has_does_not_limit_the_result(tmp_path: Path) -> None:
+    model = tiny_model("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    converted = _convert(model, tmp_path, rank=HIDDEN, rope_dim=HEADS * HEAD_DIM)
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kv_heads", [2, 4])
 @pytest.mark.parametrize("model_type", ROTARY)
 def test_grouped_sources_convert_too(model_type: str, kv_heads: int, tmp_path: Path) -> None:
