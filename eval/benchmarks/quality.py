@@ -35,6 +35,7 @@ from convert_attn.convert.samples import heldout_text
 from convert_attn.eval.quality import measure, windows
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
+_LOWEST = 1e-4  # drawn: a conversion without loss has no place on a logarithmic axis
 
 
 def _tokens(model: Path, text: Path | None, window_file: Path | None, length: int, limit: int | None) -> Tensor:
@@ -131,7 +132,7 @@ def markdown(table: list[Row]) -> str:
         if row.kl is None or row.top1 is None:
             lines.append(f"| {name} | original | 100% | | {row.perplexity:.2f} | | |")
             continue
-        kl = f"{row.kl:.4f}"
+        kl = f"{round(row.kl, 4) + 0.0:.4f}"  # no minus in front of zero
         kl = f"**{kl}**" if row.kl == best[row.model, row.target, row.share] else kl
         cells = (name, row.target, f"{row.share:.1%}", row.method, f"{row.perplexity:.2f}", kl, f"{row.top1:.1%}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -139,26 +140,28 @@ def markdown(table: list[Row]) -> str:
 
 
 def draw(table: list[Row], path: Path) -> None:
-    """KL against the share of the cache, a panel for each model, a line for each target and method."""
+    """KL against the share of the cache, panels for models and kinds of cache, a line for each method."""
     try:
         from matplotlib import pyplot
     except ImportError:
         raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
     models = list(dict.fromkeys(row.model for row in table))
-    figure, panels = pyplot.subplots(1, len(models), figsize=(7 * len(models), 6), sharey=True, squeeze=False)
-    for model, panel in zip(models, panels[0], strict=True):
-        for heads, style in ((True, "-o"), (False, "--s")):
-            chosen = [row for row in table if row.model == model and row.kl and (row.target != "mla") == heads]
-            for number, method in enumerate(dict.fromkeys(row.method for row in chosen)):
-                line = sorted((row.share, row.kl) for row in chosen if row.method == method and row.kl)
-                label = f"{'GQA/MQA' if heads else 'MLA'}: {method}"
-                panel.plot(*zip(*line, strict=True), style, label=label, markersize=4, color=f"C{number}")
-        panel.set(xscale="log", yscale="log", title=Path(model).name, xlabel="share of the original cache")
-        panel.set_xticks(SHARES, [f"1/{round(1 / share)}" for share in SHARES])
-        panel.minorticks_off()
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-    panels[0][0].set_ylabel("KL(original || converted), nats per token")
+    size = (7 * len(models), 10)
+    figure, panels = pyplot.subplots(2, len(models), figsize=size, sharey=True, squeeze=False)
+    for column, model in enumerate(models):
+        for panel, name in zip(panels[:, column], ("GQA and MQA", "MLA"), strict=True):
+            chosen = [row for row in table if row.model == model and row.kl is not None]
+            chosen = [row for row in chosen if (row.target == "mla") == (name == "MLA")]
+            for method in dict.fromkeys(row.method for row in chosen):
+                line = sorted((row.share, max(row.kl or 0.0, _LOWEST)) for row in chosen if row.method == method)
+                panel.plot(*zip(*line, strict=True), "-o", label=method, markersize=4)
+            panel.set(xscale="log", yscale="log", title=f"{Path(model).name}, {name}")
+            panel.set(xlabel="share of the original cache", ylabel="KL(original || converted), nats per token")
+            panel.set_xticks(SHARES, [f"1/{round(1 / share)}" for share in SHARES])
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+            panel.legend(fontsize=8)
+    figure.suptitle(f"lower is better; what is below {_LOWEST:g} is drawn there", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
