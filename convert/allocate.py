@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convert_attn.convert.calibrate import Calibration, Progress, batches
+from convert_attn.convert.calibrate import Calibration, batches
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.layers import Layers
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.refit import single
+from convert_attn.convert.request import STEP
 from convert_attn.convert.stream import Stream
 
-_STEP = 8
 _SHARES = (0.25, 0.375, 0.5, 0.625)  # of the cache, for the rotary key
 _TRIALS = 4  # layers on which splits are compared, evenly spaced: a fit of a large layer takes minutes
 
@@ -23,7 +24,7 @@ _TRIALS = 4  # layers on which splits are compared, evenly spaced: a fit of a la
 def splits(form: LatentCache, hidden: int, most: int) -> list[LatentCache]:
     """Ways to part a cache of the same size into latent and rotary key, the form's own first."""
     total = form.rank + form.rope_dim
-    dims = (min(most, max(_STEP, round(share * total / _STEP) * _STEP)) for share in _SHARES)
+    dims = (min(most, max(STEP, round(share * total / STEP) * STEP)) for share in _SHARES)
     found = [form]
     for rope_dim in dims:
         other = replace(form, rank=total - rope_dim, rope_dim=rope_dim)
@@ -98,9 +99,9 @@ def allocate(layers: Layers, calibration: Calibration, form: LatentCache, progre
         progress("ranks", layer, sizes.num_layers)
         context = layers.context(layer, calibration.layer(layer))
         values = layers.losses(layers.read(layer), context, form)
-        blocks.append(values[: len(values) // _STEP * _STEP].unflatten(0, (-1, _STEP)).sum(1))
+        blocks.append(values[: len(values) // STEP * STEP].unflatten(0, (-1, STEP)).sum(1))
     progress("ranks", sizes.num_layers, sizes.num_layers)
-    return replace(form, ranks=greedy(blocks, form.rank * sizes.num_layers // _STEP))
+    return replace(form, ranks=greedy(blocks, form.rank * sizes.num_layers // STEP))
 
 
 def greedy(blocks: list[Tensor], count: int) -> tuple[int, ...]:
@@ -112,4 +113,4 @@ def greedy(blocks: list[Tensor], count: int) -> tuple[int, ...]:
             break
         best = max(open_layers, key=lambda layer: float(blocks[layer][taken[layer]]))
         taken[best] += 1
-    return tuple(_STEP * number for number in taken)
+    return tuple(STEP * number for number in taken)

@@ -14,8 +14,9 @@ from convert_attn.convert.errors import UsageError
 from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.plan import Plan, make_plan
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.request import Request
-from convert_attn.convert.run import Progress, Result, execute, silent
+from convert_attn.convert.run import Result, execute
 from convert_attn.convert.source import Source
 from convert_attn.convert.verify import check_names
 from convert_attn.convert.writer import check_output

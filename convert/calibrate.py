@@ -24,11 +24,11 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.functional import Attention
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.source import Source
 from convert_attn.convert.statistics import Gathering, LayerStatistics
 from convert_attn.convert.stream import Stream
 
-Progress = Callable[[str, int, int], None]
 ReadLayer = Callable[[int], AttentionWeights]
 
 _VERSION = 1  # of what is measured: older files are not read
@@ -86,14 +86,10 @@ def _key(source: Source, windows: Tensor) -> str:
 
 
 class Calibration:
-    """The statistics of every layer, on disk; one layer of them in memory at a time.
+    """The statistics of every layer, on disk; one layer of them in memory at a time."""
 
-    Attributes:
-        windows: [N, T] the tokens they were measured on.
-    """
-
-    def __init__(self, folder: Path, windows: Tensor, device: str) -> None:
-        self._folder, self.windows, self._device = folder, windows, device
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder, self._device = folder, device
 
     def layer(self, layer: int) -> LayerStatistics:
         """One layer's statistics, float64.
@@ -139,7 +135,7 @@ def calibrate(
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return Calibration(folder, windows, stream.device)
+    return Calibration(folder, stream.device)
 
 
 def _partial(parent: Path) -> Path:

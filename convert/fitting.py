@@ -10,13 +10,14 @@ from functools import partial
 import torch
 
 from convert_attn.convert.allocate import Trial, allocate, splits
-from convert_attn.convert.calibrate import Calibration, Progress, calibrate
+from convert_attn.convert.calibrate import Calibration, calibrate
 from convert_attn.convert.calibration_text import calibration_windows
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.plan import Plan, replan
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.refit import SideBySide
 from convert_attn.convert.stream import Stream
 from convert_attn.convert.targets.base import Converted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,11 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 
 from convert_attn.convert.card import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.repeat import describe, read_provenance
 from convert_attn.convert.retry import chain, may_pass, persistently, response_of
 from convert_attn.convert.verify import verify_folder
 from convert_attn.convert.writer import is_temporary
-
-Progress = Callable[[str, int, int], None]
 
 # of a checkpoint that was there before: beside the new files, loaders could take them for the model
 _STALE = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.py")

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.calibrate import Progress, batches, spool
+from convert_attn.convert.calibrate import batches, spool
 from convert_attn.convert.functional import Attention
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
 
@@ -88,15 +90,11 @@ class SideBySide:
         """
         with self._stream.block(layer) as block:
             self._advance_original(block, single(weights))
-            chosen = candidates[0]()
-            if len(candidates) > 1:
-                lowest = self._error(block, chosen)
-                for candidate in candidates[1:]:
-                    other = candidate()
-                    error = self._error(block, other)
-                    if error < lowest:
-                        lowest, chosen = error, other
-            chosen = self._refit(block, chosen)
+            if len(candidates) == 1:
+                best = candidates[0]()
+            else:
+                best = min((candidate() for candidate in candidates), key=partial(self._error, block))
+            chosen = self._refit(block, best)
             self._advance_converted(block, chosen)
         return chosen
 

@@ -12,7 +12,7 @@ from convert_attn.convert.geometry import Geometry
 
 DTYPE_OPTIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
-_STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
+STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _rope_dim(request: Request, rotary: bool, rank: int, sizes: Geometry) -> int
         return 0
     most = sizes.num_kv_heads * sizes.head_dim
     if request.rope_dim is None:
-        return min(most, max(_STEP, round(0.6 * rank / _STEP) * _STEP))
+        return min(most, max(STEP, round(0.6 * rank / STEP) * STEP))
     if request.rope_dim < 2 or request.rope_dim % 2 or request.rope_dim > most:
         raise UsageError(
             f"--rope-dim is {request.rope_dim}, expected an even number from 2 to {most} (all keys of this model)"
@@ -196,9 +196,9 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry
         raise UsageError(f"--cache-ratio is {ratio}, expected a share above 0 and at most 1")
     if request.rank is not None or request.rope_dim is not None:
         raise UsageError("--cache-ratio chooses the sizes: drop --rank and --rope-dim, or give them alone")
-    total = int(whole * ratio + 1e-9) // _STEP * _STEP
-    rope_dim = max(_STEP, round(rotary_share(ratio) * total / _STEP) * _STEP) if rotary else 0
-    least = _STEP * (2 if rotary else 1)
+    total = int(whole * ratio + 1e-9) // STEP * STEP
+    rope_dim = max(STEP, round(rotary_share(ratio) * total / STEP) * STEP) if rotary else 0
+    least = STEP * (2 if rotary else 1)
     if total < least:
         raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")
     return LatentCache(min(total - rope_dim, sizes.hidden_size), rope_dim, request.latent_norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,17 +16,11 @@ from convert_attn.convert.fitting import Fitting, fitting
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.layers import on_device
 from convert_attn.convert.plan import OutputTensor, Plan
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.tensors import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.verify import verify_folder
 from convert_attn.convert.writer import ShardWriter, check_output, check_space, whole_or_nothing
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and how much there is."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,10 +13,9 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.progress import Progress
 from convert_attn.convert.source import SafetensorsWeights, Weights, open_weights
 from convert_attn.convert.tensors import DTYPES, FLOATS, TensorInfo
-
-Progress = Callable[[str, int, int], None]
 
 
 def verify_folder(folder: Path, auto_class: str, progress: Progress) -> None:

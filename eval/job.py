@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert_attn.convert.run import Progress
+from convert_attn.convert.progress import Progress
 from convert_attn.eval.contenders import Contender
 from convert_attn.eval.harness import Harness
 from convert_attn.eval.passages import Passages

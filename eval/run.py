@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.run import Progress, silent
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.version import __version__
 from convert_attn.eval.card import check_cards, update_card
 from convert_attn.eval.contenders import (

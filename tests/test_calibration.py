@@ -30,10 +30,10 @@ from convert_attn.convert.latent_basis import Latent, Reading, exact_latent, fit
 from convert_attn.convert.latent_basis import _one_metric as one_metric
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.moments import Moments
+from convert_attn.convert.progress import silent
 from convert_attn.convert.refit import single
 from convert_attn.convert.rotary import Offsets, characteristic, measured_offsets
 from convert_attn.convert.rotary import _within_bin as within_bin
-from convert_attn.convert.run import silent
 from convert_attn.convert.statistics import LayerStatistics
 from convert_attn.convert.statistics import _by_offset as by_offset
 from convert_attn.convert.stream import Stream

@@ -18,7 +18,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.fitting import fitting
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.run import silent
+from convert_attn.convert.progress import silent
 from convert_attn.convert.targets import fitting as targets_for
 
 HIDDEN, LAYERS, VOCABULARY = SIZES["hidden_size"], SIZES["num_hidden_layers"], SIZES["vocab_size"]
