@@ -21,7 +21,7 @@ from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
 SAMPLE, SELF = "sample", "self"
-_TOKENS = ".npy"
+TOKEN_FILE = ".npy"
 TOKENS, SELF_TOKENS = 131072, 16384
 """How many are used where the user does not say: of text, and of what the model has to write first."""
 
@@ -50,7 +50,7 @@ def check_calibration(spec: str) -> None:
     Raises:
         UsageError: see `read_documents`.
     """
-    if spec.endswith(_TOKENS):
+    if spec.endswith(TOKEN_FILE):
         if not Path(spec).is_file():
             raise UsageError(f"calibration tokens '{spec}' are not there")
     elif spec not in (SAMPLE, SELF):
@@ -76,12 +76,12 @@ def calibration_windows(
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
     window = min(context, _WINDOW)
-    if spec.endswith(_TOKENS):
-        windows = _token_file(Path(spec), context, tokens)
+    if spec.endswith(TOKEN_FILE):
+        windows = token_file(Path(spec), context, tokens)
     elif spec == SELF:
         windows = _written_by_model(folder, name, tokens or SELF_TOKENS, window, seed)
     else:
-        windows = _tokenised(spec, _tokenizer(folder, name), tokens or TOKENS, window, seed)
+        windows = _tokenised(spec, load_tokenizer(folder, name), tokens or TOKENS, window, seed)
     strange = windows[(windows < 0) | (windows >= vocabulary)]
     if strange.numel():
         raise ConvertAttnError(
@@ -104,7 +104,7 @@ def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -
     return windows[order[: max(1, wanted // window)].sort().values]
 
 
-def _token_file(path: Path, context: int, tokens: int | None) -> Tensor:
+def token_file(path: Path, context: int, tokens: int | None) -> Tensor:
     """Windows [N, T] that somebody else has cut and tokenised."""
     try:
         found = np.load(path, allow_pickle=False)
@@ -135,7 +135,7 @@ def _parted(windows: Tensor) -> Windows:
     return Windows(fit, fit, (note,))
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a broken or missing tokenizer raises

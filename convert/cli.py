@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
@@ -251,6 +253,7 @@ def sample(name: str, folder: Path) -> None:
 
 
 cli.add_command(evaluate)
+cli.add_command(heal)
 
 
 def main() -> None:
@@ -272,6 +275,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    if int(os.environ.get("RANK", "0")):  # of several processes the first one speaks
+        sys.exit(code)
     click.echo(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(code)
 

@@ -16,15 +16,20 @@ from convert_attn.convert.version import __version__
 modeling.register()
 
 if TYPE_CHECKING:
+    from convert_attn.convert.heal.run import heal
     from convert_attn.eval.run import evaluate
 
-__all__ = ["ConvertAttnError", "Pushed", "UsageError", "__version__", "convert", "evaluate", "inspect", "push"]
+__all__ = ["ConvertAttnError", "Pushed", "UsageError", "__version__", "convert", "evaluate", "heal", "inspect", "push"]
 
 
 def __getattr__(name: str) -> Any:
-    """`evaluate`, imported when it is asked for: most uses need no measuring."""
+    """`evaluate` and `heal`, imported when they are asked for: most uses need no measuring and no training."""
     if name == "evaluate":
         from convert_attn.eval.run import evaluate
 
         return evaluate
+    if name == "heal":
+        from convert_attn.convert.heal.run import heal
+
+        return heal
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

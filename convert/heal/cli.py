@@ -1,0 +1,211 @@
+"""`convert-attn heal`: options -> heal -> print."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+
+
+class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.5 on
+    """A number of tokens: 5M, 250K, 1.5B, 1000000."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """ "5M" -> 5000000."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper()
+        unit = _UNITS.get(text[-1:], 1)
+        try:
+            count = float(text[:-1] if unit > 1 else text) * unit
+        except ValueError:
+            count = float("nan")
+        if not 1 <= count < 1e15:
+            self.fail(f"'{value}' is no number of tokens such as 5M, 250K or 1000000", param, ctx)
+        return int(count)
+
+
+class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Stages with commas between."""
+
+    name = "STAGE,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """ "layerwise,distill" -> ("layerwise", "distill"); what they mean is checked later."""
+        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+
+
+@click.command("heal")
+@click.argument("converted", type=click.Path(path_type=Path))
+@click.option(
+    "--teacher",
+    metavar="MODEL",
+    help="The original [default: the one recorded in CONVERTED]. Hub id, folder or sample:NAME.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="SRC",
+    help="Text to train on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split) or sample.",
+)
+@click.option("--tokens", type=Count(), required=True, help="To train on, all stages together: 5M, 250K.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: CONVERTED-healed].")
+@click.option("--resume", is_flag=True, help="Go on with a run to the same output that was broken off.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output, or an unfinished run to it.")
+@click.option(
+    "--stages",
+    type=_Stages(),
+    default="layerwise,distill",
+    show_default=True,
+    help="layerwise: each block against the original's; distill: the whole against the original; uptrain: on the "
+    "text alone.",
+)
+@click.option("--layer-share", type=float, default=0.2, show_default=True, help="Of the tokens, for layerwise.")
+@click.option("--train", type=click.Choice(["attention", "all"]), default="all", show_default=True, help="What learns.")
+@click.option("--lora-rank", type=int, metavar="R", help="Low-rank adapters on the attention instead (needs peft).")
+@click.option("--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size].")
+@click.option(
+    "--batch-size",
+    type=int,
+    metavar="N",
+    help="Windows per step, over all processes [default: 4096 tokens, at least 8 windows].",
+)
+@click.option("--micro-batch-size", type=int, metavar="N", help="Windows per forward call and process [default: all].")
+@click.option(
+    "--seq-len", type=int, metavar="N", help="Tokens per window [default: what the model reads, at most 2048]."
+)
+@click.option("--warmup", type=float, default=0.1, show_default=True, help="Share of the steps.")
+@click.option("--weight-decay", type=float, default=0.0, show_default=True)
+@click.option("--max-grad-norm", type=float, default=1.0, show_default=True, help="Gradients are clipped to it.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="distill: of both distributions.")
+@click.option(
+    "--hidden-weight", type=float, default=0.0, show_default=True, help="distill: weight of the error of hidden states."
+)
+@click.option("--lm-weight", type=float, default=0.0, show_default=True, help="distill: weight of the text's own loss.")
+@click.option(
+    "--selection-tokens",
+    type=Count(),
+    default="16384",
+    show_default=True,
+    help="Of the text, kept apart to choose the best weights on.",
+)
+@click.option(
+    "--eval-every", type=int, metavar="N", help="Steps between measurements on them [default: a twentieth of the run]."
+)
+@click.option(
+    "--save-every", type=int, metavar="N", help="Steps between states to resume from [default: as --eval-every]."
+)
+@click.option(
+    "--patience", type=int, default=5, show_default=True, help="Measurements without a better one before it stops."
+)
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["auto", "no", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="auto: as `accelerate launch` or its config says, else no.",
+)
+@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of which windows come when."
+)
+@click.option("--cpu", is_flag=True, help="Stay on the CPU where there is an accelerator.")
+@click.option(
+    "--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there too."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def heal(converted: Path, as_json: bool, **options: Any) -> None:
+    """Train CONVERTED towards its original: most of what the conversion lost comes back.
+
+    Runs on one process, or unchanged on many: accelerate launch -m convert_attn.convert.cli heal ...
+    """
+    from convert_attn.convert.heal.run import heal as run
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    console = Console(stderr=as_json)
+    with _live(console, quiet=not first or (as_json and not console.is_terminal)) as (progress, show):
+        healed = run(
+            str(converted),
+            progress=progress,
+            show=show,
+            command=_command(),
+            **options,
+        )
+    if not first:
+        return
+    if as_json:
+        click.echo(json.dumps(asdict(healed) | {"output": str(healed.output)}))
+        return
+    lines = [*healed.warnings]
+    if healed.start is not None and healed.best is not None:
+        lines.append(f"On selection text: {healed.start:.4f} -> {healed.best:.4f} nats per token.")
+    if healed.perplexity is not None:
+        lines.append(f"Perplexity there: {healed.perplexity[0]:.2f} -> {healed.perplexity[1]:.2f}.")
+    lines.append(f"{healed.tokens:,} tokens; the healed checkpoint is in {healed.output}")
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _command() -> str:
+    """The command line as typed, paths by their own names alone."""
+    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in sys.argv[1:]]
+    return shlex.join(["convert-attn", *words])
+
+
+@contextmanager
+def _live(console: Console, quiet: bool) -> Iterator[Any]:
+    """A bar per stage with the figures of its last step beside it: the callables for progress and for records."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, disable=quiet) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, figures="")
+            bars.update(tasks[stage], completed=done, total=total)
+
+        def show(record: dict[str, Any]) -> None:
+            if record["stage"] not in tasks:
+                return
+            task = tasks[record["stage"]]
+            bars.update(task, figures=_figures(record) or bars.tasks[task].fields["figures"])
+
+        yield progress, show
+
+
+def _figures(record: dict[str, Any]) -> str:
+    """A record in a few words, "" for measurements, which come between two steps."""
+    if "after" in record:
+        return f"error {record['before']:.4f} -> {record['after']:.4f}"
+    if "loss" not in record:
+        return ""
+    kl = f"  KL {record['kl']:.4f}" if "kl" in record else ""
+    return f"loss {record['loss']:.4f}{kl}  {record['tokens_per_second']:,.0f} tokens/s"

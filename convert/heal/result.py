@@ -1,0 +1,190 @@
+"""The healed checkpoint: the converted folder again, with trained tensors in the place of their predecessors."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.heal.journal import CURVE, LOG, Record, draw, read
+from convert_attn.convert.heal.settings import Settings
+from convert_attn.convert.progress import Progress
+from convert_attn.convert.repeat import versions
+from convert_attn.convert.source import Source
+from convert_attn.convert.tensors import DTYPES, tensor_bytes
+from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.version import __version__
+from convert_attn.convert.writer import ShardWriter, check_space, whole_or_nothing
+
+_BEGIN, _END = "<!-- convert-attn heal: begin -->", "<!-- convert-attn heal: end -->"
+_NOT_TRAINED = re.compile(
+    r"No training followed the conversion\. Only the attention projections differ from the source; every other\s+"
+    r"tensor is the same\.\s*"
+)
+
+
+@dataclass(frozen=True)
+class Healed:
+    """What a run made.
+
+    Attributes:
+        output: the folder.
+        tokens: trained on.
+        steps: of the stage over the whole model.
+        start, best: nats per token on the selection text, before that stage and of the weights that were kept: KL to
+            the original (distill) or the text's own loss (uptrain); None where only layers were trained.
+        perplexity: the same two weights' on the selection text, None likewise.
+        warnings: sentences for the user.
+    """
+
+    output: Path
+    tokens: int
+    steps: int
+    start: float | None = None
+    best: float | None = None
+    perplexity: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What there is to be written.
+
+    Attributes:
+        names: of the parameters that were trained, as the model's class has them.
+        read: one of them.
+    """
+
+    names: frozenset[str]
+    read: Callable[[str], Tensor]
+
+
+def write_result(
+    student: Source,
+    trained: Trained,
+    entry: dict[str, Any],
+    log: Path,
+    output: Path,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    """The output folder, verified, or nothing.
+
+    Args:
+        entry: what to say of the run in config.json.
+        log: the journal's file.
+
+    Raises:
+        ConvertAttnError: whatever went wrong, in one sentence.
+    """
+    infos = student.weights.infos
+    check_space(output, sum(info.nbytes for info in infos.values()))
+    with whole_or_nothing(output, overwrite) as folder:
+        for path in sorted(student.origin.folder.iterdir()):
+            if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+                shutil.copyfile(path, folder / path.name)
+        _write_weights(student, trained, folder, progress)
+        records = read(log) if log.exists() else []
+        if log.exists():
+            shutil.copyfile(log, folder / LOG)
+        drawn = draw(records, folder / CURVE)
+        _write_config(student, entry, folder)
+        _write_card(folder, entry, drawn)
+        verify_folder(folder, "AutoModelForCausalLM", progress)
+
+
+def _write_weights(student: Source, trained: Trained, folder: Path, progress: Progress) -> None:
+    weights = student.weights
+    known = {stored: name for name in trained.names for stored in [_stored(name, weights.infos)] if stored}
+    writer = ShardWriter(folder, {f: i for f, i in weights.shards().items() if i}, weights.metadata)
+    try:
+        for done, (name, info) in enumerate(weights.infos.items()):
+            progress("write", done, len(weights.infos))
+            if name not in known:
+                writer.put(name, weights.chunks(name))
+                continue
+            tensor = trained.read(known[name]).to(DTYPES[info.dtype])
+            if not torch.isfinite(tensor).all():
+                raise ConvertAttnError(f"trained tensor '{name}' has numbers that do not fit {info.dtype}")
+            writer.put(name, [tensor_bytes(tensor)])
+        progress("write", len(weights.infos), len(weights.infos))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _stored(name: str, present: dict[str, Any]) -> str | None:
+    """A parameter's name in the checkpoint: with the base model's prefix or, in one of a bare base model, without."""
+    return next((known for known in (name, name.partition(".")[2]) if known in present), None)
+
+
+def _write_config(student: Source, entry: dict[str, Any], folder: Path) -> None:
+    config = dict(student.config)
+    block = dict(config["convert_attn"])
+    block["heal"] = [*block.get("heal", []), entry]
+    config["convert_attn"] = block
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe_run(
+    settings: Settings, text: str, teacher: str | None, healed: Healed, command: str | None
+) -> dict[str, Any]:
+    """The entry for config.json."""
+    return {
+        "version": __version__,
+        "stages": [*settings.stages],
+        "teacher": teacher,
+        "text": text,
+        "tokens": healed.tokens,
+        "train": settings.learned,
+        "selection": {"start": healed.start, "best": healed.best},
+        "selection_perplexity": None if healed.perplexity is None else [*healed.perplexity],
+        "settings": settings.as_dict(),
+        "command": command,
+        "versions": versions(),
+    }
+
+
+def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
+    stages = ", then ".join(entry["stages"])
+    learned = "all parameters" if entry["train"] == "all" else "the attention's parameters"
+    teacher = f", teacher `{entry['teacher']}`" if entry["teacher"] else ""
+    yield f"Trained after the conversion by `convert-attn heal` {entry['version']}: {stages}; {learned};"
+    yield f"{entry['tokens']:,} tokens of {entry['text']}{teacher}."
+    if entry["selection"]["best"] is not None:
+        before, after = entry["selection"]["start"], entry["selection"]["best"]
+        what = "loss" if "uptrain" in entry["stages"] else "KL(original \\|\\| converted)"
+        low, high = entry["selection_perplexity"]
+        yield ""
+        yield "| on selection text, not trained on | before | after |"
+        yield "|---|---|---|"
+        yield f"| {what}, nats per token | {before:.4f} | {after:.4f} |"
+        yield f"| perplexity | {low:.2f} | {high:.2f} |"
+    if drawn:
+        yield ""
+        yield f"![loss]({CURVE})"
+
+
+def _write_card(folder: Path, entry: dict[str, Any], drawn: bool) -> None:
+    """The section on training, in the place of the sentence that there was none."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = _NOT_TRAINED.sub("", text)
+    text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", "", text, flags=re.DOTALL).rstrip()
+    body = "\n".join([_BEGIN, "", "## Healed", "", *_card_lines(entry, drawn), "", _END, ""])
+    path.write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
+
+
+def last_measurements(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:
+    """Losses on the selection text at the start of a stage and at its best step."""
+    losses = {r["step"]: r["selection_loss"] for r in records if r["stage"] == stage and "selection_loss" in r}
+    return (losses[0], losses[best_step]) if 0 in losses and best_step in losses else None

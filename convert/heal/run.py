@@ -1,0 +1,315 @@
+"""A run of `heal` from end to end: every check first, then the stages, then the output folder, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from convert_attn.convert.calibration_text import check_calibration
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.heal import journal as journals
+from convert_attn.convert.heal.journal import LOG, Journal, Show
+from convert_attn.convert.heal.layerwise import Layerwise, name_of
+from convert_attn.convert.heal.lora import adapt, merged
+from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.result import (
+    Healed,
+    Trained,
+    describe_run,
+    last_measurements,
+    write_result,
+)
+from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
+from convert_attn.convert.heal.tokens import Text, open_text, pack
+from convert_attn.convert.heal.training import BEST, Progressed, Training, into
+from convert_attn.convert.heal.workplace import Workplace
+from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.writer import check_output
+
+_LONGEST_WINDOW = 2048
+_PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
+
+
+def heal(
+    converted: str | Path,
+    *,
+    data: str | Path,
+    tokens: int,
+    teacher: str | Path | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    cpu: bool = False,
+    tensorboard: str | Path | None = None,
+    stages: Sequence[str] = DEFAULT_STAGES,
+    progress: Progress = silent,
+    show: Show = journals.hidden,
+    command: str | None = None,
+    **options: Any,
+) -> Healed:
+    """Train a converted checkpoint towards its original.
+
+    Under `accelerate launch` every process calls this with the same arguments; they share a file system.
+
+    Args:
+        converted: a folder that convert-attn made.
+        data: text to train on: "sample", what `convert_attn.convert.text.read_documents` takes, or a .npy file of
+            windows of token ids.
+        tokens: to train on, all stages together.
+        teacher: the original; None: the one recorded in the checkpoint, where that can be found.
+        output: folder to make; None: the converted folder's name and "-healed".
+        resume: go on with a run to the same output that was broken off.
+        overwrite: replace the output, or an unfinished run to it.
+        cpu: stay on the CPU where there is an accelerator.
+        tensorboard: folder for TensorBoard's files.
+        stages: see `Settings`.
+        progress: called with a stage's name, how much of it is done, and how much there is.
+        show: called with every record of the log, on the first process.
+        command: what the result's config gives as the command that made it.
+        options: the other fields of `Settings`.
+
+    Raises:
+        UsageError: something asked for cannot be done; nothing was begun.
+        ConvertAttnError: the run failed, in one sentence; nothing was written to `output`.
+    """
+    settings = Settings(tokens=tokens, stages=tuple(stages), **options)
+    check_calibration(str(data))
+    pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
+    target = Path(output) if output is not None else _default_output(pair)
+    check_output(target, overwrite)
+    if target.resolve() == pair.student.origin.folder.resolve():
+        raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=None if settings.mixed_precision == "auto" else settings.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+    run = _Run(accelerator, pair, settings, str(data), target, Workplace(target), progress)
+    return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
+
+
+def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> str | None:
+    """The original as it can be found, or None where no stage learns from one."""
+    if teacher is not None:
+        return str(teacher)
+    if settings.stages == (UPTRAIN,):
+        return None
+    recorded = open_pair(converted, None).provenance
+    source = str(recorded.get("source"))
+    if source.startswith("sample:") or recorded.get("source_commit"):
+        return source
+    raise UsageError(f"'{converted}' was converted from the folder '{source}', wherever that is: give it as --teacher")
+
+
+def _default_output(pair: Pair) -> Path:
+    folder = pair.student.origin.folder
+    return folder.with_name(f"{folder.resolve().name}-healed")
+
+
+@dataclass
+class _Run:
+    accelerator: Accelerator
+    pair: Pair
+    settings: Settings
+    data: str
+    output: Path
+    place: Workplace
+    progress: Progress
+
+    def run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
+        """All stages and the result."""
+        first = self.accelerator.is_main_process
+        if first:
+            self.place.begin(self.settings, self._identity(), resume, overwrite)
+            if not self.place.has_text:
+                self._pack()
+        self.accelerator.wait_for_everyone()
+        text = open_text(
+            self.place.folder,
+            self.settings.selection_tokens,
+            int(self.pair.config.vocab_size),
+            self.pair.student.origin.name,
+            self.settings.seed,
+        )
+        journal = Journal(self.place.folder / LOG if first else None, show, board)
+        warnings = self._short(text)
+        used = self._layerwise(text, journal)
+        done = self._whole(text, used, journal)
+        if not first:
+            self.accelerator.wait_for_everyone()
+            return Healed(self.output, self.settings.tokens, done.step if done else 0)
+        healed = self._finish(text, used, done, warnings, overwrite, command)
+        self.accelerator.wait_for_everyone()
+        return healed
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run that goes on must share with the one that was broken off."""
+        teacher = self.pair.teacher
+        return {
+            "checkpoint": str(self.pair.student.origin.folder.resolve()),
+            "teacher": None if teacher is None else str(teacher.origin.folder.resolve()),
+            "data": self.data,
+        }
+
+    def _length(self) -> int:
+        """Tokens per window."""
+        asked, context = self.settings.seq_len, self.pair.context
+        if asked is not None and asked > context:
+            raise UsageError(f"--seq-len is {asked}, the model reads at most {context} tokens")
+        return asked or min(context, _LONGEST_WINDOW)
+
+    def _pack(self) -> None:
+        origin = self.pair.student.origin
+        pack(self.data, origin.folder, origin.name, self._length(), self.settings.tokens, self.place.folder)
+        self.place.text_is_ready()
+
+    def _short(self, text: Text) -> tuple[str, ...]:
+        there = len(text.order) * text.length
+        if there >= self.settings.tokens:
+            return ()
+        return (
+            f"the text has {there:,} tokens to train on, fewer than --tokens {self.settings.tokens:,}: it was read "
+            f"{self.settings.tokens / there:.1f} times",
+        )
+
+    def _layerwise(self, text: Text, journal: Journal) -> int:
+        """The stage over single blocks; how many windows it took."""
+        tokens = self.settings.layer_tokens()
+        if not tokens:
+            return 0
+        count = max(1, tokens // text.length)
+        if self.place.last_state() is None:  # else it is done and the next stage is under way
+            stage = Layerwise(
+                self.accelerator,
+                self.pair,
+                self.settings,
+                text.batch(0, count),
+                text.selection,
+                self.place,
+                journal,
+            )
+            stage.run(self.progress)
+        return count
+
+    def _dtype(self) -> torch.dtype:
+        """Of what is not trained: under mixed precision as narrow as the arithmetic."""
+        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return narrow.get(self.accelerator.mixed_precision, torch.float32)
+
+    def _whole(self, text: Text, used: int, journal: Journal) -> Progressed | None:
+        """The stage over the whole model, if one was asked for."""
+        if self.settings.whole is None:
+            return None
+        teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
+        student = self._student()
+        if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
+            share_frozen(student, teacher)
+        training = Training(
+            self.accelerator,
+            self.settings,
+            student,
+            teacher,
+            text,
+            used,
+            self.settings.tokens - used * text.length,
+            int(self.pair.config.hidden_size),
+            self.place,
+            journal,
+        )
+        return training.run(self.progress)
+
+    def _student(self) -> Any:
+        """Loaded, with what the layers have learned, and what is to be trained marked and in float32."""
+        student = load_model(self.pair.student, self._dtype())
+        layers = self._layers()
+        if layers:
+            into(student, layers)
+        if self.settings.lora_rank is not None:
+            student = adapt(student, self.settings.lora_rank)
+        else:
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(learns(name, self.settings.learned))
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return student
+
+    def _layers(self) -> dict[str, Tensor]:
+        """What the stage over single blocks has kept."""
+        if LAYERWISE not in self.settings.stages:
+            return {}
+        found: dict[str, Tensor] = {}
+        for layer in range(int(self.pair.config.num_hidden_layers)):
+            found |= self.place.kept(name_of(layer)) or {}
+        return found
+
+    def _finish(
+        self,
+        text: Text,
+        used: int,
+        done: Progressed | None,
+        warnings: tuple[str, ...],
+        overwrite: bool,
+        command: str | None,
+    ) -> Healed:
+        """The output folder from what was kept."""
+        tokens, steps = used * text.length, 0
+        start = best = perplexity = None
+        log = self.place.folder / LOG
+        if done is not None:
+            tokens += done.step * self.settings.windows_per_step(text.length) * text.length
+            steps, start, best = done.step, done.start, done.best
+            losses = last_measurements(journals.read(log), str(self.settings.whole), done.best_step)
+            perplexity = None if losses is None else (math.exp(losses[0]), math.exp(losses[1]))
+            if done.best_step == 0:
+                warnings += ("training made nothing better on the selection text: the weights are those it began with",)
+        healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
+        teacher = self.pair.teacher
+        entry = describe_run(
+            self.settings,
+            "the text that comes with convert-attn" if self.data == "sample" else Path(self.data).name,
+            None if teacher is None else teacher.origin.label,
+            healed,
+            command,
+        )
+        tensors = self._trained(done)
+        trained = Trained(frozenset(tensors), tensors.__getitem__)
+        write_result(self.pair.student, trained, entry, log, self.output, overwrite, self.progress)
+        self.place.remove()
+        return healed
+
+    def _trained(self, done: Progressed | None) -> dict[str, Tensor]:
+        """Every trained parameter by its name in the model's class."""
+        layers = self._layers()
+        if done is None:
+            return layers
+        best = self.place.kept(BEST) or {}
+        if self.settings.lora_rank is None:
+            return layers | best
+        adapted = adapt(load_model(self.pair.student, torch.float32), self.settings.lora_rank)
+        if layers:
+            into(adapted.get_base_model(), _renamed(adapted, layers))
+        into(adapted, best)
+        return layers | merged(adapted)
+
+
+def _renamed(adapted: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the plain model -> those in one with adapters, which wrap the layers they are on."""
+    present = dict(adapted.get_base_model().named_parameters())
+    found = {}
+    for name, value in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        found[name if name in present else f"{stem}.base_layer.{kind}"] = value
+    return found
+
+
+__all__ = ["Healed", "heal"]

@@ -1,0 +1,133 @@
+"""What a run of `heal` is asked to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from convert_attn.convert.errors import UsageError
+
+LAYERWISE, DISTILL, UPTRAIN = "layerwise", "distill", "uptrain"
+STAGES = (LAYERWISE, DISTILL, UPTRAIN)
+DEFAULT_STAGES = (LAYERWISE, DISTILL)
+_RATE = 0.05  # / hidden size: 2e-4 at 256, 1.2e-5 at 4096; what AdamW bears shrinks as models widen
+_STEP_TOKENS = 4096
+_LEAST_WINDOWS = 8
+_CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command line, in the field's names.
+
+    Attributes:
+        tokens: to train on, all stages together.
+        stages: of `STAGES`, in this order.
+        layer_share: of the tokens, for the stage "layerwise" where another one follows.
+        train: "attention" or "all": which parameters learn.
+        lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
+        lr: highest learning rate; None: 0.05 / hidden size.
+        batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more.
+        micro_batch_size: windows per forward call and process; None: all that a process has of a step.
+        seq_len: tokens per window; None: what the model reads, at most 2048.
+        temperature: of both distributions in the distillation's KL.
+        hidden_weight, lm_weight: of the hidden states' error and of the language-model loss beside the KL.
+        eval_every, save_every: steps; None: a twentieth of the run.
+        patience: measurements on selection text without a better one before it stops.
+    """
+
+    tokens: int
+    stages: tuple[str, ...] = DEFAULT_STAGES
+    layer_share: float = 0.2
+    train: str = "all"
+    lora_rank: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    micro_batch_size: int | None = None
+    seq_len: int | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    hidden_weight: float = 0.0
+    lm_weight: float = 0.0
+    selection_tokens: int = 16384
+    eval_every: int | None = None
+    save_every: int | None = None
+    patience: int = 5
+    mixed_precision: str = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_stages()
+        for name in ("tokens", "lora_rank", "batch_size", "micro_batch_size", "eval_every", "save_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{_option(name)} is {value}, expected at least 1")
+        for name in ("lr", "temperature", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"--{_option(name)} is {value}, expected a number above 0")
+        for name in ("hidden_weight", "lm_weight", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"--{_option(name)} is {value}, expected a number of at least 0")
+        for name in ("warmup", "layer_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{_option(name)} is {getattr(self, name)}, expected a share from 0 to below 1")
+        if self.seq_len is not None and self.seq_len < 2:
+            raise UsageError(f"--seq-len is {self.seq_len}, expected at least 2")
+        if self.selection_tokens < 2:
+            raise UsageError(f"--selection-tokens is {self.selection_tokens}, expected at least 2")
+
+    def _check_stages(self) -> None:
+        if not self.stages or any(stage not in STAGES for stage in self.stages):
+            raise UsageError(f"--stages is '{','.join(self.stages)}', expected one or more of {', '.join(STAGES)}")
+        if tuple(dict.fromkeys(self.stages)) != self.stages or (DISTILL in self.stages and UPTRAIN in self.stages):
+            raise UsageError(f"--stages is '{','.join(self.stages)}': give layerwise, then distill or uptrain, or one")
+        if LAYERWISE in self.stages[1:]:
+            raise UsageError("--stages: layerwise comes first, as it starts from the original's inputs")
+        if self.train not in ("attention", "all"):
+            raise UsageError(f"--train is '{self.train}', expected attention or all")
+        if self.lora_rank is not None and self.stages[-1] == LAYERWISE:
+            raise UsageError("--lora-rank is for distill and uptrain: drop it, or add one of them to --stages")
+
+    @property
+    def learned(self) -> str:
+        """ "attention" or "all": what may change; adapters are on the attention alone."""
+        return self.train if self.lora_rank is None else "attention"
+
+    @property
+    def whole(self) -> str | None:
+        """The stage that trains the whole model, if there is one."""
+        return self.stages[-1] if self.stages[-1] != LAYERWISE else None
+
+    def layer_tokens(self) -> int:
+        """Tokens for the stage "layerwise"."""
+        if LAYERWISE not in self.stages:
+            return 0
+        return self.tokens if self.whole is None else int(self.tokens * self.layer_share)
+
+    def windows_per_step(self, length: int) -> int:
+        """Over all processes."""
+        return self.batch_size or max(_LEAST_WINDOWS, _STEP_TOKENS // length)
+
+    def rate(self, hidden: int) -> float:
+        """The highest learning rate."""
+        return self.lr or _RATE / hidden
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"stages": [*self.stages]}
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """The options, as typed, in which an earlier run differs and that a run cannot change on its way."""
+        own = self.as_dict()
+        names = (field.name for field in fields(self) if field.name not in _CHANGEABLE)
+        return [f"--{_option(name)}" for name in names if own[name] != other.get(name)]
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")

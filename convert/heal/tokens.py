@@ -1,0 +1,129 @@
+"""Training text as windows of tokens in a file: any window at any time, the same for every process and after a break.
+
+The text is read once, document by document; windows for choosing and windows to train on are disjoint. Which window
+comes when depends on the seed and the step alone, never on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convert_attn.convert.calibration_text import TOKEN_FILE, load_tokenizer, token_file
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.samples import calibration_text
+from convert_attn.convert.text import read_documents
+
+SAMPLE = "sample"
+_TOKENS, _SHAPE = "tokens.bin", "tokens.json"
+_SPREAD, _SPREAD_TOKENS = 16, 2**24  # so many times the tokens wanted are read, up to this number, and windows drawn
+_MOST_SELECTION = 4  # at most one window in four is kept for choosing
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of a text.
+
+    Attributes:
+        windows: [n, length] of int32, in a file.
+        selection: [m, length] token ids to choose on.
+        order: [n - m] which windows to train on, in the order of their first use.
+        seed: of the order of later rounds.
+    """
+
+    windows: NDArray[np.int32]
+    selection: Tensor
+    order: Tensor
+    seed: int
+
+    @property
+    def length(self) -> int:
+        """Tokens per window."""
+        return int(self.windows.shape[1])
+
+    def batch(self, first: int, count: int) -> Tensor:
+        """The windows of places first to first + count - 1 of the run: [count, length]; a short text comes again."""
+        return self._windows([self._place(number) for number in range(first, first + count)])
+
+    def _place(self, number: int) -> int:
+        round_, place = divmod(number, len(self.order))
+        if round_ == 0:
+            return int(self.order[place])
+        shuffled = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(self.seed + round_))
+        return int(self.order[shuffled[place]])
+
+    def _windows(self, places: list[int]) -> Tensor:
+        return torch.from_numpy(self.windows[places].astype(np.int64))
+
+
+def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Path) -> None:
+    """Write a text's windows into a folder.
+
+    Args:
+        spec: "sample" (the package's text), what `read_documents` takes, or a .npy file of windows [n, length].
+        folder: the checkpoint's, for its tokenizer.
+        name: what the user called it.
+        length: tokens per window.
+        tokens: how many the run asks for.
+        place: where to write.
+
+    Raises:
+        ConvertAttnError: no tokenizer, or less text than two windows.
+    """
+    if spec.endswith(TOKEN_FILE):
+        found = token_file(Path(spec), length, None)
+        length = found.shape[1]
+        stream: Iterator[int] = iter(found.flatten().tolist())
+    else:
+        documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
+        wanted = max(tokens, min(_SPREAD * tokens, _SPREAD_TOKENS))
+        stream = islice(_ids(documents, load_tokenizer(folder, name)), wanted + 2 * length)
+    count = 0
+    with (place / _TOKENS).open("wb") as file:
+        while len(ids := [*islice(stream, 4096 * length)]) >= length:
+            whole = len(ids) // length * length
+            file.write(np.array(ids[:whole], dtype=np.int32).tobytes())
+            count += whole // length
+    if count < 2:
+        raise ConvertAttnError(
+            f"text '{spec}' gives {count} windows of {length} tokens, expected at least 2, one to train on and one to "
+            "choose on: give more text, or a smaller --seq-len"
+        )
+    (place / _SHAPE).write_text(json.dumps([count, length]))
+
+
+def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
+    """Documents one after the other, an end-of-text token after each where the tokenizer has one."""
+    for document in documents:
+        yield from tokenizer(document, verbose=False)["input_ids"]
+        if tokenizer.eos_token_id is not None:
+            yield tokenizer.eos_token_id
+
+
+def open_text(place: Path, selection_tokens: int, vocabulary: int, name: str, seed: int) -> Text:
+    """The windows that `pack` wrote, parted into those to train on and those to choose on.
+
+    Raises:
+        ConvertAttnError: tokens that the model does not know.
+    """
+    count, length = json.loads((place / _SHAPE).read_text())
+    windows: NDArray[np.int32] = np.memmap(place / _TOKENS, dtype=np.int32, mode="r", shape=(count, length))
+    least, most = int(windows.min()), int(windows.max())
+    if least < 0 or most >= vocabulary:
+        raise ConvertAttnError(
+            f"the text has the token id {least if least < 0 else most} but '{name}' knows 0 to {vocabulary - 1}: the "
+            "tokens are another model's; use the tokenizer that belongs to this one"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    kept = max(1, min(selection_tokens // length, count // _MOST_SELECTION))
+    chosen = torch.from_numpy(windows[order[:kept].numpy()].astype(np.int64))
+    return Text(windows, chosen, order[kept:], seed)

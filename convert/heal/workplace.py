@@ -1,0 +1,136 @@
+"""The folder that a run works in, beside its output: all that is needed to go on after a kill, gone when it is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.heal.settings import Settings
+from convert_attn.convert.writer import is_alive
+
+_RUN, _PID, _READY = "run.json", "pid", "text-ready"
+_STATE = "state-"
+_PARTIAL = ".partial"
+
+
+class Workplace:
+    """`<output>.heal`; made, cleaned and removed by the first process, read by all.
+
+    Attributes:
+        folder: where it is.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.folder = output.absolute().with_name(f"{output.absolute().name}.heal")
+
+    def begin(self, settings: Settings, identity: dict[str, Any], resume: bool, overwrite: bool) -> None:
+        """Make the folder, or take it up.
+
+        Args:
+            identity: what else must be the same in a run that goes on: model, teacher, text.
+
+        Raises:
+            UsageError: there is an unfinished run (without `resume`), none (with it), or one with other options.
+            ConvertAttnError: the folder cannot be written.
+        """
+        run = self.folder / _RUN
+        if self.folder.exists() and not run.is_file() and any(self.folder.iterdir()):
+            raise UsageError(
+                f"'{self.folder}' is in the way and no unfinished run: move it, or choose another --output"
+            )
+        if resume and not run.is_file():
+            raise UsageError(f"--resume: there is no unfinished run in '{self.folder}'; drop it to begin one")
+        self._check_alone()
+        if run.is_file() and resume:
+            self._compare(json.loads(run.read_text()), settings, identity)
+        elif run.is_file():
+            if not overwrite:
+                raise UsageError(
+                    f"'{self.folder}' holds an unfinished run: give --resume to go on, or --overwrite to begin anew"
+                )
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _PID).write_text(str(os.getpid()))
+            if not run.is_file():
+                _write(run, {"settings": settings.as_dict(), "identity": identity})
+        except OSError as error:
+            raise ConvertAttnError(f"cannot write to '{self.folder}': {error.strerror}") from None
+
+    def _check_alone(self) -> None:
+        try:
+            pid = int((self.folder / _PID).read_text())
+        except (OSError, ValueError):
+            return
+        if pid != os.getpid() and is_alive(pid):
+            raise UsageError(f"process {pid} is healing to the same output: wait for it, or choose another --output")
+
+    def _compare(self, found: dict[str, Any], settings: Settings, identity: dict[str, Any]) -> None:
+        changed = settings.differences(found["settings"])
+        changed += [name for name, value in identity.items() if found["identity"].get(name) != value]
+        if changed:
+            raise UsageError(
+                f"--resume: the unfinished run in '{self.folder}' was begun with other {', '.join(changed)}: give the "
+                "same, or --overwrite without --resume to begin anew"
+            )
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the text has been packed to its end."""
+        return (self.folder / _READY).exists()
+
+    def text_is_ready(self) -> None:
+        """Say so."""
+        (self.folder / _READY).touch()
+
+    def keep(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any] | None = None) -> None:
+        """Save tensors, and facts about them, whole or not at all."""
+        path = self.folder / f"{name}.safetensors"
+        metadata = {"facts": json.dumps(facts or {})}
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in tensors.items()}, f"{path}{_PARTIAL}", metadata
+        )
+        os.replace(f"{path}{_PARTIAL}", path)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """What `keep` has saved under a name."""
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.is_file() else None
+
+    def partial_state(self, step: int) -> Path:
+        """Where the state after so many steps is to be written."""
+        return self.folder / f"{_STATE}{step:08d}{_PARTIAL}"
+
+    def state_is_whole(self, step: int, facts: dict[str, Any]) -> None:
+        """The state has been written by all processes: it takes the place of older ones."""
+        partial = self.partial_state(step)
+        _write(partial / "facts.json", facts)
+        older = self._states()
+        os.replace(partial, self.folder / f"{_STATE}{step:08d}")
+        for path in older:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def last_state(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole state and the facts that came with it."""
+        states = self._states()
+        return (states[-1], json.loads((states[-1] / "facts.json").read_text())) if states else None
+
+    def _states(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob(f"{_STATE}*") if path.suffix != _PARTIAL)
+
+    def remove(self) -> None:
+        """The run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}{_PARTIAL}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

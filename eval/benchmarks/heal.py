@@ -1,0 +1,233 @@
+"""What training wins back, and how many tokens it takes: one-shot conversion healed, against plain uptraining.
+
+    python -m convert_attn.eval.benchmarks.heal FOLDER --data train.txt --windows test.npy --calibration fit.npy
+
+Two ways to the same shape and cache, on the same training text:
+
+    ours      converted by the default method on calibration text, then `heal` (layerwise, distill)
+    uptrain   heads averaged (`mean`; MLA: plain `svd`), then trained on the text alone (Ainslie et al. 2023, sec. 2)
+
+Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
+--windows, which neither way sees. The ratio says how many times the tokens of `ours` uptraining needs for the same
+perplexity: the smallest of its budgets that gets there, or "more than" the largest. --uptrain-lr is tried for the
+baseline besides the default rate, and the better one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from convert_attn import convert, heal
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.heal.cli import Count
+from convert_attn.convert.hub import resolve
+from convert_attn.eval.quality import measure
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "gqa 1/2": {"to": "gqa", "cache_ratio": 0.5},
+    "gqa 1/4": {"to": "gqa", "cache_ratio": 0.25},
+    "mqa": {"to": "mqa"},
+    "mla 1/4": {"to": "mla", "cache_ratio": 0.25},
+    "mla 1/8": {"to": "mla", "cache_ratio": 0.125},
+    "mla 1/16": {"to": "mla", "cache_ratio": 0.0625},
+}
+_ASKED = ("gqa 1/4", "mqa", "mla 1/8", "mla 1/16")
+OURS, UPTRAIN = "ours", "uptrain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run.
+
+    Attributes:
+        tokens: trained on; 0: as converted.
+        lr: highest learning rate, None for the default.
+    """
+
+    model: str
+    target: str
+    way: str
+    tokens: int
+    perplexity: float
+    kl: float
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs on a model share."""
+
+    model: str
+    original: Any
+    windows: Tensor
+    data: str
+    calibration: str
+    options: dict[str, Any]
+
+    def measured(self, folder: Path, target: str, way: str, tokens: int, lr: float | None = None) -> Row:
+        """A checkpoint on the test windows."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        found = measure(model, self.windows, self.original)
+        row = Row(Path(self.model).name, target, way, tokens, found.perplexity, float(found.kl or 0.0), lr)
+        click.echo(json.dumps(asdict(row)), err=True)
+        return row
+
+    def way(self, target: str, way: str, budgets: list[int], rates: list[float | None], place: Path) -> Iterator[Row]:
+        """The conversion, then a run for each budget and rate."""
+        request = TARGETS[target]
+        if way == OURS:
+            request = request | {"calibration": self.calibration}
+        else:
+            request = request | {"method": "svd" if request["to"] == "mla" else "mean"}
+        start = place / "start"
+        convert(self.model, output=start, **request)
+        yield self.measured(start, target, way, 0)
+        stages: dict[str, Any] = {"stages": ("uptrain",)} if way == UPTRAIN else {}
+        for number, (budget, rate) in enumerate((b, r) for b in budgets for r in rates):
+            done = heal(
+                start,
+                teacher=self.model,
+                data=self.data,
+                tokens=budget,
+                output=place / f"run-{number}",
+                lr=rate,
+                **stages,
+                **self.options,
+            )
+            yield self.measured(done.output, target, way, budget, rate)
+
+
+def ratios(rows: list[Row]) -> Iterator[tuple[Row, Row | None, int]]:
+    """Each of our rows, the uptraining row of the fewest tokens that is as good, and uptraining's largest budget."""
+    for row in rows:
+        if row.way == OURS:
+            others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
+            equal = [r for r in others if r.perplexity <= row.perplexity]
+            yield row, min(equal, key=lambda r: r.tokens, default=None), max((r.tokens for r in others), default=0)
+
+
+def _times(row: Row, equal: Row | None, largest: int) -> str:
+    """How many times the tokens uptraining needs, in words."""
+    if not largest:
+        return "not run"
+    if row.tokens == 0:
+        return f"{equal.tokens:,} against none" if equal else f"more than {largest:,} against none"
+    return f"{equal.tokens / row.tokens:.1f}x" if equal else f"more than {largest / row.tokens:.1f}x"
+
+
+def markdown(rows: list[Row], originals: dict[str, float]) -> str:
+    """All rows as a Markdown table."""
+    lines = [
+        "| model | target | way | tokens | perplexity | over the original | KL, nats/token | tokens uptraining needs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    needed = {(r.model, r.target, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows)}
+    for row in rows:
+        rate = "" if row.lr is None else f" (lr {row.lr:g})"
+        over = row.perplexity / originals[row.model] - 1
+        cells = (row.model, row.target, row.way + rate, f"{row.tokens:,}", f"{row.perplexity:.2f}", f"{over:+.1%}")
+        times = needed.get((row.model, row.target, row.tokens), "") if row.way == OURS else ""
+        lines.append(f"| {' | '.join(cells)} | {row.kl:.4f} | {times} |")
+    named = ", ".join(f"{name} {value:.2f}" for name, value in originals.items())
+    return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
+
+
+def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
+    """Perplexity against tokens: a panel for each model and target."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
+    models, targets = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("model", "target"))
+    figure = Figure(figsize=(4.2 * len(targets), 3.6 * len(models)), layout="constrained")
+    panels = figure.subplots(len(models), len(targets), squeeze=False)
+    for line, model in zip(panels, models, strict=True):
+        for axes, target in zip(line, targets, strict=True):
+            for way, colour in ((OURS, "#0072b2"), (UPTRAIN, "#d55e00")):
+                chosen = [row for row in rows if (row.model, row.target, row.way) == (model, target, way)]
+                best = {row.tokens: min(r.perplexity for r in chosen if r.tokens == row.tokens) for row in chosen}
+                axes.plot([*best], [*best.values()], "o-", color=colour, label=way)
+            axes.axhline(originals[model], color="#666c75", linestyle=":", label="original")
+            axes.set(yscale="log", title=f"{model}, {target}", xlabel="tokens", ylabel="perplexity on test text")
+            axes.set_xscale("symlog", linthresh=1e5)
+            axes.grid(visible=True, alpha=0.3)
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("--data", help="Text to train on, as `heal --data` takes it.")
+@click.option("--windows", "window_file", type=click.Path(exists=True, path_type=Path), help="Test ids.")
+@click.option("--calibration", help="Text for the one-shot conversion.")
+@click.option("--target", "targets", type=click.Choice([*TARGETS]), multiple=True, default=_ASKED, show_default=True)
+@click.option("--budget", "budgets", type=Count(), multiple=True, default=("250K", "1M", "4M"), show_default=True)
+@click.option("--way", "ways", type=click.Choice([OURS, UPTRAIN]), multiple=True, default=(OURS, UPTRAIN))
+@click.option("--uptrain-lr", type=float, multiple=True, help="Further learning rates for uptraining.")
+@click.option("--mixed-precision", default="no", show_default=True)
+@click.option("--selection-tokens", type=Count(), default="8K", show_default=True)
+@click.option("--limit", type=int, help="At most this many test windows.")
+@click.option(
+    "--with", "earlier", type=click.Path(exists=True, path_type=Path), multiple=True, help="Rows of an earlier --json."
+)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw perplexity against tokens here.")
+def main(
+    models: tuple[str, ...],
+    data: str | None,
+    window_file: Path | None,
+    calibration: str | None,
+    targets: tuple[str, ...],
+    budgets: tuple[int, ...],
+    ways: tuple[str, ...],
+    uptrain_lr: tuple[float, ...],
+    mixed_precision: str,
+    selection_tokens: int,
+    limit: int | None,
+    earlier: tuple[Path, ...],
+    json_file: Path | None,
+    png: Path | None,
+) -> None:
+    """Heal conversions of MODELS and compare with uptraining."""
+    transformers.logging.set_verbosity_error()
+    if models and not (data and window_file and calibration):
+        raise click.UsageError("MODELS need --data, --windows and --calibration")
+    windows = torch.zeros(0) if window_file is None else torch.from_numpy(np.load(window_file).astype(np.int64))[:limit]
+    options = {"mixed_precision": mixed_precision, "selection_tokens": selection_tokens}
+    rows: list[Row] = []
+    originals: dict[str, float] = {}
+    for path in earlier:
+        kept = json.loads(path.read_text())
+        originals |= kept["originals"]
+        rows += [Row(**row) for row in kept["rows"]]
+    for model in models:
+        original = AutoModelForCausalLM.from_pretrained(resolve(model).folder, dtype=torch.float32).eval()
+        originals[Path(model).name] = measure(original, windows).perplexity
+        setting = Setting(model, original, windows, str(data), str(calibration), options)
+        for target in targets:
+            for way in ways:
+                rates: list[float | None] = [None, *(uptrain_lr if way == UPTRAIN else ())]
+                with tempfile.TemporaryDirectory() as place:
+                    rows += setting.way(target, way, [*budgets], rates, Path(place))
+    click.echo(markdown(rows, originals))
+    if json_file is not None:
+        found = {"originals": originals, "rows": [asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
+    if png is not None:
+        draw(rows, originals, png)
+
+
+if __name__ == "__main__":
+    main()

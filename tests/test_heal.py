@@ -1,0 +1,471 @@
+"""Healing: what is exact first (resume, processes, untouched tensors, lossless students), for every target found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import Command, config_of, edit_config, tensors_of
+from tiny import CONVERTIBLE, HEADS, SIZES, load, logits_of, tiny_model
+from torch.nn import functional as F
+
+from convert_attn import ConvertAttnError, UsageError, convert, heal
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.form import Form, LatentCache, SharedHeads
+from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss
+from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.schedule import Schedule
+from convert_attn.convert.heal.settings import Settings
+from convert_attn.convert.heal.tokens import open_text, pack
+from convert_attn.convert.hub import resolve
+from convert_attn.convert.skeleton import Skeleton
+from convert_attn.convert.source import Source
+from convert_attn.convert.targets import fitting
+
+LENGTH, WINDOWS = 16, 40
+FAST: dict[str, Any] = {
+    "tokens": LENGTH * 24,
+    "batch_size": 4,
+    "seq_len": LENGTH,
+    "selection_tokens": LENGTH * 4,
+    "cpu": True,
+}
+_SIZES = Geometry(
+    SIZES["hidden_size"], 2, HEADS, HEADS, SIZES["hidden_size"] // HEADS, SIZES["max_position_embeddings"]
+)
+_FORMS: dict[str, tuple[Form, dict[str, Any]]] = {
+    "gqa": (SharedHeads(2), {"to": "gqa", "groups": 2}),
+    "mqa": (SharedHeads(1), {"to": "mqa"}),
+    "mla": (LatentCache(16, 8), {"to": "mla", "rank": 16, "rope_dim": 8}),
+}
+
+
+def _kinds() -> list[Any]:
+    """Every architecture with every target that holds it."""
+    found = []
+    for model_type, (name, (form, options)) in itertools.product(CONVERTIBLE, _FORMS.items()):
+        arch = architectures()[model_type]
+        if arch.position != "rope" and name == "mla":
+            form, options = LatentCache(16, 0), {"to": "mla", "rank": 16}
+        for target in fitting(arch, _SIZES, form):
+            found.append(
+                pytest.param(model_type, options | {"layout": target.layout}, id=f"{model_type}-{name}-{target.name}")
+            )
+    return found
+
+
+def _tokens(folder: Path, count: int = WINDOWS, length: int = LENGTH) -> Path:
+    drawn = np.random.default_rng(0).integers(1, SIZES["vocab_size"], (count, length))
+    np.save(folder / "tokens.npy", drawn)
+    return folder / "tokens.npy"
+
+
+class Made:
+    """A tiny original, its conversion and text."""
+
+    def __init__(self, folder: Path, model_type: str = "llama", **options: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.teacher, self.student = folder, folder / "in", folder / "student"
+        tiny_model(model_type).save_pretrained(self.teacher)
+        convert(self.teacher, output=self.student, **(options or {"to": "mqa", "method": "mean"}))
+        self.data = _tokens(folder)
+
+    def heal(self, name: str = "out", **options: Any) -> Any:
+        return heal(self.student, teacher=self.teacher, data=self.data, output=self.folder / name, **(FAST | options))
+
+    def records(self, name: str = "out") -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name / "heal.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "made")
+
+
+# --- the parts
+
+
+def test_rate_rises_then_falls_to_zero() -> None:
+    rates = [Schedule(10, 2, 1.0).at(step) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, pytest.approx(8 / 9)]
+    assert all(a > b for a, b in itertools.pairwise(rates[1:]))
+    assert 0 < rates[-1] < 0.2
+    assert Schedule.of(1, 0.1, 1.0).at(0) == 1.0
+
+
+def test_divergence_is_kl_at_the_temperature_times_its_square() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 2, 3, 7)
+    for temperature in (1.0, 2.0):
+        p, q = (a / temperature).softmax(-1), (b / temperature).softmax(-1)
+        expected = (p * (p / q).log()).sum(-1).mean() * temperature**2
+        torch.testing.assert_close(divergence(a, b, temperature), expected)
+    assert float(divergence(a, a)) == 0.0
+
+
+def test_losses_are_the_models_own_and_zero_for_equals() -> None:
+    model = tiny_model("gpt2")
+    tokens = torch.randint(1, 97, (2, 9))
+    with torch.no_grad():
+        out = model(input_ids=tokens, labels=tokens, output_hidden_states=True)
+    torch.testing.assert_close(next_token_loss(out.logits, tokens), out.loss)
+    assert float(hidden_error(out.hidden_states, out.hidden_states)) == 0.0
+    double = tuple(2 * state for state in out.hidden_states)
+    torch.testing.assert_close(hidden_error(double, out.hidden_states), torch.tensor(1.0))
+
+
+def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: Path) -> None:
+    data = _tokens(tmp_path)
+    pack(str(data), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
+    text = open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=3)
+    given = {tuple(row) for row in np.load(data).tolist()}
+    chosen = {tuple(row) for row in text.selection.tolist()}
+    trained = {tuple(row) for row in text.batch(0, WINDOWS - 5).tolist()}
+    assert len(chosen) == 5
+    assert not chosen & trained
+    assert chosen | trained == given
+    again = text.batch(WINDOWS - 5, WINDOWS - 5)
+    assert {tuple(row) for row in again.tolist()} == trained
+    assert again.tolist() != text.batch(0, WINDOWS - 5).tolist()
+    assert open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=4).selection.tolist() != text.selection.tolist()
+
+
+def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"def f{number}(): return {number}"}) for number in range(60)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    origin = resolve("sample:gpt2")
+    pack(str(tmp_path / "text.jsonl"), origin.folder, "sample", 32, 10**6, tmp_path)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(origin.folder)
+    expected: list[int] = []
+    for line in lines:
+        expected += [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
+    text = open_text(tmp_path, 32, 10**6, "sample", 0)
+    assert text.windows.flatten().tolist() == expected[: len(expected) // 32 * 32]
+
+
+@pytest.mark.parametrize(("model_type", "options"), _kinds())
+def test_blocks_one_by_one_are_the_model(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
+    made = Made(tmp_path / "made", model_type, **options)
+    for folder in (made.teacher, made.student):
+        model = load(folder)
+        tokens = torch.randint(1, 97, (2, LENGTH))
+        with torch.no_grad():
+            states = model(input_ids=tokens, output_hidden_states=True).hidden_states
+            skeleton = Skeleton(Source.open(resolve(str(folder))), attention="sdpa")
+            torch.testing.assert_close(next(skeleton.embed([tokens])), states[0])
+            calls = skeleton.calls(tokens)
+            for layer in range(len(skeleton.blocks) - 1):  # the last one's output is followed by the norm
+                names = skeleton.names(lambda name, stem=f"{skeleton.stem}{layer}.": name.startswith(stem))
+                skeleton.fill(names)
+                out = skeleton.blocks[layer](states[layer], *calls[layer].args, **calls[layer].kwargs)
+                torch.testing.assert_close(out, states[layer + 1], atol=1e-5, rtol=1e-5)
+                skeleton.empty(names)
+
+
+# --- whole runs
+
+
+@pytest.mark.parametrize(("model_type", "options"), _kinds())
+def test_every_target_heals_in_its_own_class(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
+    made = Made(tmp_path / "made", model_type, **options)
+    done = made.heal(train="attention", lr=3e-3, layer_share=0.5)
+    before, after = tensors_of(made.student), tensors_of(done.output)
+    assert {name: t.shape for name, t in before.items()} == {name: t.shape for name, t in after.items()}
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert all(learns(name, "attention") for name in changed)
+    old, new = config_of(made.student), config_of(done.output)
+    heals = new["convert_attn"].pop("heal")
+    assert old == new
+    assert [entry["stages"] for entry in heals] == [["layerwise", "distill"]]
+    assert done.best < done.start
+    original, student = logits_of(load(made.teacher)), logits_of(load(made.student))
+    healed = logits_of(load(done.output))
+    assert float(divergence(original, healed)) < float(divergence(original, student))
+
+
+def test_a_student_that_lost_nothing_stays_as_it_is(tmp_path: Path) -> None:
+    made = Made(tmp_path / "made", "llama", to="gqa", groups=HEADS)
+    done = made.heal(lr=1e-3)
+    assert done.start == pytest.approx(0, abs=1e-6)
+    after = tensors_of(done.output)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in tensors_of(made.student).items())
+    assert any("made nothing better" in warning for warning in done.warnings)
+
+
+def test_uptraining_needs_no_teacher_and_lowers_the_loss(made: Made) -> None:
+    data = made.folder / "same.npy"
+    np.save(data, np.tile(np.arange(1, LENGTH + 1), (WINDOWS, 1)))
+    done = heal(made.student, data=data, output=made.folder / "out", stages=("uptrain",), lr=3e-3, **FAST)
+    assert done.best < 0.9 * done.start
+    assert done.perplexity == (pytest.approx(math.exp(done.start)), pytest.approx(math.exp(done.best)))
+    assert config_of(done.output)["convert_attn"]["heal"][0]["teacher"] is None
+
+
+def test_layers_alone_are_written_without_the_model(made: Made) -> None:
+    done = made.heal(stages=("layerwise",), lr=3e-3)
+    layers = [record for record in made.records() if record["stage"] == "layerwise"]
+    assert len(layers) == 2
+    assert all(record["after"] < record["before"] for record in layers)
+    assert (done.start, done.best, done.steps) == (None, None, 0)
+    assert load(done.output).config.num_key_value_heads == 1
+
+
+def test_what_is_said_of_the_run_is_in_card_config_and_log(made: Made) -> None:
+    done = made.heal(lr=3e-3, lm_weight=0.1, hidden_weight=0.1)
+    card = (done.output / "README.md").read_text()
+    assert "No training followed" not in card
+    assert f"{done.start:.4f} | {done.best:.4f}" in card
+    assert "![loss](heal.png)" in card
+    assert (done.output / "heal.png").stat().st_size > 5000
+    steps = [record for record in made.records() if "loss" in record]
+    assert [record["step"] for record in steps] == [*range(done.steps)]
+    assert all(r["loss"] == pytest.approx(r["kl"] + 0.1 * r["hidden"] + 0.1 * r["lm"], rel=1e-5) for r in steps)
+    measured = [record["selection"] for record in made.records() if "selection" in record]
+    assert done.best == min(measured)
+    assert config_of(done.output)["convert_attn"]["heal"][0]["selection"] == {"start": done.start, "best": done.best}
+    assert not (made.folder / "out.heal").exists()
+
+
+def test_a_healed_checkpoint_heals_again(made: Made) -> None:
+    first = made.heal("first", lr=3e-3)
+    again = heal(first.output, teacher=made.teacher, data=made.data, output=made.folder / "again", lr=1e-3, **FAST)
+    assert len(config_of(again.output)["convert_attn"]["heal"]) == 2
+    assert (again.output / "README.md").read_text().count("## Healed") == 1
+
+
+def test_lora_changes_the_attention_only_and_is_merged(made: Made) -> None:
+    pytest.importorskip("peft")
+    done = made.heal(lora_rank=2, lr=1e-2)
+    before, after = tensors_of(made.student), tensors_of(done.output)
+    assert before.keys() == after.keys()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed
+    assert all("self_attn" in name for name in changed)
+    assert done.best < done.start
+
+
+# --- what must not matter
+
+
+def _same(first: Path, second: Path, **tolerance: float) -> None:
+    left, right = tensors_of(first), tensors_of(second)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+EXACT = {"atol": 0.0, "rtol": 0.0}
+CLOSE = {"atol": 2e-5, "rtol": 1e-3}
+
+
+@pytest.mark.parametrize("change", [{"micro_batch_size": 1}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_memory_savers_change_nothing_but_rounding(model_type: str, change: dict[str, Any], tmp_path: Path) -> None:
+    made = Made(tmp_path / "made", model_type, to="mla", cache_ratio=0.25)
+    plain, saving = made.heal("plain"), made.heal("saving", **change)
+    _same(plain.output, saving.output, **CLOSE)
+    assert plain.best == pytest.approx(saving.best, rel=1e-4)
+
+
+def test_the_same_run_gives_the_same_bytes(made: Made) -> None:
+    _same(made.heal("one").output, made.heal("two").output, **EXACT)
+
+
+class _StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["layerwise", "distill"])
+def test_resumed_runs_end_bit_for_bit_where_whole_ones_do(stage: str, made: Made) -> None:
+    whole = made.heal("whole", lr=1e-3)
+
+    def stop(record: dict[str, Any]) -> None:
+        if (
+            record["stage"] == stage
+            and record["step"] == (0 if stage == "layerwise" else 3)
+            and "selection" not in record
+        ):
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        made.heal("broken", lr=1e-3, show=stop)
+    assert not (made.folder / "broken").exists()
+    with pytest.raises(UsageError, match="unfinished run"):
+        made.heal("broken", lr=1e-3)
+    with pytest.raises(UsageError, match="--lr"):
+        made.heal("broken", lr=2e-3, resume=True)
+    resumed = made.heal("broken", lr=1e-3, resume=True)
+    _same(whole.output, resumed.output, **EXACT)
+
+    def figures(name: str) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in record.items() if key not in ("tokens_per_second", "seconds")}
+            for record in made.records(name)
+        ]
+
+    assert figures("whole") == figures("broken")
+
+
+def _launch(words: list[str | Path], processes: int) -> subprocess.CompletedProcess[str]:
+    """A command line under `accelerate launch`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    launcher += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        str(port),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    line = [*launcher, "-m", "convert_attn.convert.cli", "heal", *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def _words(made: Made, name: str) -> list[str | Path]:
+    return [
+        *(made.student, "--teacher", made.teacher, "--data", made.data, "--output", made.folder / name, "--cpu"),
+        *("--tokens", str(FAST["tokens"]), "--batch-size", "4", "--seq-len", str(LENGTH)),
+        *("--selection-tokens", str(FAST["selection_tokens"]), "--lr", "1e-3"),
+    ]
+
+
+def test_two_processes_make_what_one_makes(made: Made) -> None:
+    one = made.heal("one", lr=1e-3)
+    ended = _launch(_words(made, "two"), processes=2)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    _same(one.output, made.folder / "two", **CLOSE)
+    losses = [[r["loss"] for r in made.records(name) if "loss" in r] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_frozen_weights_are_shared_and_change_no_logits(made: Made) -> None:
+    pair = open_pair(str(made.student), str(made.teacher))
+    assert pair.teacher is not None
+    teacher, student = (load_model(source, torch.float32) for source in (pair.teacher, pair.student))
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(learns(name, "attention"))
+    before = logits_of(student)
+    saved = share_frozen(student, teacher)
+    frozen = sum(p.nbytes for name, p in student.named_parameters() if not learns(name, "attention"))
+    assert saved == frozen > 0
+    assert torch.equal(logits_of(student), before)
+    assert student.model.embed_tokens.weight is teacher.model.embed_tokens.weight
+
+
+# --- bad input
+
+
+BAD: dict[str, tuple[Callable[[Made], dict[str, Any]], type[Exception], str]] = {
+    "no tokens": (lambda made: {"tokens": 0}, UsageError, "--tokens is 0, expected at least 1"),
+    "rate": (lambda made: {"lr": 0.0}, UsageError, "--lr is 0.0, expected a number above 0"),
+    "stages": (lambda made: {"stages": ("distill", "layerwise")}, UsageError, "layerwise comes first"),
+    "both": (lambda made: {"stages": ("distill", "uptrain")}, UsageError, "layerwise, then distill or uptrain"),
+    "window": (lambda made: {"seq_len": 65}, UsageError, "--seq-len is 65, the model reads at most 64"),
+    "batch": (lambda made: {"micro_batch_size": 3}, UsageError, "give a divisor"),
+    "output": (lambda made: {"output": made.student}, UsageError, "exists; give --overwrite"),
+    "resume": (lambda made: {"resume": True}, UsageError, "no unfinished run"),
+    "no text": (lambda made: {"data": "nowhere.txt"}, UsageError, "is not there"),
+    "short": (lambda made: {"data": _tokens(made.folder, 1)}, ConvertAttnError, "gives 1 windows"),
+    "diverges": (lambda made: {"lr": 30.0, "stages": ("distill",)}, ConvertAttnError, "diverges|nan"),
+    "tokenizer": (lambda made: {"data": "sample"}, ConvertAttnError, "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_a_sentence(case: str, made: Made) -> None:
+    options, kind, words = BAD[case][0](made), BAD[case][1], BAD[case][2]
+    before = tensors_of(made.student)
+    with pytest.raises(kind, match=words):
+        heal(
+            made.student,
+            **({"teacher": made.teacher, "data": made.data, "output": made.folder / "out"} | FAST | options),
+        )
+    assert not (made.folder / "out").exists()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(made.student).items())
+
+
+def test_a_teacher_that_is_not_the_source_is_refused(made: Made) -> None:
+    tiny_model("llama", seed=1).save_pretrained(made.folder / "other")
+    tiny_model("llama", hidden_size=128).save_pretrained(made.folder / "wider")
+    for name, words in (("other", "has other numbers"), ("wider", "other names, shapes or dtypes")):
+        with pytest.raises(UsageError, match=rf"is not the source of.*{words}"):
+            heal(made.student, teacher=made.folder / name, data=made.data, output=made.folder / "out", **FAST)
+    with pytest.raises(UsageError, match="give it as --teacher"):
+        heal(made.student, data=made.data, output=made.folder / "out", **FAST)
+    with pytest.raises(UsageError, match="no folder that convert-attn made"):
+        heal(made.teacher, teacher=made.teacher, data=made.data, output=made.folder / "out", **FAST)
+
+
+def test_tokens_of_another_model_are_refused(made: Made) -> None:
+    np.save(made.folder / "tokens.npy", np.full((WINDOWS, LENGTH), 97))
+    with pytest.raises(ConvertAttnError, match="token id 97 but .* knows 0 to 96"):
+        made.heal()
+
+
+def test_different_tokenizers_are_refused(tmp_path: Path) -> None:
+    convert("sample:gpt2", to="mqa", method="mean", output=tmp_path / "student")
+    tokenizer = json.loads((tmp_path / "student/tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (tmp_path / "student/tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ConvertAttnError, match="different tokenizers"):
+        heal(tmp_path / "student", data="sample", output=tmp_path / "out", tokens=1000)
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(made: Made) -> None:
+    settings = {"stages": ("uptrain",), "lr": 1e30, "max_grad_norm": 1e30, "eval_every": 100}
+    with pytest.raises(ConvertAttnError, match=r"the loss is (nan|inf) at step \d|diverges"):
+        made.heal(**settings)
+
+
+def test_options_as_typed(made: Made, command: Command) -> None:
+    ended = command("heal", *_words(made, "out"), "--json")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out)
+    assert found["steps"] > 0
+    assert Path(found["output"]) == made.folder / "out"
+    bad = command("heal", made.student, "--data", made.data, "--tokens", "many")
+    assert bad.code == 2
+    assert "no number of tokens" in bad.err
+
+
+def test_settings_name_what_changed() -> None:
+    settings = Settings(tokens=100)
+    assert settings.differences(Settings(tokens=100, save_every=3).as_dict()) == []
+    assert settings.differences(Settings(tokens=200, lr=1.0).as_dict()) == ["--tokens", "--lr"]
+
+
+def test_a_classifier_is_refused(made: Made) -> None:
+    edit_config(made.student, architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(UsageError, match="language models only"):
+        made.heal()
+
+
+def test_next_token_loss_ignores_the_first_token() -> None:
+    logits = torch.zeros(1, 3, 5)
+    logits[0, 0, 2] = 4.0
+    tokens = torch.tensor([[1, 2, 3]])
+    expected = F.cross_entropy(logits[0, :2], tokens[0, 1:])
+    torch.testing.assert_close(next_token_loss(logits, tokens), expected)
