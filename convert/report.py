@@ -13,7 +13,7 @@ from convert_attn.convert.form import LatentCache
 from convert_attn.convert.inspection import CONTEXTS, Inspection
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.run import Result
-from convert_attn.convert.serving import Rule
+from convert_attn.convert.serving_rules import Rule
 
 
 def megabytes(nbytes: float) -> str:

@@ -238,7 +238,7 @@ class LatentAttention(nn.Module):
     def _expand(
         self, attend: AttentionFunction, query: torch.Tensor, entries: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> what `attend` takes: query, key and value of all heads."""
+        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> query, key, value of all heads, for `attend`."""
         latent, rope_key = entries.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self._up_size)).transpose(1, 2)
         # [B, H, T, n + v]
