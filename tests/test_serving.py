@@ -93,6 +93,15 @@ def test_inspect_shows_them(tmp_path: Path, command: Command, monkeypatch: pytes
     assert {"loads", "kept", "change", "evidence", "where", "version"} <= found["serving"][0].keys()
 
 
+def test_addresses_are_shown_whole(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    source = save_tiny(tmp_path / "in", "llama")
+    shown = command("inspect", source, "--serving").out
+    assert "…" not in shown
+    column = "".join(line.split("│")[5].strip() for line in shown.splitlines() if line.count("│") > 3)
+    assert next(rule.where for rule in verdicts({"model_type": "llama"}) if rule.engine == "vLLM") in column
+
+
 def test_a_type_without_rules_is_said(tmp_path: Path, command: Command) -> None:
     source = edit_config(save_tiny(tmp_path / "in"), model_type="mamba")
     outcome = command("inspect", source, "--serving")
