@@ -5,7 +5,7 @@ Letters in shapes:
     D  hidden size
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class BackbonePreTrainedModel(GPT2PreTrainedModel):
 
     _supports_flex_attn = True
     # Masks in old GPT-2 checkpoints. GPT-2's own "attn.bias" is also found within "c_attn.bias", which vLLM then drops.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"\.attn\.(masked_)?bias$"]
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]  # noqa: RUF012 - declared in transformers
 
     def __init__(self, config: Any) -> None:
         # By name, past the __init__ of the GPT-2 classes beside this one: those would build a whole GPT-2, and draw
