@@ -13,7 +13,7 @@ from convert_attn.convert.form import LatentCache
 from convert_attn.convert.inspection import CONTEXTS, Inspection
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.run import Result
-from convert_attn.convert.serving import Rule
+from convert_attn.convert.serving_rules import Rule
 
 
 def megabytes(nbytes: float) -> str:
@@ -110,7 +110,9 @@ def inspection_tables(found: Inspection) -> list[Table]:
 
 def serving_table(model_type: str, rules: list[Rule]) -> Table:
     """What each engine makes of a checkpoint, and how that is known."""
-    table = Table("engine", f"loads {escape(model_type)}", "small cache", "what to do", "known by")
+    table = Table("engine", f"loads {escape(model_type)}", "small cache")
+    for column in ("what to do", "known by"):
+        table.add_column(column, overflow="fold")  # commands and addresses are of use as a whole
     for rule in rules:
         kept = {True: "kept", False: "not kept", None: "-"}[rule.kept]
         known = f"{rule.evidence}, {rule.version}: {rule.where}"

@@ -50,6 +50,8 @@ class BackbonePreTrainedModel(GPT2PreTrainedModel):
     """What differs from GPT-2 in what the classes of a family declare to transformers."""
 
     _supports_flex_attn = True
+    # Masks in old GPT-2 checkpoints. GPT-2's own "attn.bias" is also found within "c_attn.bias", which vLLM then drops.
+    _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]  # noqa: RUF012 - declared in transformers
 
     def __init__(self, config: Any) -> None:
         # By name, past the __init__ of the GPT-2 classes beside this one: those would build a whole GPT-2, and draw

@@ -165,21 +165,25 @@ class LatentAttention(nn.Module):
             # them, for which nothing needs to be computed.
             entries = entries[:, :, :tokens]
         keys = entries.shape[2] if past_key_values is not None else None
-        output: torch.Tensor
-        weights: torch.Tensor | None
         if self._absorbs(attend, tokens, keys, kwargs):
             query = self._absorbed_query(query_nope, query_rope)
             output, weights = self._absorb(attend, query, entries, attention_mask, causal)
-        else:
-            output, weights = self._expand(
-                attend,
-                torch.cat([query_nope, query_rope], dim=-1),
-                entries,
-                attention_mask,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return self.o_proj(output), weights
+            return self.o_proj(output), weights
+        query, key, value = self._expand(attend, torch.cat([query_nope, query_rope], dim=-1), entries)
+        # Called here, in `forward`: vLLM reads this function's source to see that it may replace `attend`.
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        output = output.reshape(*hidden_states.shape[:2], query.shape[1], -1)[..., : self.v_head_dim]
+        return self.o_proj(output.flatten(2)), weights
 
     def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, S, D] -> [B, H, S, n] and [B, H, S, R]."""
@@ -232,30 +236,19 @@ class LatentAttention(nn.Module):
         return type(self.kv_b_proj) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta
 
     def _expand(
-        self,
-        attend: AttentionFunction,
-        query: torch.Tensor,
-        entries: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> [B, S, H * v], weights."""
+        self, attend: AttentionFunction, query: torch.Tensor, entries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> query, key, value of all heads, for `attend`."""
         latent, rope_key = entries.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self._up_size)).transpose(1, 2)
         # [B, H, T, n + v]
         key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         if self.qk_rope_head_dim > 0:
             key = torch.cat([key, rope_key.expand(-1, key.shape[1], -1, -1)], dim=-1)
-        if attend is not eager_attention_forward:
-            # The fused kernels of SDPA and the caches of engines want one size for all three.
-            query, key, value = (_widen(part, self.head_dim) for part in (query, key, value))
-        batch, heads, tokens, _ = query.shape
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        output = output.reshape(batch, tokens, heads, -1)[..., : self.v_head_dim]
-        return output.flatten(2), weights
+        if attend is eager_attention_forward:
+            return query, key, value
+        # The fused kernels of SDPA and the caches of engines want one size for all three.
+        return _widen(query, self.head_dim), _widen(key, self.head_dim), _widen(value, self.head_dim)
 
     def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Wuk [H, n, r] and Wuv [H, v, r]."""

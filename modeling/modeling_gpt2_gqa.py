@@ -146,12 +146,6 @@ def sdpa_grouped_attention(
     return output.reshape(query.shape).transpose(1, 2), None
 
 
-def attention_function(name: str) -> AttentionFunction:
-    """The function that `config._attn_implementation` names, with ours for the two that would repeat heads."""
-    chosen: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_grouped_attention)
-    return sdpa_grouped_attention if chosen is sdpa_attention_forward else chosen
-
-
 class GPT2GQAAttention(nn.Module):
     """Causal self-attention; `c_attn` makes H query heads, then G key heads, then G value heads."""
 
@@ -197,7 +191,12 @@ class GPT2GQAAttention(nn.Module):
         query, key, value = self._project(hidden_states)
         if past_key_values is not None:  # [B, G, S, d] -> [B, G, T, d]
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend = attention_function(self.config._attn_implementation)
+        # Looked up and called here, in `forward`: vLLM reads this function's source to see that it may replace it.
+        attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_grouped_attention
+        )
+        if attend is sdpa_attention_forward:  # which would repeat heads
+            attend = sdpa_grouped_attention
         dropout = self.attn_dropout.p if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

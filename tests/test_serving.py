@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import Command, edit_config, save_tiny
-from test_engines import CASES, ENGINES
+from test_engines import CASES, ENGINES, GELU
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import LatentCache, SharedHeads
-from convert_attn.convert.serving import CUSTOM, RULES, engines, verdicts
+from convert_attn.convert.serving import engines, verdicts
+from convert_attn.convert.serving_rules import CUSTOM, RULES, Rule
 from convert_attn.convert.targets import targets
 
 ROOT = Path(__file__).parents[1]
 ASKED = ["transformers", "vLLM", "SGLang", "llama.cpp", "CTranslate2", "mlx-lm", "TGI"]
-NAMES = {"ctranslate2": "CTranslate2", "mlx_lm": "mlx-lm"}
+NAMES = {"ctranslate2": "CTranslate2", "mlx_lm": "mlx-lm", "llama_cpp": "llama.cpp"}
+CONFIG: dict[str, Any] = {"head_dim": 8, "num_attention_heads": 8, "hidden_size": 64}
 
 
 def result_types() -> set[str]:
@@ -30,7 +34,7 @@ def result_types() -> set[str]:
 
 @pytest.mark.parametrize("model_type", sorted(result_types()))
 def test_every_engine_has_a_rule_for_every_result(model_type: str) -> None:
-    assert [rule.engine for rule in verdicts({"model_type": model_type})] == ASKED == engines()
+    assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ASKED == engines()
 
 
 def test_rules_say_what_to_do_where_it_does_not_load_or_the_cache_grows() -> None:
@@ -46,13 +50,20 @@ def test_what_was_tried_is_in_this_repository() -> None:
         assert (ROOT / rule.where).is_file() == (rule.evidence == "tried"), rule.where
 
 
+def test_what_was_read_is_a_line_that_will_stay() -> None:
+    """Of a release or a commit, not of a branch that moves."""
+    for rule in RULES:
+        if rule.evidence == "source":
+            assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/blob/(v[\d.]+|[0-9a-f]{40})/\S+#L\d+", rule.where)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_was_tried_in_engines_is_what_their_tests_try(engine: str) -> None:
-    tried = {name: case.result for name, case in CASES.items() if engine in case.engines}
+    tried = {case.result for name, case in CASES.items() if engine in case.engines}
+    if engine != "ctranslate2":
+        tried |= {CASES[name].result for name in GELU}  # in tests of their own
     said = [rule for rule in RULES if rule.engine == NAMES[engine] and rule.evidence == "tried"]
-    loads = {name for rule in said if rule.loads == "native class" for name in rule.types}
-    assert loads - {"gpt_bigcode"} == set(tried.values()) - {"gpt_bigcode"}
-    assert "gpt_bigcode" in loads  # of mlx-lm a test of its own
+    assert {name for rule in said if rule.loads == "native class" for name in rule.types} == tried
     refused = {name for rule in said if rule.loads == "no" for name in rule.types}
     assert refused >= CUSTOM
 
@@ -61,7 +72,10 @@ def test_versions_are_those_that_are_pinned() -> None:
     pins = (ROOT / "pyproject.toml").read_text()
     for rule in RULES:
         if rule.where == "tests/test_engines.py":
-            assert f"{rule.engine.lower()}=={rule.version}" in pins
+            package, version = rule.engine.lower(), rule.version
+            if rule.engine == "llama.cpp":  # a commit, and the package that has it
+                package, version = rule.version.split(", of ")[1].split()
+            assert f"{package}=={version}" in pins
 
 
 def test_inspect_shows_them(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +93,15 @@ def test_inspect_shows_them(tmp_path: Path, command: Command, monkeypatch: pytes
     assert {"loads", "kept", "change", "evidence", "where", "version"} <= found["serving"][0].keys()
 
 
+def test_addresses_are_shown_whole(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    source = save_tiny(tmp_path / "in", "llama")
+    shown = command("inspect", source, "--serving").out
+    assert "…" not in shown
+    column = "".join(line.split("│")[5].strip() for line in shown.splitlines() if line.count("│") > 3)
+    assert next(rule.where for rule in verdicts({"model_type": "llama"}) if rule.engine == "vLLM") in column
+
+
 def test_a_type_without_rules_is_said(tmp_path: Path, command: Command) -> None:
     source = edit_config(save_tiny(tmp_path / "in"), model_type="mamba")
     outcome = command("inspect", source, "--serving")
@@ -86,14 +109,23 @@ def test_a_type_without_rules_is_said(tmp_path: Path, command: Command) -> None:
     assert "no rules for 'mamba', which no conversion makes; there are rules for" in outcome.err
 
 
-def test_gpt_bigcode_with_the_gelu_that_mlx_lm_has_needs_no_warning() -> None:
-    config = {"model_type": "gpt_bigcode"}
-    warned, silent = (
-        next(rule for rule in verdicts(config | {"activation_function": name}) if rule.engine == "mlx-lm")
-        for name in ("gelu_new", "gelu")
-    )
-    assert "GELU" in warned.change
-    assert not silent.change
+def verdict(engine: str, **config: Any) -> Rule:
+    """The rule of one engine."""
+    return next(rule for rule in verdicts(CONFIG | config) if rule.engine == engine)
+
+
+@pytest.mark.parametrize(("engine", "right"), [("mlx-lm", "gelu"), ("TGI", "gelu_pytorch_tanh")])
+def test_gpt_bigcode_with_the_gelu_that_an_engine_has_needs_no_warning(engine: str, right: str) -> None:
+    assert "GELU" in verdict(engine, model_type="gpt_bigcode", activation_function="gelu_new").change
+    assert not verdict(engine, model_type="gpt_bigcode", activation_function=right).change
+
+
+@pytest.mark.parametrize(("engine", "model_type"), [("vLLM", "qwen2"), ("TGI", "llama")])
+def test_engines_that_do_not_look_for_the_size_of_a_head(engine: str, model_type: str) -> None:
+    assert verdict(engine, model_type=model_type).loads == "native class"
+    assert verdict(engine, model_type=model_type, head_dim=16).loads == "no"
+    without = {key: value for key, value in CONFIG.items() if key != "head_dim"} | {"model_type": model_type}
+    assert {rule.engine: rule.loads for rule in verdicts(without)}[engine] == "native class"
 
 
 def test_forms_are_those_that_rules_speak_of() -> None:

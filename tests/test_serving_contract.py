@@ -2,8 +2,9 @@
 
 They register an attention function of their own under a name, set `_attn_implementation` to it, call the base model
 (`auto_map.AutoModel`) with `use_cache=False` and what the function needs as keyword arguments, and keep K and V
-themselves. See "Writing custom models" in vLLM's docs/models/supported_models.md (v0.32) and SGLang's
-python/sglang/srt/models/transformers.py.
+themselves. vLLM also reads the source of a class to find where it calls that function. See "Writing custom models" in
+vLLM's docs/models/supported_models.md and its vllm/model_executor/models/transformers (v0.33), and SGLang's
+python/sglang/srt/models/transformers.py (v0.5.23).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,16 +117,44 @@ def base_model_class(folder: Path) -> Any:
     return transformers.AutoModel._model_mapping[type(transformers.AutoConfig.from_pretrained(folder))]
 
 
+def first_layer(base: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The first layer of a base model and the one module in it that has attention."""
+    layers = next(module for module in base.children() if isinstance(module, torch.nn.ModuleList))
+    (attention,) = (module for module in layers[0].modules() if hasattr(module, "layer_idx"))
+    return layers[0], attention
+
+
 def test_every_forward_takes_keyword_arguments(folder: Path) -> None:
     """A level without them drops what the engine's attention needs."""
     model = load(folder)
     base = getattr(model, model.base_model_prefix)
-    layers = next(module for module in base.children() if isinstance(module, torch.nn.ModuleList))
-    attention = [module for module in layers[0].modules() if hasattr(module, "layer_idx")]
-    assert len(attention) == 1
-    for module in (model, base, layers[0], attention[0]):
+    for module in (model, base, *first_layer(base)):
         kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD in kinds, type(module)
+
+
+def calls_of_the_interface(forward: Any) -> list[ast.Call]:
+    """Calls of a local name that was read from ALL_ATTENTION_FUNCTIONS, in the text of one function."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Call):
+            looked_up = ast.unparse(node.value.func) == "ALL_ATTENTION_FUNCTIONS.get_interface"
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {ast.unparse(target) for target in targets if looked_up}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in names]
+
+
+def test_the_text_of_forward_shows_the_one_call_and_its_scale(folder: Path) -> None:
+    """vLLM 0.33 refuses a layer where it does not: "does not dispatch through the Transformers attention interface"."""
+    model = load(folder)
+    _, attention = first_layer(getattr(model, model.base_model_prefix))
+    (call,) = calls_of_the_interface(type(attention).forward)
+    (scale,) = (keyword.value for keyword in call.keywords if keyword.arg == "scaling")
+    assert isinstance(scale, ast.Attribute)
+    assert ast.unparse(scale.value) == "self"
+    assert isinstance(getattr(attention, scale.attr), float)
 
 
 def test_keyword_arguments_reach_the_attention_function_of_every_layer(folder: Path, spy: Spy) -> None:
@@ -177,6 +208,15 @@ def test_the_change_is_in_the_base_model_alone(folder: Path) -> None:
     torch.testing.assert_close(whole.lm_head(hidden), whole(IDS).logits)
 
 
+def test_no_weight_is_among_those_to_be_ignored(folder: Path) -> None:
+    """vLLM drops what these patterns are found in, known or not; in GPT-2's own, c_attn.bias is."""
+    model = load(folder)
+    for holder in (model, getattr(model, model.base_model_prefix)):
+        for pattern in holder._keys_to_ignore_on_load_unexpected or []:
+            assert not [name for name in holder.state_dict() if re.search(pattern, name)]
+            assert re.search(pattern, "transformer.h.0.attn.bias")
+
+
 @pytest.mark.parametrize("plan", ["base_model_tp_plan", "base_model_pp_plan"])
 def test_parallel_plans_name_modules_that_are_there(plan: str, folder: Path) -> None:
     """An entry that matches nothing would leave a layer whole on every device."""
@@ -196,3 +236,4 @@ def test_a_native_model_meets_the_same_function(spy: Spy) -> None:
     model.set_attn_implementation(SPY)
     torch.testing.assert_close(model.model(IDS, use_cache=False).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
     assert spy.calls
+    assert len(calls_of_the_interface(type(model.model.layers[0].self_attn).forward)) == 1
