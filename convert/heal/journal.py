@@ -15,6 +15,7 @@ Show = Callable[[Record], None]
 """Called with each record as it is written."""
 
 LOG, CURVE = "heal.jsonl", "heal.png"
+START = "start"  # the stage of the measurement before any training
 
 
 def hidden(record: Record) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.heal.journal import CURVE, LOG, Record, draw, read
+from convert_attn.convert.heal.journal import CURVE, LOG, START, Record, draw, read
 from convert_attn.convert.heal.settings import Settings
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.repeat import versions
@@ -184,7 +184,10 @@ def _write_card(folder: Path, entry: dict[str, Any], drawn: bool) -> None:
     path.write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
 
 
-def last_measurements(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:
-    """Losses on the selection text at the start of a stage and at its best step."""
-    losses = {r["step"]: r["selection_loss"] for r in records if r["stage"] == stage and "selection_loss" in r}
-    return (losses[0], losses[best_step]) if 0 in losses and best_step in losses else None
+def measured_losses(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:
+    """The text's own loss on the selection text: as converted, and at a stage's best step."""
+    before = [r["selection_loss"] for r in records if r["stage"] == START]
+    after = [
+        r["selection_loss"] for r in records if r["stage"] == stage and "selection" in r and r["step"] == best_step
+    ]
+    return (before[0], after[0]) if before and after else None

@@ -17,25 +17,27 @@ from torch import Tensor
 from convert_attn.convert.calibration_text import check_calibration
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.heal import journal as journals
-from convert_attn.convert.heal.journal import LOG, Journal, Show
+from convert_attn.convert.heal.journal import LOG, START, Journal, Show
 from convert_attn.convert.heal.layerwise import Layerwise, name_of
 from convert_attn.convert.heal.lora import adapt, merged
+from convert_attn.convert.heal.objective import Objective
 from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
     describe_run,
-    last_measurements,
+    measured_losses,
     write_result,
 )
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
 from convert_attn.convert.heal.tokens import Text, open_text, pack
-from convert_attn.convert.heal.training import BEST, Progressed, Training, into
+from convert_attn.convert.heal.training import BEST, Progressed, Training, into, window_sums
 from convert_attn.convert.heal.workplace import Workplace
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.writer import check_output
 
 _LONGEST_WINDOW = 2048
+_CHOSEN = "layers"  # what the layers have learned, if that helps the whole model
 _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
 
 
@@ -210,7 +212,11 @@ class _Run:
         if self.settings.whole is None:
             return None
         teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
-        student = self._student()
+        if teacher is not None:
+            teacher.to(self.accelerator.device)
+        student = load_model(self.pair.student, self._dtype())
+        start = self._start(student, teacher, text, journal)
+        student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
         training = Training(
@@ -224,15 +230,47 @@ class _Run:
             int(self.pair.config.hidden_size),
             self.place,
             journal,
+            Progressed(start=start),
         )
         return training.run(self.progress)
 
-    def _student(self) -> Any:
-        """Loaded, with what the layers have learned, and what is to be trained marked and in float32."""
-        student = load_model(self.pair.student, self._dtype())
-        layers = self._layers()
-        if layers:
-            into(student, layers)
+    def _start(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> float:
+        """What the selection text says of the student as it was converted; the layers' result goes in if it is better.
+
+        The first process decides for all, once: a run that is taken up finds the decision in the workplace.
+        """
+        student.to(self.accelerator.device)
+        if self.accelerator.is_main_process and self.place.kept(_CHOSEN) is None:
+            self._decide(student, teacher, text, journal)
+        self.accelerator.wait_for_everyone()
+        into(student, self.place.kept(_CHOSEN) or {})
+        return float(self.place.facts(_CHOSEN)["start"])
+
+    def _decide(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> None:
+        """Measure the student without and with what its layers have learned; keep the better."""
+        teaches = Objective.of(self.settings).teaches
+
+        def measured() -> tuple[float, float]:
+            parts = text.selection.split(self.settings.micro_batch_size or 8)
+            sums = sum(window_sums(self.accelerator, student, teacher, part) for part in parts)
+            kl, loss, _ = (sums / len(text.selection)).tolist()  # type: ignore[union-attr]
+            return (kl if teaches else loss), loss
+
+        before, loss = measured()
+        journal.write({"stage": START, "step": 0, "selection": before, "selection_loss": loss})
+        chosen = self._layers()
+        if chosen:
+            present = dict(student.named_parameters())
+            old = {name: present[name].detach().clone() for name in chosen}
+            into(student, chosen)
+            after, loss = measured()
+            journal.write({"stage": LAYERWISE, "step": -1, "selection": after, "selection_loss": loss})
+            into(student, old)
+            chosen = chosen if after < before else {}
+        self.place.keep(_CHOSEN, chosen, {"start": before})
+
+    def _marked(self, student: Any) -> Any:
+        """What is to be trained, marked and in float32."""
         if self.settings.lora_rank is not None:
             student = adapt(student, self.settings.lora_rank)
         else:
@@ -268,9 +306,9 @@ class _Run:
         if done is not None:
             tokens += done.step * self.settings.windows_per_step(text.length) * text.length
             steps, start, best = done.step, done.start, done.best
-            losses = last_measurements(journals.read(log), str(self.settings.whole), done.best_step)
+            losses = measured_losses(journals.read(log), str(self.settings.whole), done.best_step)
             perplexity = None if losses is None else (math.exp(losses[0]), math.exp(losses[1]))
-            if done.best_step == 0:
+            if best == start:
                 warnings += ("training made nothing better on the selection text: the weights are those it began with",)
         healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
         teacher = self.pair.teacher
@@ -289,9 +327,9 @@ class _Run:
 
     def _trained(self, done: Progressed | None) -> dict[str, Tensor]:
         """Every trained parameter by its name in the model's class."""
-        layers = self._layers()
         if done is None:
-            return layers
+            return self._layers()
+        layers = self.place.kept(_CHOSEN) or {}
         best = self.place.kept(BEST) or {}
         if self.settings.lora_rank is None:
             return layers | best

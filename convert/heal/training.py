@@ -200,29 +200,24 @@ class Training:
                 f"give a lower --lr than {self.schedule.rate:.3g}, or --mixed-precision no; nothing was written"
             )
 
-    @torch.no_grad()
     def _measure(self) -> None:
         """The student on the selection text: KL to the teacher where there is one, and the text's own loss."""
         windows, processes = self.text.selection, self.accelerator.num_processes
         own = [*range(self.accelerator.process_index, len(windows), processes)]
+        # as many forward calls on every process, or they would wait for each other
         rounds = math.ceil(math.ceil(len(windows) / processes) / self._micro)
         sums = torch.zeros(3, dtype=torch.float64)
-        for number in range(rounds):  # as many forward calls on every process, or they would wait for each other
+        for number in range(rounds):
             places = own[number * self._micro : (number + 1) * self._micro]
-            tokens = windows[places or [0]].to(self.accelerator.device)
-            with self.accelerator.autocast():
-                logits = self._model(input_ids=tokens, use_cache=False).logits
-                theirs = None if self.teacher is None else self.teacher(input_ids=tokens, use_cache=False).logits
-            if places:
-                kl = 0.0 if theirs is None else float(divergence(theirs, logits))
-                sums += len(places) * torch.tensor([kl, float(next_token_loss(logits, tokens)), 1.0])
+            found = window_sums(self.accelerator, self._model, self.teacher, windows[places or [0]])
+            sums += found if places else 0.0
         total = self.accelerator.reduce(sums.to(self.accelerator.device, torch.float32), "sum").tolist()
         kl, loss = total[0] / total[2], total[1] / total[2]
         self._note(kl if self.objective.teaches else loss, kl if self.teacher is not None else None, loss)
 
     def _note(self, value: float, kl: float | None, loss: float) -> None:
         """Write a measurement down; keep the weights if it is the best."""
-        if self.done.step == 0:
+        if self.done.start == math.inf:
             self.done.start = value
         if not math.isfinite(value) or value > 2 * self.done.start + _DIVERGED:
             raise ConvertAttnError(
@@ -290,3 +285,14 @@ def into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameters[name].copy_(value)
+
+
+@torch.no_grad()
+def window_sums(accelerator: Accelerator, student: Any, teacher: Any | None, windows: Tensor) -> Tensor:
+    """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher."""
+    tokens = windows.to(accelerator.device)
+    with accelerator.autocast():
+        logits = student(input_ids=tokens, use_cache=False).logits
+        theirs = None if teacher is None else teacher(input_ids=tokens, use_cache=False).logits
+    kl = 0.0 if theirs is None else float(divergence(theirs, logits))
+    return len(windows) * torch.tensor([kl, float(next_token_loss(logits, tokens)), 1.0], dtype=torch.float64)

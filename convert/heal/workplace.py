@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -103,6 +104,12 @@ class Workplace:
         """What `keep` has saved under a name."""
         path = self.folder / f"{name}.safetensors"
         return load_file(path) if path.is_file() else None
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """The facts that were saved with it."""
+        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["facts"])
+        return found
 
     def partial_state(self, step: int) -> Path:
         """Where the state after so many steps is to be written."""
