@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -75,13 +74,17 @@ class Skeleton:
     def fill(self, names: list[str]) -> None:
         """Read parameters."""
         for name in names:
-            value = self._source.weights.read(self.stored(name))
-            set_module_tensor_to_device(self.model, name, self.device, value=value, dtype=torch.float32)
+            self._put(name, self._source.weights.read(self.stored(name)).to(self.device, torch.float32))
 
     def empty(self, names: list[str]) -> None:
         """Let parameters go."""
         for name in names:
-            set_module_tensor_to_device(self.model, name, "meta")
+            self._put(name, self.model.get_parameter(name).to("meta"))
+
+    def _put(self, name: str, value: Tensor) -> None:
+        # not accelerate's set_module_tensor_to_device, which trips over plain tensors where FSDP is on
+        parent, _, own = name.rpartition(".")
+        setattr(self.model.get_submodule(parent), own, nn.Parameter(value, requires_grad=False))
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""

@@ -330,24 +330,29 @@ def test_resumed_runs_end_bit_for_bit_where_whole_ones_do(stage: str, made: Made
     assert figures("whole") == figures("broken")
 
 
-def _launch(words: list[str | Path], processes: int) -> subprocess.CompletedProcess[str]:
-    """A command line under `accelerate launch`."""
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+def _launch(words: list[str | Path], sharded: bool) -> subprocess.CompletedProcess[str]:
+    """A command line on two processes: under `accelerate launch`, which has no FSDP on a CPU, or under torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    launcher += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        str(port),
-    ]
+        port = str(free.getsockname()[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    line = [*launcher, "-m", "convert_attn.convert.cli", "heal", *map(str, words)]
+    if sharded:
+        launcher = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+        environment |= SHARDED | {"ACCELERATE_USE_CPU": "true"}
+    else:
+        launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", port]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    line = [sys.executable, "-m", *launcher, "-m", "convert_attn.convert.cli", "heal", *map(str, words)]
     return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
 
 
@@ -359,9 +364,10 @@ def _words(made: Made, name: str) -> list[str | Path]:
     ]
 
 
-def test_two_processes_make_what_one_makes(made: Made) -> None:
+@pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "fully sharded"])
+def test_two_processes_make_what_one_makes(sharded: bool, made: Made) -> None:
     one = made.heal("one", lr=1e-3)
-    ended = _launch(_words(made, "two"), processes=2)
+    ended = _launch(_words(made, "two"), sharded)
     assert ended.returncode == 0, ended.stderr[-3000:]
     _same(one.output, made.folder / "two", **CLOSE)
     losses = [[r["loss"] for r in made.records(name) if "loss" in r] for name in ("one", "two")]
@@ -428,7 +434,7 @@ def test_a_teacher_that_is_not_the_source_is_refused(made: Made) -> None:
 
 def test_tokens_of_another_model_are_refused(made: Made) -> None:
     np.save(made.folder / "tokens.npy", np.full((WINDOWS, LENGTH), 97))
-    with pytest.raises(ConvertAttnError, match="token id 97 but .* knows 0 to 96"):
+    with pytest.raises(ConvertAttnError, match=r"token id 97 but .* knows 0 to 96"):
         made.heal()
 
 

@@ -77,6 +77,7 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--train", type=click.Choice(["attention", "all"]), default="all", show_default=True, help="What learns.")
 @click.option("--lora-rank", type=int, metavar="R", help="Low-rank adapters on the attention instead (needs peft).")
 @click.option("--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size].")
+@click.option("--layer-lr", type=float, metavar="F", help="The same for layerwise [default: 0.25 / hidden size].")
 @click.option(
     "--batch-size",
     type=int,

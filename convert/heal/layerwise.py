@@ -170,7 +170,7 @@ class Layerwise:
         settings, device, size = self.settings, student.skeleton.device, self._size()
         per_step = self._step_windows()
         steps = len(self.windows) // per_step
-        schedule = Schedule.of(steps, settings.warmup, settings.rate(self.pair.config.hidden_size))
+        schedule = Schedule.of(steps, settings.warmup, settings.layer_rate(self.pair.config.hidden_size))
         optimizer = torch.optim.AdamW(
             parameters, lr=schedule.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
         )
@@ -187,7 +187,7 @@ class Layerwise:
                 if not torch.isfinite(loss):
                     raise ConvertAttnError(
                         f"the loss of layer {layer} is {float(loss)} at step {step + 1} of stage {LAYERWISE}: give a "
-                        f"lower --lr than {schedule.rate:.3g}"
+                        f"lower --layer-lr than {schedule.rate:.3g}"
                     )
                 loss.backward()
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

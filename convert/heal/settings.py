@@ -12,6 +12,7 @@ LAYERWISE, DISTILL, UPTRAIN = "layerwise", "distill", "uptrain"
 STAGES = (LAYERWISE, DISTILL, UPTRAIN)
 DEFAULT_STAGES = (LAYERWISE, DISTILL)
 _RATE = 0.05  # / hidden size: 2e-4 at 256, 1.2e-5 at 4096; what AdamW bears shrinks as models widen
+_LAYER_RATE = 0.25  # / hidden size, for single blocks: they are near their goal and bear more
 _STEP_TOKENS = 4096
 _LEAST_WINDOWS = 8
 _CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing"})
@@ -27,7 +28,8 @@ class Settings:
         layer_share: of the tokens, for the stage "layerwise" where another one follows.
         train: "attention" or "all": which parameters learn.
         lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
-        lr: highest learning rate; None: 0.05 / hidden size.
+        lr: highest learning rate of the whole model's training; None: 0.05 / hidden size.
+        layer_lr: that of the stage "layerwise"; None: 0.25 / hidden size.
         batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more.
         micro_batch_size: windows per forward call and process; None: all that a process has of a step.
         seq_len: tokens per window; None: what the model reads, at most 2048.
@@ -43,6 +45,7 @@ class Settings:
     train: str = "all"
     lora_rank: int | None = None
     lr: float | None = None
+    layer_lr: float | None = None
     batch_size: int | None = None
     micro_batch_size: int | None = None
     seq_len: int | None = None
@@ -66,7 +69,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{_option(name)} is {value}, expected at least 1")
-        for name in ("lr", "temperature", "max_grad_norm"):
+        for name in ("lr", "layer_lr", "temperature", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"--{_option(name)} is {value}, expected a number above 0")
@@ -117,6 +120,10 @@ class Settings:
     def rate(self, hidden: int) -> float:
         """The highest learning rate."""
         return self.lr or _RATE / hidden
+
+    def layer_rate(self, hidden: int) -> float:
+        """The highest learning rate of the stage "layerwise"."""
+        return self.layer_lr or _LAYER_RATE / hidden
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
