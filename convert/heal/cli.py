@@ -73,7 +73,7 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     help="layerwise: each block against the original's; distill: the whole against the original; uptrain: on the "
     "text alone.",
 )
-@click.option("--layer-share", type=float, default=0.2, show_default=True, help="Of the tokens, for layerwise.")
+@click.option("--layer-share", type=float, default=0.5, show_default=True, help="Of the tokens, for layerwise.")
 @click.option("--train", type=click.Choice(["attention", "all"]), default="all", show_default=True, help="What learns.")
 @click.option("--lora-rank", type=int, metavar="R", help="Low-rank adapters on the attention instead (needs peft).")
 @click.option("--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size].")

@@ -41,7 +41,7 @@ class Settings:
 
     tokens: int
     stages: tuple[str, ...] = DEFAULT_STAGES
-    layer_share: float = 0.2
+    layer_share: float = 0.5
     train: str = "all"
     lora_rank: int | None = None
     lr: float | None = None

@@ -9,8 +9,8 @@ Two ways to the same shape and cache, on the same training text:
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
 --windows, which neither way sees. The ratio says how many times the tokens of `ours` uptraining needs for the same
-perplexity: the smallest of its budgets that gets there, or "more than" the largest. --uptrain-lr is tried for the
-baseline besides the default rate, and the better one counts.
+perplexity: the smallest of its budgets that gets there, or "more than" the largest. --uptrain-lr gives
+the baseline learning rates of its own, each a run, of which the best counts: far from its goal it bears a higher one.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 @click.option("--target", "targets", type=click.Choice([*TARGETS]), multiple=True, default=_ASKED, show_default=True)
 @click.option("--budget", "budgets", type=Count(), multiple=True, default=("250K", "1M", "4M"), show_default=True)
 @click.option("--way", "ways", type=click.Choice([OURS, UPTRAIN]), multiple=True, default=(OURS, UPTRAIN))
-@click.option("--uptrain-lr", type=float, multiple=True, help="Further learning rates for uptraining.")
+@click.option("--uptrain-lr", type=float, multiple=True, help="Rates for uptraining [default: as ours].")
 @click.option("--mixed-precision", default="no", show_default=True)
 @click.option("--selection-tokens", type=Count(), default="8K", show_default=True)
 @click.option("--limit", type=int, help="At most this many test windows.")
@@ -218,7 +218,7 @@ def main(
         setting = Setting(model, original, windows, str(data), str(calibration), options)
         for target in targets:
             for way in ways:
-                rates: list[float | None] = [None, *(uptrain_lr if way == UPTRAIN else ())]
+                rates: list[float | None] = [*uptrain_lr] if way == UPTRAIN and uptrain_lr else [None]
                 with tempfile.TemporaryDirectory() as place:
                     rows += setting.way(target, way, [*budgets], rates, Path(place))
     click.echo(markdown(rows, originals))
