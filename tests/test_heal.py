@@ -271,7 +271,7 @@ def test_lora_changes_the_attention_only_and_is_merged(made: Made) -> None:
 # --- what must not matter
 
 
-def _same(first: Path, second: Path, **tolerance: float) -> None:
+def assert_same(first: Path, second: Path, **tolerance: float) -> None:
     left, right = tensors_of(first), tensors_of(second)
     assert left.keys() == right.keys()
     for name, tensor in left.items():
@@ -287,12 +287,12 @@ CLOSE = {"atol": 2e-5, "rtol": 1e-3}
 def test_memory_savers_change_nothing_but_rounding(model_type: str, change: dict[str, Any], tmp_path: Path) -> None:
     made = Made(tmp_path / "made", model_type, to="mla", cache_ratio=0.25)
     plain, saving = made.heal("plain"), made.heal("saving", **change)
-    _same(plain.output, saving.output, **CLOSE)
+    assert_same(plain.output, saving.output, **CLOSE)
     assert plain.best == pytest.approx(saving.best, rel=1e-4)
 
 
 def test_the_same_run_gives_the_same_bytes(made: Made) -> None:
-    _same(made.heal("one").output, made.heal("two").output, **EXACT)
+    assert_same(made.heal("one").output, made.heal("two").output, **EXACT)
 
 
 class _StopError(Exception):
@@ -319,7 +319,7 @@ def test_resumed_runs_end_bit_for_bit_where_whole_ones_do(stage: str, made: Made
     with pytest.raises(UsageError, match="--lr"):
         made.heal("broken", lr=2e-3, resume=True)
     resumed = made.heal("broken", lr=1e-3, resume=True)
-    _same(whole.output, resumed.output, **EXACT)
+    assert_same(whole.output, resumed.output, **EXACT)
 
     def figures(name: str) -> list[dict[str, Any]]:
         return [
@@ -369,7 +369,7 @@ def test_two_processes_make_what_one_makes(sharded: bool, made: Made) -> None:
     one = made.heal("one", lr=1e-3)
     ended = _launch(_words(made, "two"), sharded)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    _same(one.output, made.folder / "two", **CLOSE)
+    assert_same(one.output, made.folder / "two", **CLOSE)
     losses = [[r["loss"] for r in made.records(name) if "loss" in r] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

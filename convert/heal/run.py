@@ -32,7 +32,7 @@ from convert_attn.convert.heal.result import (
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
 from convert_attn.convert.heal.tokens import Text, open_text, pack
 from convert_attn.convert.heal.training import BEST, Progressed, Training, into, window_sums
-from convert_attn.convert.heal.workplace import Workplace
+from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.writer import check_output
 
@@ -129,6 +129,10 @@ class _Run:
 
     def run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         """All stages and the result."""
+        with failures_in_words(self.place.folder):
+            return self._run(resume, overwrite, board, show, command)
+
+    def _run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         first = self.accelerator.is_main_process
         if first:
             self.place.begin(self.settings, self._identity(), resume, overwrite)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +22,27 @@ from convert_attn.convert.writer import is_alive
 _RUN, _PID, _READY = "run.json", "pid", "text-ready"
 _STATE = "state-"
 _PARTIAL = ".partial"
+
+
+@contextmanager
+def failures_in_words(folder: Path) -> Iterator[None]:
+    """What the system refuses, as a sentence.
+
+    Raises:
+        ConvertAttnError: a full disk, or whatever else cannot be written or read.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        torch_cannot_write = "PytorchStreamWriter" in str(error)
+        if isinstance(error, RuntimeError) and not torch_cannot_write:
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or torch_cannot_write or "No space left" in str(error):
+            raise ConvertAttnError(
+                f"the disk that holds '{folder}' is full or cannot be written: free space, and go on with --resume"
+            ) from None
+        raise ConvertAttnError(f"working in '{folder}' failed: {' '.join(str(error).split())}") from None
 
 
 class Workplace:
@@ -50,7 +74,7 @@ class Workplace:
             raise UsageError(f"--resume: there is no unfinished run in '{self.folder}'; drop it to begin one")
         self._check_alone()
         if run.is_file() and resume:
-            self._compare(json.loads(run.read_text()), settings, identity)
+            self._compare(self._begun(run), settings, identity)
         elif run.is_file():
             if not overwrite:
                 raise UsageError(
@@ -64,6 +88,16 @@ class Workplace:
                 _write(run, {"settings": settings.as_dict(), "identity": identity})
         except OSError as error:
             raise ConvertAttnError(f"cannot write to '{self.folder}': {error.strerror}") from None
+
+    def _begun(self, run: Path) -> dict[str, Any]:
+        """How the unfinished run was begun."""
+        try:
+            found = json.loads(run.read_text())
+            return {"settings": dict(found["settings"]), "identity": dict(found["identity"])}
+        except (ValueError, KeyError, TypeError):
+            raise ConvertAttnError(
+                f"'{run}' is damaged, so the run cannot be taken up: --overwrite without --resume to begin anew"
+            ) from None
 
     def _check_alone(self) -> None:
         try:
