@@ -216,6 +216,24 @@ def test_a_student_that_lost_nothing_stays_as_it_is(tmp_path: Path) -> None:
     assert any("made nothing better" in warning for warning in done.warnings)
 
 
+def test_blocks_that_read_the_students_states_come_nearer_to_the_original(made: Made) -> None:
+    ends = {}
+    for inputs in ("student", "original"):
+        done = made.heal(f"from-{inputs}", stages=("layerwise",), layer_inputs=inputs, layer_lr=1e-3)
+        ends[inputs] = _last_states(made, done.output)
+    start = _last_states(made, made.student)
+    assert ends["student"] < start
+    assert ends["student"] < ends["original"]
+
+
+def _last_states(made: Made, folder: Path) -> float:
+    """Squared distance of the states before the head from the original's, on the text that was trained on."""
+    tokens = torch.from_numpy(np.load(made.data))
+    with torch.no_grad():
+        ours, theirs = (load(f)(tokens, output_hidden_states=True).hidden_states[-1] for f in (folder, made.teacher))
+    return float((ours - theirs).square().sum())
+
+
 def test_uptraining_needs_no_teacher_and_lowers_the_loss(made: Made) -> None:
     data = made.folder / "same.npy"
     np.save(data, np.tile(np.arange(1, LENGTH + 1), (WINDOWS, 1)))
@@ -225,8 +243,9 @@ def test_uptraining_needs_no_teacher_and_lowers_the_loss(made: Made) -> None:
     assert config_of(done.output)["convert_attn"]["heal"][0]["teacher"] is None
 
 
-def test_layers_alone_are_written_without_the_model(made: Made) -> None:
-    done = made.heal(stages=("layerwise",), lr=3e-3)
+@pytest.mark.parametrize("inputs", ["student", "original"])
+def test_layers_alone_are_written_without_the_model(inputs: str, made: Made) -> None:
+    done = made.heal(stages=("layerwise",), layer_inputs=inputs, layer_lr=3e-3)
     layers = [record for record in made.records() if record["stage"] == "layerwise"]
     assert len(layers) == 2
     assert all(record["after"] < record["before"] for record in layers)
@@ -291,12 +310,38 @@ def test_memory_savers_change_nothing_but_rounding(model_type: str, change: dict
     assert plain.best == pytest.approx(saving.best, rel=1e-4)
 
 
-def test_the_same_run_gives_the_same_bytes(made: Made) -> None:
-    assert_same(made.heal("one").output, made.heal("two").output, **EXACT)
-
-
 class _StopError(Exception):
     pass
+
+
+def test_mixed_precision_trains_in_half_and_writes_what_was_there(made: Made) -> None:
+    done = made.heal(mixed_precision="bf16", lr=1e-3)
+    assert done.best < done.start
+    assert {t.dtype for t in tensors_of(done.output).values()} == {torch.float32}
+    plain = made.heal("plain", lr=1e-3)
+    assert done.best == pytest.approx(plain.best, rel=0.05)
+    assert done.best != plain.best
+
+
+def test_tensorboard_gets_the_figures_of_the_log(made: Made) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    made.heal(tensorboard=made.folder / "board", lr=1e-3)
+    board = events.EventAccumulator(str(made.folder / "board")).Reload()
+    shown = [event.value for event in board.Scalars("distill/loss")]
+    assert shown == pytest.approx([record["loss"] for record in made.records() if "loss" in record])
+
+
+def test_overwrite_begins_an_unfinished_run_anew(made: Made) -> None:
+    def stop(record: dict[str, Any]) -> None:
+        raise _StopError
+
+    with pytest.raises(_StopError):
+        made.heal(lr=2e-3, show=stop)
+    assert made.heal(lr=1e-3, overwrite=True).best == made.heal("other", lr=1e-3).best
+
+
+def test_the_same_run_gives_the_same_bytes(made: Made) -> None:
+    assert_same(made.heal("one").output, made.heal("two").output, **EXACT)
 
 
 @pytest.mark.parametrize("stage", ["layerwise", "distill"])
@@ -306,7 +351,7 @@ def test_resumed_runs_end_bit_for_bit_where_whole_ones_do(stage: str, made: Made
     def stop(record: dict[str, Any]) -> None:
         if (
             record["stage"] == stage
-            and record["step"] == (0 if stage == "layerwise" else 3)
+            and record["step"] == (0 if stage == "layerwise" else 1)
             and "selection" not in record
         ):
             raise _StopError
@@ -364,10 +409,11 @@ def _words(made: Made, name: str) -> list[str | Path]:
     ]
 
 
+@pytest.mark.parametrize("inputs", ["student", "original"])
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "fully sharded"])
-def test_two_processes_make_what_one_makes(sharded: bool, made: Made) -> None:
-    one = made.heal("one", lr=1e-3)
-    ended = _launch(_words(made, "two"), sharded)
+def test_two_processes_make_what_one_makes(sharded: bool, inputs: str, made: Made) -> None:
+    one = made.heal("one", lr=1e-3, layer_inputs=inputs)
+    ended = _launch([*_words(made, "two"), "--layer-inputs", inputs], sharded)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert_same(one.output, made.folder / "two", **CLOSE)
     losses = [[r["loss"] for r in made.records(name) if "loss" in r] for name in ("one", "two")]

@@ -74,10 +74,24 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "text alone.",
 )
 @click.option("--layer-share", type=float, default=0.5, show_default=True, help="Of the tokens, for layerwise.")
+@click.option(
+    "--layer-inputs",
+    type=click.Choice(["student", "original"]),
+    default="student",
+    show_default=True,
+    help="What blocks read in layerwise; with original they know nothing of each other.",
+)
 @click.option("--train", type=click.Choice(["attention", "all"]), default="all", show_default=True, help="What learns.")
 @click.option("--lora-rank", type=int, metavar="R", help="Low-rank adapters on the attention instead (needs peft).")
-@click.option("--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size].")
-@click.option("--layer-lr", type=float, metavar="F", help="The same for layerwise [default: 0.25 / hidden size].")
+@click.option(
+    "--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size, less near the original]."
+)
+@click.option(
+    "--layer-lr",
+    type=float,
+    metavar="F",
+    help="The same for layerwise [default: 0.25 / hidden size, less where that fails].",
+)
 @click.option(
     "--batch-size",
     type=int,

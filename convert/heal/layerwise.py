@@ -1,7 +1,11 @@
-"""Stage "layerwise": every converted block learns to do what the original's block does with the original's inputs.
+"""Stage "layerwise": every converted block learns to give what the original's block gives.
 
-The blocks know nothing of each other: one pair of them is in memory at a time, and processes share them out. The text
-is in memory as states between two blocks (tokens x hidden size in float32; in a file where that is large).
+One pair of blocks is in memory at a time. The text is there as states between two blocks (tokens x hidden size in
+float32, in a file where that is large). What the student's block reads is one of
+
+    student   what the student's blocks before it, trained already, have made of the text: what they lost is made good
+              as far as this one can see it, as in the refit of a conversion. Processes share the windows of a step.
+    original  what the original's block reads: the blocks know nothing of each other, and processes share them out.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from convert_attn.convert.calibrate import spool
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.journal import Journal
-from convert_attn.convert.heal.pair import Pair, learns, without_dropout
+from convert_attn.convert.heal.pair import Pair, into, learns, without_dropout
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import LAYERWISE, Settings
 from convert_attn.convert.heal.workplace import Workplace
@@ -34,14 +38,12 @@ class _Blocks:
         without_dropout(skeleton.model)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
 
-    def prepare(self, tokens: Tensor) -> None:
-        """Learn what blocks are called with for windows of this shape."""
-        if tuple(tokens.shape) not in self._calls:
-            self._calls[tuple(tokens.shape)] = self.skeleton.calls(tokens)
-
     def run(self, layer: int, states: Tensor) -> Tensor:
         """The block's output [B, T, D]."""
-        call = self._calls[tuple(states.shape[:2])][layer]
+        shape = tuple(states.shape[:2])
+        if shape not in self._calls:  # masks and positions depend on the shape alone
+            self._calls[shape] = self.skeleton.calls(torch.zeros(shape, dtype=torch.int64))
+        call = self._calls[shape][layer]
         out: Tensor = self.skeleton.blocks[layer](states, *call.args, **call.kwargs)
         return out
 
@@ -59,21 +61,42 @@ class _Blocks:
 
 @dataclass
 class _Text:
-    """Windows on their way through the original: before a block and after it, [n, T, D] each."""
+    """Windows on their way through both models, [n, T, D] each.
+
+    Attributes:
+        before, after: in the original, before a block and after it.
+        own: in the student, before the block; the same tensor as `before` where it reads the original's inputs.
+    """
 
     before: Tensor
     after: Tensor
+    own: Tensor
 
     def advance(self, blocks: _Blocks, layer: int, size: int) -> None:
         """What the original's block makes of `before`."""
+        self._through(blocks, layer, size, self.before, self.after)
+
+    def follow(self, blocks: _Blocks, layer: int, size: int) -> None:
+        """The student's own states past its block."""
+        if self.own is not self.before:
+            self._through(blocks, layer, size, self.own, self.own)
+
+    @torch.no_grad()
+    def _through(self, blocks: _Blocks, layer: int, size: int, given: Tensor, made: Tensor) -> None:
         device = blocks.skeleton.device
-        with torch.no_grad():
-            for states, place in zip(self.before.split(size), self.after.split(size), strict=True):
-                place.copy_(blocks.run(layer, states.to(device)))
+        for states, place in zip(given.split(size), made.split(size), strict=True):
+            place.copy_(blocks.run(layer, states.to(device)))
 
     def turn(self) -> None:
         """What was after is before the next block."""
+        follows = self.own is self.before
         self.before, self.after = self.after, self.before
+        if follows:
+            self.own = self.before
+
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of all three."""
+        return zip(self.before.split(size), self.after.split(size), self.own.split(size), strict=True)
 
 
 @dataclass
@@ -105,19 +128,22 @@ class Layerwise:
         student = _Blocks(Skeleton(self.pair.student, device=device, attention="sdpa"))
         size, layers = self._size(), len(student.skeleton.blocks)
         with ExitStack() as stack:
-            texts = [self._enter(stack, teacher, student, tokens, size) for tokens in (self.windows, self.selection)]
+            texts = [self._enter(stack, teacher, tokens, size) for tokens in (self.windows, self.selection)]
             for layer in range(layers):
                 progress(LAYERWISE, layer, layers)
                 with teacher.loaded(layer):
                     for text in texts:
                         text.advance(teacher, layer, size)
-                mine = layer % self.accelerator.num_processes == self.accelerator.process_index
-                if mine and self.place.kept(name_of(layer)) is None:
-                    self._train(layer, student, *texts)
+                if not self._independent or layer % self.accelerator.num_processes == self.accelerator.process_index:
+                    self._settle(layer, student, *texts)
                 for text in texts:
                     text.turn()
         progress(LAYERWISE, layers, layers)
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _independent(self) -> bool:
+        return self.settings.layer_inputs == "original"
 
     def _size(self) -> int:
         """Windows per forward call."""
@@ -126,73 +152,113 @@ class Layerwise:
     def _step_windows(self) -> int:
         return min(self.settings.windows_per_step(self.windows.shape[1]), len(self.windows))
 
-    def _enter(self, stack: ExitStack, teacher: _Blocks, student: _Blocks, tokens: Tensor, size: int) -> _Text:
+    def _enter(self, stack: ExitStack, teacher: _Blocks, tokens: Tensor, size: int) -> _Text:
         shape = (*tokens.shape, self.pair.config.hidden_size)
-        text = _Text(stack.enter_context(spool(shape)), stack.enter_context(spool(shape)))
+        before, after = (stack.enter_context(spool(shape)) for _ in range(2))
+        text = _Text(before, after, before if self._independent else stack.enter_context(spool(shape)))
         parts = tokens.split(size)
-        for part in parts:
-            teacher.prepare(part)
-            student.prepare(part)
         for place, states in zip(text.before.split(size), teacher.skeleton.embed(parts), strict=True):
             place.copy_(states)
+        text.own.copy_(text.before)  # embeddings are the same in both
         return text
 
-    def _train(self, layer: int, student: _Blocks, text: _Text, selection: _Text) -> None:
-        """One block; kept if it does better on the selection text than as it was converted."""
+    def _settle(self, layer: int, student: _Blocks, text: _Text, selection: _Text) -> None:
+        """One block, as it was trained before a break or trained now; the student's states go past it."""
+        stem = f"{student.skeleton.model.base_model_prefix}.{student.skeleton.stem}{layer}."
         with student.loaded(layer) as block:
-            chosen = {name: p for name, p in block.named_parameters() if learns(name, self.settings.learned)}
-            for parameter in chosen.values():
-                parameter.requires_grad_(True)
-            before = self._error(student, layer, selection)
-            start = {name: parameter.detach().clone() for name, parameter in chosen.items()}
-            self._steps(layer, student, text, [*chosen.values()])
-            after = self._error(student, layer, selection)
-            if not after <= before:
-                chosen, after = {name: nn.Parameter(value) for name, value in start.items()}, before
-            stem = f"{student.skeleton.model.base_model_prefix}.{student.skeleton.stem}{layer}."
+            known = self.place.kept(name_of(layer))
+            if known is None:
+                known = self._train(layer, stem, student, block, text, selection)
+            into(block, {name.removeprefix(stem): value for name, value in known.items()})
+            for followed in (text, selection):
+                followed.follow(student, layer, self._size())
+
+    def _train(
+        self, layer: int, stem: str, student: _Blocks, block: nn.Module, text: _Text, selection: _Text
+    ) -> dict[str, Tensor]:
+        """What a block has learned, by full names; what it was where that does no better on the selection text."""
+        chosen = {name: p for name, p in block.named_parameters() if learns(name, self.settings.learned)}
+        before = self._error(student, layer, selection)
+        start: dict[str, Tensor] = {stem + name: parameter.detach().clone() for name, parameter in chosen.items()}
+        found, after = start, before
+        for rate in self.settings.layer_rates(self.pair.config.hidden_size):
+            self._steps(layer, student, text, [*chosen.values()], rate)
+            error = self._error(student, layer, selection)
+            if error < before:
+                found, after = {stem + name: parameter for name, parameter in chosen.items()}, error
+                break
+            into(block, {name.removeprefix(stem): value for name, value in start.items()})
+        if self._independent or self.accelerator.is_main_process:
             record: dict[str, Any] = {"stage": LAYERWISE, "step": layer, "before": before, "after": after}
-            self.place.keep(name_of(layer), {stem + name: parameter for name, parameter in chosen.items()}, record)
+            self.place.keep(name_of(layer), found, record)
             self.journal.write(record)
+        return found
 
     def _error(self, student: _Blocks, layer: int, text: _Text) -> float:
-        """Squared error of the block's output on a text, as a share of what the block adds to its input."""
+        """Squared error of the block's output on a text, as a share of what the original's adds to its input."""
         missed = changed = 0.0
-        device, size = student.skeleton.device, self._size()
+        device = student.skeleton.device
         with torch.no_grad():
-            for before, after in zip(text.before.split(size), text.after.split(size), strict=True):
-                states, wanted = before.to(device), after.to(device)
-                missed += float((student.run(layer, states) - wanted).square().sum(dtype=torch.float64))
-                changed += float((wanted - states).square().sum(dtype=torch.float64))
-        return missed / max(changed, 1e-200)
+            for before, after, own in text.parts(self._size()):
+                wanted = after.to(device)
+                missed += float((student.run(layer, own.to(device)) - wanted).square().sum(dtype=torch.float64))
+                changed += float((wanted - before.to(device)).square().sum(dtype=torch.float64))
+        error = missed / max(changed, 1e-200)
+        # the processes must come to the same decision
+        return (
+            error if self._independent else float(self.accelerator.reduce(torch.tensor(error, device=device), "mean"))
+        )
 
-    def _steps(self, layer: int, student: _Blocks, text: _Text, parameters: list[nn.Parameter]) -> None:
+    def _steps(self, layer: int, student: _Blocks, text: _Text, parameters: list[nn.Parameter], rate: float) -> None:
         """Once over the text."""
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         settings, device, size = self.settings, student.skeleton.device, self._size()
         per_step = self._step_windows()
         steps = len(self.windows) // per_step
-        schedule = Schedule.of(steps, settings.warmup, settings.layer_rate(self.pair.config.hidden_size))
+        schedule = Schedule.of(steps, settings.warmup, rate)
         optimizer = torch.optim.AdamW(
             parameters, lr=schedule.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
         )
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.at(step)
-            chosen = slice(step * per_step, (step + 1) * per_step)
-            wanted_all, states_all = text.after[chosen], text.before[chosen]
-            energy = float((wanted_all - states_all).square().sum()) or 1.0
-            for states, wanted in zip(states_all.split(size), wanted_all.split(size), strict=True):
+            places = torch.arange(step * per_step, (step + 1) * per_step)
+            energy = float((text.after[places] - text.before[places]).square().sum()) or 1.0
+            for part in self._own(places).split(size):
                 with self.accelerator.autocast():
-                    out = student.run(layer, states.to(device))
-                loss = (out.float() - wanted.to(device)).square().sum() / energy
-                if not torch.isfinite(loss):
-                    raise ConvertAttnError(
-                        f"the loss of layer {layer} is {float(loss)} at step {step + 1} of stage {LAYERWISE}: give a "
-                        f"lower --layer-lr than {schedule.rate:.3g}"
-                    )
+                    out = student.run(layer, text.own[part].to(device))
+                loss = (out.float() - text.after[part].to(device)).square().sum() / energy
                 loss.backward()
+            self._exchange(layer, step, schedule.rate, parameters)
             nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    def _own(self, places: Tensor) -> Tensor:
+        """This process's windows of a step."""
+        if self._independent:
+            return places
+        return places[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _exchange(self, layer: int, step: int, rate: float, parameters: list[nn.Parameter]) -> None:
+        """Gradients summed over processes.
+
+        Raises:
+            ConvertAttnError: they are not finite.
+        """
+        finite = True
+        for parameter in parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient if self._independent else self.accelerator.reduce(gradient, "sum")
+            finite = finite and bool(torch.isfinite(parameter.grad).all())
+        if not finite:
+            raise ConvertAttnError(
+                f"the gradients of layer {layer} are not finite at step {step + 1} of stage {LAYERWISE}: give a lower "
+                f"--layer-lr than {rate:.3g}"
+            )
 
 
 def name_of(layer: int) -> str:

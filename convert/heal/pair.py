@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
@@ -165,6 +165,14 @@ def share_frozen(student: nn.Module, teacher: nn.Module) -> int:
             setattr(student.get_submodule(parent), own, other)
             saved += parameter.nbytes
     return saved
+
+
+@torch.no_grad()
+def into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors into the parameters of their names."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameters[name].copy_(value)
 
 
 @contextmanager

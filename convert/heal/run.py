@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
@@ -21,7 +23,7 @@ from convert_attn.convert.heal.journal import LOG, START, Journal, Show
 from convert_attn.convert.heal.layerwise import Layerwise, name_of
 from convert_attn.convert.heal.lora import adapt, merged
 from convert_attn.convert.heal.objective import Objective
-from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.pair import Pair, into, learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -31,7 +33,7 @@ from convert_attn.convert.heal.result import (
 )
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
 from convert_attn.convert.heal.tokens import Text, open_text, pack
-from convert_attn.convert.heal.training import BEST, Progressed, Training, into, window_sums
+from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.writer import check_output
@@ -90,13 +92,21 @@ def heal(
     check_output(target, overwrite)
     if target.resolve() == pair.student.origin.folder.resolve():
         raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
-    accelerator = Accelerator(
+    accelerator = _accelerator(settings, cpu)
+    run = _Run(accelerator, pair, settings, str(data), target, Workplace(target), progress)
+    return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
+
+
+def _accelerator(settings: Settings, cpu: bool) -> Accelerator:
+    """What places models and exchanges gradients."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # accelerate keeps one state per process, so that the precision of an earlier call would stay
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
         cpu=cpu,
         mixed_precision=None if settings.mixed_precision == "auto" else settings.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
-    run = _Run(accelerator, pair, settings, str(data), target, Workplace(target), progress)
-    return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
 
 
 def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> str | None:

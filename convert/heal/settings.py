@@ -12,6 +12,7 @@ LAYERWISE, DISTILL, UPTRAIN = "layerwise", "distill", "uptrain"
 STAGES = (LAYERWISE, DISTILL, UPTRAIN)
 DEFAULT_STAGES = (LAYERWISE, DISTILL)
 _RATE = 0.05  # / hidden size: 2e-4 at 256, 1.2e-5 at 4096; what AdamW bears shrinks as models widen
+_FAR = 0.1  # nats per token: from here on the rate is the full one
 _LAYER_RATE = 0.25  # / hidden size, for single blocks: they are near their goal and bear more
 _STEP_TOKENS = 4096
 _LEAST_WINDOWS = 8
@@ -26,10 +27,13 @@ class Settings:
         tokens: to train on, all stages together.
         stages: of `STAGES`, in this order.
         layer_share: of the tokens, for the stage "layerwise" where another one follows.
+        layer_inputs: "student" or "original": what the blocks read in "layerwise".
         train: "attention" or "all": which parameters learn.
         lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
-        lr: highest learning rate of the whole model's training; None: 0.05 / hidden size.
-        layer_lr: that of the stage "layerwise"; None: 0.25 / hidden size.
+        lr: highest learning rate of the whole model's training; None: 0.05 / hidden size, for distillation alone times
+            KL / 0.1 where the KL to the original at the start is below 0.1 nats.
+        layer_lr: that of the stage "layerwise"; None: 0.25 / hidden size, a quarter of it and a quarter of that for
+            blocks that get no better.
         batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more.
         micro_batch_size: windows per forward call and process; None: all that a process has of a step.
         seq_len: tokens per window; None: what the model reads, at most 2048.
@@ -42,6 +46,7 @@ class Settings:
     tokens: int
     stages: tuple[str, ...] = DEFAULT_STAGES
     layer_share: float = 0.5
+    layer_inputs: str = "student"
     train: str = "all"
     lora_rank: int | None = None
     lr: float | None = None
@@ -94,6 +99,8 @@ class Settings:
             raise UsageError("--stages: layerwise comes first, as it starts from the original's inputs")
         if self.train not in ("attention", "all"):
             raise UsageError(f"--train is '{self.train}', expected attention or all")
+        if self.layer_inputs not in ("student", "original"):
+            raise UsageError(f"--layer-inputs is '{self.layer_inputs}', expected student or original")
         if self.lora_rank is not None and self.stages[-1] == LAYERWISE:
             raise UsageError("--lora-rank is for distill and uptrain: drop it, or add one of them to --stages")
 
@@ -117,13 +124,19 @@ class Settings:
         """Over all processes."""
         return self.batch_size or max(_LEAST_WINDOWS, _STEP_TOKENS // length)
 
-    def rate(self, hidden: int) -> float:
-        """The highest learning rate."""
-        return self.lr or _RATE / hidden
+    def rate(self, hidden: int, start: float) -> float:
+        """The highest learning rate of the whole model's training.
 
-    def layer_rate(self, hidden: int) -> float:
-        """The highest learning rate of the stage "layerwise"."""
-        return self.layer_lr or _LAYER_RATE / hidden
+        Args:
+            start: KL to the original at the start: AdamW's steps keep a student as far from its goal as they are long,
+                so that one that is near needs short ones. The text's own loss has no such nearness.
+        """
+        near = 1.0 if self.whole == UPTRAIN or self.lm_weight else min(1.0, start / _FAR)
+        return self.lr or near * _RATE / hidden
+
+    def layer_rates(self, hidden: int) -> tuple[float, ...]:
+        """Highest learning rates of the stage "layerwise", to be tried until one makes a block better."""
+        return (self.layer_lr,) if self.layer_lr else tuple(_LAYER_RATE / hidden / part for part in (1, 4, 16))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

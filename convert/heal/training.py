@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.journal import Journal
 from convert_attn.convert.heal.objective import Objective, divergence, next_token_loss
+from convert_attn.convert.heal.pair import into
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import Settings
 from convert_attn.convert.heal.tokens import Text
@@ -33,12 +34,19 @@ _DIVERGED = 1.0  # nats above twice the start
 
 @dataclass
 class Progressed:
-    """How far a run is: what a state holds besides what accelerate saves."""
+    """How far a run is: what a state holds besides what accelerate saves.
+
+    Attributes:
+        start, best: on the selection text, before training and at `best_step`.
+        lowest: of the measurements since training began.
+        stale: how many measurements ago that was.
+    """
 
     step: int = 0
     start: float = math.inf
     best: float = math.inf
     best_step: int = 0
+    lowest: float = math.inf
     stale: int = 0
     seconds: float = 0.0
 
@@ -74,7 +82,7 @@ class Training:
         self._per_step = settings.windows_per_step(self.text.length)
         self._own, self._micro = self._shares()
         steps = max(1, self.tokens // (self._per_step * self.text.length))
-        self.schedule = Schedule.of(steps, settings.warmup, settings.rate(self.hidden_size))
+        self.schedule = Schedule.of(steps, settings.warmup, settings.rate(self.hidden_size, self.done.start))
         self._eval_every = settings.eval_every or max(1, steps // _MEASUREMENTS)
         self._save_every = settings.save_every or self._eval_every
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -225,10 +233,12 @@ class Training:
                 f"{self.done.start:.4g} at the start; give a lower --lr than {self.schedule.rate:.3g}"
             )
         if value < self.done.best:
-            self.done.best, self.done.best_step, self.done.stale = value, self.done.step, 0
+            self.done.best, self.done.best_step = value, self.done.step
             self._keep_best()
-        else:
-            self.done.stale += 1
+        # patience is with the run's own course: at a high rate it may stay above a good start until the rate falls
+        better = self.done.step == 0 or value < self.done.lowest
+        self.done.lowest = min(value, self.done.lowest) if self.done.step else math.inf
+        self.done.stale = 0 if better else self.done.stale + 1
         record = {
             "stage": self.stage,
             "step": self.done.step,
@@ -277,14 +287,6 @@ class Training:
         from safetensors.torch import load_file
 
         into(self.accelerator.unwrap_model(models.pop()), load_file(str(Path(folder) / "trained.safetensors")))
-
-
-@torch.no_grad()
-def into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors into the parameters of their names."""
-    parameters = dict(model.named_parameters())
-    for name, value in tensors.items():
-        parameters[name].copy_(value)
 
 
 @torch.no_grad()

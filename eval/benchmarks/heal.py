@@ -2,15 +2,16 @@
 
     python -m convert_attn.eval.benchmarks.heal FOLDER --data train.txt --windows test.npy --calibration fit.npy
 
-Two ways to the same shape and cache, on the same training text:
+Ways to the same shape and cache, on the same training text:
 
     ours      converted by the default method on calibration text, then `heal` (layerwise, distill)
+    ours+lm   the same with --lm-weight 1: a model that still learns from text gets beyond its original
     uptrain   heads averaged (`mean`; MLA: plain `svd`), then trained on the text alone (Ainslie et al. 2023, sec. 2)
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
 --windows, which neither way sees. The ratio says how many times the tokens of `ours` uptraining needs for the same
-perplexity: the smallest of its budgets that gets there, or "more than" the largest. --uptrain-lr gives
-the baseline learning rates of its own, each a run, of which the best counts: far from its goal it bears a higher one.
+perplexity: the smallest of its budgets that gets there, or "more than" the largest. --lm-lr gives the
+ways that learn from the text itself rates of their own, each a run, of which the best counts: they bear higher ones.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ TARGETS: dict[str, dict[str, Any]] = {
     "mla 1/16": {"to": "mla", "cache_ratio": 0.0625},
 }
 _ASKED = ("gqa 1/4", "mqa", "mla 1/8", "mla 1/16")
-OURS, UPTRAIN = "ours", "uptrain"
+OURS, OURS_LM, UPTRAIN = "ours", "ours+lm", "uptrain"
+WAYS: dict[str, dict[str, Any]] = {OURS: {}, OURS_LM: {"lm_weight": 1.0}, UPTRAIN: {"stages": ("uptrain",)}}
 
 
 @dataclass(frozen=True)
@@ -84,26 +86,33 @@ class Setting:
         click.echo(json.dumps(asdict(row)), err=True)
         return row
 
+    def start(self, target: str, way: str, place: Path) -> Path:
+        """The conversion that a way begins with; ours are the same."""
+        folder = place / ("plain" if way == UPTRAIN else "best")
+        if not folder.exists():
+            request = TARGETS[target]
+            plain: dict[str, Any] = {"method": "svd" if request["to"] == "mla" else "mean"}
+            convert(
+                self.model,
+                output=folder,
+                **request,
+                **(plain if way == UPTRAIN else {"calibration": self.calibration}),
+            )
+        return folder
+
     def way(self, target: str, way: str, budgets: list[int], rates: list[float | None], place: Path) -> Iterator[Row]:
         """The conversion, then a run for each budget and rate."""
-        request = TARGETS[target]
-        if way == OURS:
-            request = request | {"calibration": self.calibration}
-        else:
-            request = request | {"method": "svd" if request["to"] == "mla" else "mean"}
-        start = place / "start"
-        convert(self.model, output=start, **request)
+        start = self.start(target, way, place)
         yield self.measured(start, target, way, 0)
-        stages: dict[str, Any] = {"stages": ("uptrain",)} if way == UPTRAIN else {}
         for number, (budget, rate) in enumerate((b, r) for b in budgets for r in rates):
             done = heal(
                 start,
                 teacher=self.model,
                 data=self.data,
                 tokens=budget,
-                output=place / f"run-{number}",
+                output=place / f"{way}-{number}",
                 lr=rate,
-                **stages,
+                **WAYS[way],
                 **self.options,
             )
             yield self.measured(done.output, target, way, budget, rate)
@@ -112,7 +121,7 @@ class Setting:
 def ratios(rows: list[Row]) -> Iterator[tuple[Row, Row | None, int]]:
     """Each of our rows, the uptraining row of the fewest tokens that is as good, and uptraining's largest budget."""
     for row in rows:
-        if row.way == OURS:
+        if row.way != UPTRAIN:
             others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
             equal = [r for r in others if r.perplexity <= row.perplexity]
             yield row, min(equal, key=lambda r: r.tokens, default=None), max((r.tokens for r in others), default=0)
@@ -133,12 +142,12 @@ def markdown(rows: list[Row], originals: dict[str, float]) -> str:
         "| model | target | way | tokens | perplexity | over the original | KL, nats/token | tokens uptraining needs |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    needed = {(r.model, r.target, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows)}
+    needed = {(r.model, r.target, r.way, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows)}
     for row in rows:
         rate = "" if row.lr is None else f" (lr {row.lr:g})"
         over = row.perplexity / originals[row.model] - 1
         cells = (row.model, row.target, row.way + rate, f"{row.tokens:,}", f"{row.perplexity:.2f}", f"{over:+.1%}")
-        times = needed.get((row.model, row.target, row.tokens), "") if row.way == OURS else ""
+        times = needed.get((row.model, row.target, row.way, row.tokens), "")
         lines.append(f"| {' | '.join(cells)} | {row.kl:.4f} | {times} |")
     named = ", ".join(f"{name} {value:.2f}" for name, value in originals.items())
     return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
@@ -155,7 +164,7 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
     panels = figure.subplots(len(models), len(targets), squeeze=False)
     for line, model in zip(panels, models, strict=True):
         for axes, target in zip(line, targets, strict=True):
-            for way, colour in ((OURS, "#0072b2"), (UPTRAIN, "#d55e00")):
+            for way, colour in zip(WAYS, ("#0072b2", "#009e73", "#d55e00"), strict=True):
                 chosen = [row for row in rows if (row.model, row.target, row.way) == (model, target, way)]
                 best = {row.tokens: min(r.perplexity for r in chosen if r.tokens == row.tokens) for row in chosen}
                 axes.plot([*best], [*best.values()], "o-", color=colour, label=way)
@@ -174,8 +183,8 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 @click.option("--calibration", help="Text for the one-shot conversion.")
 @click.option("--target", "targets", type=click.Choice([*TARGETS]), multiple=True, default=_ASKED, show_default=True)
 @click.option("--budget", "budgets", type=Count(), multiple=True, default=("250K", "1M", "4M"), show_default=True)
-@click.option("--way", "ways", type=click.Choice([OURS, UPTRAIN]), multiple=True, default=(OURS, UPTRAIN))
-@click.option("--uptrain-lr", type=float, multiple=True, help="Rates for uptraining [default: as ours].")
+@click.option("--way", "ways", type=click.Choice([*WAYS]), multiple=True, default=[*WAYS])
+@click.option("--lm-lr", type=float, multiple=True, help="Rates for ours+lm and uptrain [default: as ours].")
 @click.option("--mixed-precision", default="no", show_default=True)
 @click.option("--selection-tokens", type=Count(), default="8K", show_default=True)
 @click.option("--limit", type=int, help="At most this many test windows.")
@@ -192,7 +201,7 @@ def main(
     targets: tuple[str, ...],
     budgets: tuple[int, ...],
     ways: tuple[str, ...],
-    uptrain_lr: tuple[float, ...],
+    lm_lr: tuple[float, ...],
     mixed_precision: str,
     selection_tokens: int,
     limit: int | None,
@@ -218,7 +227,7 @@ def main(
         setting = Setting(model, original, windows, str(data), str(calibration), options)
         for target in targets:
             for way in ways:
-                rates: list[float | None] = [*uptrain_lr] if way == UPTRAIN and uptrain_lr else [None]
+                rates: list[float | None] = [*lm_lr] if way != OURS and lm_lr else [None]
                 with tempfile.TemporaryDirectory() as place:
                     rows += setting.way(target, way, [*budgets], rates, Path(place))
     click.echo(markdown(rows, originals))

@@ -96,8 +96,8 @@ def targets(sizes: Geometry) -> Iterator[tuple[str, float, dict[str, Any]]]:
 def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[Row]:
     """The original, then every target, share and method that fit."""
     original = _load(resolve(model).folder)
-    found = inspect(model)
-    yield Row(model, "original", 1.0, "", found.rows[0].bytes_per_token, measure(original, tokens).perplexity)
+    found, name = inspect(model), Path(model).name
+    yield Row(name, "original", 1.0, "", found.rows[0].bytes_per_token, measure(original, tokens).perplexity)
     for target, share, request in targets(found.sizes):
         for label, options in variants(target, names, text):
             if count is not None and "calibration" in options:
@@ -106,7 +106,7 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
                 made = convert(model, output=Path(directory) / "converted", **request, **options)
                 quality = measure(_load(made.output), tokens, original)
             row = Row(
-                model, target, share, label, made.plan.cache_bytes[1], quality.perplexity, quality.kl, quality.top1
+                name, target, share, label, made.plan.cache_bytes[1], quality.perplexity, quality.kl, quality.top1
             )
             click.echo(json.dumps(asdict(row)), err=True)
             yield row
@@ -128,13 +128,12 @@ def markdown(table: list[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in table:
-        name = Path(row.model).name
         if row.kl is None or row.top1 is None:
-            lines.append(f"| {name} | original | 100% | | {row.perplexity:.2f} | | |")
+            lines.append(f"| {row.model} | original | 100% | | {row.perplexity:.2f} | | |")
             continue
         kl = f"{round(row.kl, 4) + 0.0:.4f}"  # no minus in front of zero
         kl = f"**{kl}**" if row.kl == best[row.model, row.target, row.share] else kl
-        cells = (name, row.target, f"{row.share:.1%}", row.method, f"{row.perplexity:.2f}", kl, f"{row.top1:.1%}")
+        cells = (row.model, row.target, f"{row.share:.1%}", row.method, f"{row.perplexity:.2f}", kl, f"{row.top1:.1%}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -155,7 +154,7 @@ def draw(table: list[Row], path: Path) -> None:
             for method in dict.fromkeys(row.method for row in chosen):
                 line = sorted((row.share, max(row.kl or 0.0, _LOWEST)) for row in chosen if row.method == method)
                 panel.plot(*zip(*line, strict=True), "-o", label=method, markersize=4)
-            panel.set(xscale="log", yscale="log", title=f"{Path(model).name}, {name}")
+            panel.set(xscale="log", yscale="log", title=f"{model}, {name}")
             panel.set(xlabel="share of the original cache", ylabel="KL(original || converted), nats per token")
             panel.set_xticks(SHARES, [f"1/{round(1 / share)}" for share in SHARES])
             panel.minorticks_off()
@@ -167,7 +166,7 @@ def draw(table: list[Row], path: Path) -> None:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1)
 @click.option("--text", type=click.Path(exists=True, path_type=Path), help="Plain text to measure on.")
 @click.option("--windows", "window_file", type=click.Path(exists=True, path_type=Path), help="Token ids [n, length].")
 @click.option("--method", "names", multiple=True, help="Only these methods.")
@@ -175,6 +174,9 @@ def draw(table: list[Row], path: Path) -> None:
 @click.option("--calibration-tokens", type=int, help="At most this many of it.")
 @click.option("--length", default=512, show_default=True, help="Window in tokens.")
 @click.option("--limit", type=int, help="At most this many windows.")
+@click.option(
+    "--with", "earlier", type=click.Path(exists=True, path_type=Path), multiple=True, help="Rows of an earlier --json."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
 @click.option("--png", type=click.Path(path_type=Path), help="Draw KL against cache here.")
 def main(
@@ -186,12 +188,13 @@ def main(
     calibration_tokens: int | None,
     length: int,
     limit: int | None,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     png: Path | None,
 ) -> None:
     """Measure every method on MODELS."""
     transformers.logging.set_verbosity_error()
-    table: list[Row] = []
+    table = [Row(**row) for path in earlier for row in json.loads(path.read_text())]
     for model in models:
         tokens = _tokens(resolve(model).folder, text, window_file, length, limit)
         table += rows(model, tokens, list(names or methods()), calibration, calibration_tokens)
