@@ -321,6 +321,10 @@ def test_mixed_precision_trains_in_half_and_writes_what_was_there(made: Made) ->
     plain = made.heal("plain", lr=1e-3)
     assert done.best == pytest.approx(plain.best, rel=0.05)
     assert done.best != plain.best
+    # nothing that is trained has been rounded on the way: what no step has moved is as it was
+    kept = made.heal("kept", mixed_precision="bf16", lr=1e-12, stages=("distill",))
+    for name, tensor in tensors_of(made.student).items():
+        torch.testing.assert_close(tensors_of(kept.output)[name], tensor, atol=1e-9, rtol=1e-6)
 
 
 def test_tensorboard_gets_the_figures_of_the_log(made: Made) -> None:

@@ -228,7 +228,7 @@ class _Run:
         teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
         if teacher is not None:
             teacher.to(self.accelerator.device)
-        student = load_model(self.pair.student, self._dtype())
+        student = load_model(self.pair.student, torch.float32)
         start = self._start(student, teacher, text, journal)
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
@@ -284,15 +284,15 @@ class _Run:
         self.place.keep(_CHOSEN, chosen, {"start": before})
 
     def _marked(self, student: Any) -> Any:
-        """What is to be trained, marked and in float32."""
+        """What is to be trained, marked; the rest as narrow as the arithmetic."""
         if self.settings.lora_rank is not None:
             student = adapt(student, self.settings.lora_rank)
         else:
             for name, parameter in student.named_parameters():
                 parameter.requires_grad_(learns(name, self.settings.learned))
         for parameter in student.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self._dtype())
         return student
 
     def _layers(self) -> dict[str, Tensor]:
