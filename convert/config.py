@@ -16,7 +16,7 @@ from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.plan import Plan, result_classes
 from convert_attn.convert.repeat import command, headers_sha256, versions
 from convert_attn.convert.request import DTYPE_OPTIONS
-from convert_attn.convert.source import read_json
+from convert_attn.convert.source import Source, read_json
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.version import __version__
 
@@ -107,13 +107,18 @@ def _carry(source: Path, target: Path) -> None:
         target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def carry_files(source: Source, result_type: str, folder: Path) -> None:
+    """Tokenizer and the like from a source, and our modeling code where the result's class is ours."""
+    for path in source.side_files():
+        _carry(path, folder / path.name)
+    if result_type in modeling.FAMILIES:
+        for path in modeling.source_files(result_type):
+            shutil.copyfile(path, folder / path.name)
+
+
 def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> None:
     """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
-    for path in plan.source.side_files():
-        _carry(path, folder / path.name)
-    if plan.target.layout == "custom":
-        for path in modeling.source_files(plan.result_type):
-            shutil.copyfile(path, folder / path.name)
+    carry_files(plan.source, plan.result_type, folder)
     (folder / "config.json").write_text(
         json.dumps(result_config(plan, blueprint, tokens), indent=2, sort_keys=True) + "\n"
     )

@@ -425,7 +425,7 @@ def test_two_processes_make_what_one_makes(sharded: bool, inputs: str, made: Mad
 
 
 def test_frozen_weights_are_shared_and_change_no_logits(made: Made) -> None:
-    pair = open_pair(str(made.student), str(made.teacher))
+    pair = open_pair(str(made.student), resolve(str(made.teacher)))
     assert pair.teacher is not None
     teacher, student = (load_model(source, torch.float32) for source in (pair.teacher, pair.student))
     for name, parameter in student.named_parameters():

@@ -18,7 +18,7 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.repeat import headers_sha256, read_provenance
-from convert_attn.convert.source import Source
+from convert_attn.convert.source import Origin, Source
 
 _ATTENTION = frozenset({"attn", "self_attn", "attention", "self_attention"})
 
@@ -48,7 +48,7 @@ class Pair:
         return int(getattr(self.config, "max_position_embeddings", 2048))
 
 
-def open_pair(converted: str, teacher: str | None) -> Pair:
+def open_pair(converted: str, teacher: Origin | None) -> Pair:
     """Find and check both.
 
     Args:
@@ -66,7 +66,7 @@ def open_pair(converted: str, teacher: str | None) -> Pair:
         raise UsageError(f"'{converted}' is a {student.config['architectures'][0]}: heal trains language models only")
     if teacher is None:
         return Pair(student, None, provenance)
-    original = Source.open(resolve(teacher))
+    original = Source.open(teacher)
     _check_source(original, student, provenance)
     _check_tokenizers(student, original)
     return Pair(student, original, provenance)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert_attn.convert.config import carry_files
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.journal import CURVE, LOG, START, Record, draw, read
 from convert_attn.convert.heal.settings import Settings
@@ -88,16 +89,14 @@ def write_result(
     infos = student.weights.infos
     check_space(output, sum(info.nbytes for info in infos.values()))
     with whole_or_nothing(output, overwrite) as folder:
-        for path in sorted(student.origin.folder.iterdir()):
-            if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
-                shutil.copyfile(path, folder / path.name)
+        carry_files(student, str(student.config["model_type"]), folder)
         _write_weights(student, trained, folder, progress)
         records = read(log) if log.exists() else []
         if log.exists():
             shutil.copyfile(log, folder / LOG)
         drawn = draw(records, folder / CURVE)
         _write_config(student, entry, folder)
-        _write_card(folder, entry, drawn)
+        _write_card(student, entry, drawn, folder)
         verify_folder(folder, "AutoModelForCausalLM", progress)
 
 
@@ -174,14 +173,13 @@ def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
         yield f"![loss]({CURVE})"
 
 
-def _write_card(folder: Path, entry: dict[str, Any], drawn: bool) -> None:
-    """The section on training, in the place of the sentence that there was none."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+def _write_card(student: Source, entry: dict[str, Any], drawn: bool, folder: Path) -> None:
+    """The student's card with a section on training, in the place of the sentence that there was none."""
+    text = student.card_text() or ""
     text = _NOT_TRAINED.sub("", text)
     text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", "", text, flags=re.DOTALL).rstrip()
     body = "\n".join([_BEGIN, "", "## Healed", "", *_card_lines(entry, drawn), "", _END, ""])
-    path.write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
+    (folder / "README.md").write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
 
 
 def measured_losses(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:

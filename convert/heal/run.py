@@ -35,7 +35,9 @@ from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAI
 from convert_attn.convert.heal.tokens import Text, open_text, pack
 from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
+from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.source import Origin
 from convert_attn.convert.writer import check_output
 
 _LONGEST_WINDOW = 2048
@@ -109,16 +111,20 @@ def _accelerator(settings: Settings, cpu: bool) -> Accelerator:
     )
 
 
-def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> str | None:
-    """The original as it can be found, or None where no stage learns from one."""
+def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> Origin | None:
+    """The original's files, or None where no stage learns from one.
+
+    Raises:
+        UsageError: none was given, and the one recorded in the checkpoint was a folder.
+    """
     if teacher is not None:
-        return str(teacher)
+        return resolve(str(teacher))
     if settings.stages == (UPTRAIN,):
         return None
     recorded = open_pair(converted, None).provenance
-    source = str(recorded.get("source"))
-    if source.startswith("sample:") or recorded.get("source_commit"):
-        return source
+    source, commit = str(recorded.get("source")), recorded.get("source_commit")
+    if source.startswith("sample:") or commit:
+        return resolve(source, commit, recorded.get("source_subfolder"))
     raise UsageError(f"'{converted}' was converted from the folder '{source}', wherever that is: give it as --teacher")
 
 
