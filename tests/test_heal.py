@@ -451,6 +451,7 @@ BAD: dict[str, tuple[Callable[[Made], dict[str, Any]], type[Exception], str]] = 
     "output": (lambda made: {"output": made.student}, UsageError, "exists; give --overwrite"),
     "resume": (lambda made: {"resume": True}, UsageError, "no unfinished run"),
     "no text": (lambda made: {"data": "nowhere.txt"}, UsageError, "is not there"),
+    "self": (lambda made: {"data": "self"}, UsageError, "is no teacher"),
     "short": (lambda made: {"data": _tokens(made.folder, 1)}, ConvertAttnError, "gives 1 windows"),
     "diverges": (lambda made: {"lr": 30.0, "stages": ("distill",)}, ConvertAttnError, "diverges|nan"),
     "tokenizer": (lambda made: {"data": "sample"}, ConvertAttnError, "no tokenizer"),

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from convert_attn.convert.calibration_text import check_calibration
+from convert_attn.convert.calibration_text import SELF, check_calibration
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal.journal import LOG, START, Journal, Show
@@ -88,6 +88,8 @@ def heal(
         ConvertAttnError: the run failed, in one sentence; nothing was written to `output`.
     """
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
+    if str(data) == SELF:
+        raise UsageError("--data self: a model that has lost quality is no teacher; give a text file or a dataset")
     check_calibration(str(data))
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
     target = Path(output) if output is not None else _default_output(pair)
