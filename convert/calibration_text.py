@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.progress import no_bars
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
@@ -183,24 +182,12 @@ def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: i
     return torch.cat(parts)
 
 
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """transformers shows no progress of its own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _writer(folder: Path, name: str) -> Any:
     """The model, with no settings of its own for generation: penalties or an end would make another distribution."""
     other = "give a text file as --calibration"
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with _no_bars():
+        with no_bars():
             model, info = load(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]

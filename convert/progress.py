@@ -18,6 +18,20 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
+def no_bars() -> Iterator[None]:
+    """transformers shows no progress of its own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def progress_bars(console: Console, quiet: bool) -> Iterator[Progress]:
     """A bar per stage."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

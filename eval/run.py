@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.progress import Progress, no_bars, silent
 from convert_attn.convert.version import __version__
 from convert_attn.eval.card import check_cards, update_card
 from convert_attn.eval.contenders import (
@@ -157,18 +156,15 @@ def evaluate(
         Store(folder, settings, overwrite),
         progress,
     )
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()
     try:
-        _measure(job)
+        with no_bars():
+            _measure(job)
     except BaseException:
         with suppress(ConvertAttnError):
             _finish(job, settings, folder, command, complete=False)
         raise
     finally:
         job.loaded.clear()
-        if bars:
-            transformers.logging.enable_progress_bar()
     result = _finish(job, settings, folder, command, complete=True)
     if update_card:
         _update_cards(job, result.document)

@@ -263,8 +263,9 @@ def test_what_is_said_of_the_run_is_in_card_config_and_log(made: Made) -> None:
     steps = [record for record in made.records() if "loss" in record]
     assert [record["step"] for record in steps] == [*range(done.steps)]
     assert all(r["loss"] == pytest.approx(r["kl"] + 0.1 * r["hidden"] + 0.1 * r["lm"], rel=1e-5) for r in steps)
-    measured = [record["selection"] for record in made.records() if "selection" in record]
-    assert done.best == min(measured)
+    measured = [record for record in made.records() if "selection_kl" in record]
+    assert all(r["selection"] == pytest.approx(r["selection_kl"] + 0.1 * r["selection_loss"]) for r in measured)
+    assert done.best == min(record["selection"] for record in measured)
     assert config_of(done.output)["convert_attn"]["heal"][0]["selection"] == {"start": done.start, "best": done.best}
     assert not (made.folder / "out.heal").exists()
 
@@ -468,6 +469,7 @@ def test_bad_input_is_refused_in_a_sentence(case: str, made: Made) -> None:
             **({"teacher": made.teacher, "data": made.data, "output": made.folder / "out"} | FAST | options),
         )
     assert not (made.folder / "out").exists()
+    assert (made.folder / "out.heal").exists() == (case == "diverges")  # what was begun can be gone on with
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(made.student).items())
 
 

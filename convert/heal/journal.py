@@ -113,8 +113,7 @@ def _curve(axes: Any, steps: list[Record], records: list[Record]) -> None:
     values = [r["selection"] for r in measured] + [r["loss"] for r in steps]
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-    named = {"distill": "KL(original || converted), nats per token", "uptrain": "loss, nats per token"}
-    axes.set(xlabel="tokens", ylabel=named[steps[0]["stage"]], title=steps[0]["stage"])
+        axes.set(xlabel="tokens", ylabel="loss, nats per token", title=steps[0]["stage"])
     axes.legend()
 
 

@@ -39,6 +39,10 @@ class Objective:
         """Whether the teacher is run."""
         return self.kl > 0 or self.hidden > 0
 
+    def on_selection(self, kl: float, loss: float) -> float:
+        """What weights are chosen by: the loss without the part of hidden states, KL at temperature 1."""
+        return (kl if self.kl else 0.0) + self.lm * loss
+
     def parts(self, student: Any, teacher: Any | None, tokens: Tensor) -> dict[str, Tensor]:
         """ "loss" and what it is made of, each a mean over the batch.
 

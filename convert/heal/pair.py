@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import logging
 
 from convert_attn.convert.card import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.hub import resolve
+from convert_attn.convert.progress import no_bars
 from convert_attn.convert.repeat import headers_sha256, read_provenance
 from convert_attn.convert.source import Origin, Source
 
@@ -131,7 +129,7 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
         ConvertAttnError: its class cannot be loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
-    with _quiet():
+    with no_bars():
         try:
             model: Any = load(source.origin.folder, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa")
         except (OSError, ValueError, RuntimeError) as error:
@@ -173,15 +171,3 @@ def into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameters[name].copy_(value)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers shows no progress of its own."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ class Healed:
         output: the folder.
         tokens: trained on.
         steps: of the stage over the whole model.
-        start, best: nats per token on the selection text, before that stage and of the weights that were kept: KL to
-            the original (distill) or the text's own loss (uptrain); None where only layers were trained.
+        start, best: nats per token on the selection text, as converted and of the weights that were kept: KL to the
+            original (distill; plus lm_weight times the text's own loss) or that loss (uptrain); None where only layers
+            were trained.
         perplexity: the same two weights' on the selection text, None likewise.
         warnings: sentences for the user.
     """
@@ -161,7 +162,7 @@ def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
     yield f"{entry['tokens']:,} tokens of {entry['text']}{teacher}."
     if entry["selection"]["best"] is not None:
         before, after = entry["selection"]["start"], entry["selection"]["best"]
-        what = "loss" if "uptrain" in entry["stages"] else "KL(original \\|\\| converted)"
+        what = goal(entry["stages"], entry["settings"]["lm_weight"]).replace("|", "\\|")
         low, high = entry["selection_perplexity"]
         yield ""
         yield "| on selection text, not trained on | before | after |"
@@ -171,6 +172,13 @@ def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
     if drawn:
         yield ""
         yield f"![loss]({CURVE})"
+
+
+def goal(stages: Sequence[str], lm_weight: float) -> str:
+    """What start and best are."""
+    if "uptrain" in stages:
+        return "loss"
+    return "KL(original || converted)" + (f" + {lm_weight:g} loss" if lm_weight else "")
 
 
 def _write_card(student: Source, entry: dict[str, Any], drawn: bool, folder: Path) -> None:

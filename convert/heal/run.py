@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from convert_attn.convert.calibration_text import SELF, check_calibration
-from convert_attn.convert.errors import UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal.journal import LOG, START, Journal, Show
 from convert_attn.convert.heal.layerwise import Layerwise, name_of
@@ -152,18 +152,12 @@ class _Run:
 
     def _run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         first = self.accelerator.is_main_process
+        self.settings.shares(self._length(), self.accelerator.num_processes)
         if first:
             self.place.begin(self.settings, self._identity(), resume, overwrite)
-            if not self.place.has_text:
-                self._pack()
+            self._pack()
         self.accelerator.wait_for_everyone()
-        text = open_text(
-            self.place.folder,
-            self.settings.selection_tokens,
-            int(self.pair.config.vocab_size),
-            self.pair.student.origin.name,
-            self.settings.seed,
-        )
+        text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
         warnings = self._short(text)
         used = self._layerwise(text, journal)
@@ -192,9 +186,26 @@ class _Run:
         return asked or min(context, _LONGEST_WINDOW)
 
     def _pack(self) -> None:
+        """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
+        if self.place.has_text:
+            return
         origin = self.pair.student.origin
-        pack(self.data, origin.folder, origin.name, self._length(), self.settings.tokens, self.place.folder)
+        try:
+            pack(self.data, origin.folder, origin.name, self._length(), self.settings.tokens, self.place.folder)
+            self._text()
+        except ConvertAttnError:
+            self.place.remove()
+            raise
         self.place.text_is_ready()
+
+    def _text(self) -> Text:
+        return open_text(
+            self.place.folder,
+            self.settings.selection_tokens,
+            int(self.pair.config.vocab_size),
+            self.pair.student.origin.name,
+            self.settings.seed,
+        )
 
     def _short(self, text: Text) -> tuple[str, ...]:
         there = len(text.order) * text.length
@@ -270,13 +281,13 @@ class _Run:
 
     def _decide(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> None:
         """Measure the student without and with what its layers have learned; keep the better."""
-        teaches = Objective.of(self.settings).teaches
+        objective = Objective.of(self.settings)
 
         def measured() -> tuple[float, float]:
             parts = text.selection.split(self.settings.micro_batch_size or 8)
             sums = sum(window_sums(self.accelerator, student, teacher, part) for part in parts)
             kl, loss, _ = (sums / len(text.selection)).tolist()  # type: ignore[union-attr]
-            return (kl if teaches else loss), loss
+            return objective.on_selection(kl, loss), loss
 
         before, loss = measured()
         journal.write({"stage": START, "step": 0, "selection": before, "selection_loss": loss})

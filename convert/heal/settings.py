@@ -124,6 +124,23 @@ class Settings:
         """Over all processes."""
         return self.batch_size or max(_LEAST_WINDOWS, _STEP_TOKENS // length)
 
+    def shares(self, length: int, processes: int) -> tuple[int, int]:
+        """Windows of a step for each process, and of each of its forward calls.
+
+        Raises:
+            UsageError: they do not divide.
+        """
+        windows = self.windows_per_step(length)
+        if windows % processes:
+            raise UsageError(f"--batch-size is {windows} windows for {processes} processes: give a multiple of these")
+        own = windows // processes
+        micro = min(self.micro_batch_size or own, own)
+        if own % micro:
+            raise UsageError(
+                f"--micro-batch-size is {micro}, but each process has {own} windows of a step: give a divisor of that"
+            )
+        return own, micro
+
     def rate(self, hidden: int, start: float) -> float:
         """The highest learning rate of the whole model's training.
 

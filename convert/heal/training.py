@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.journal import Journal
 from convert_attn.convert.heal.objective import Objective, divergence, next_token_loss
 from convert_attn.convert.heal.pair import into
@@ -80,7 +81,7 @@ class Training:
         self.stage = str(settings.whole)
         self.objective = Objective.of(settings)
         self._per_step = settings.windows_per_step(self.text.length)
-        self._own, self._micro = self._shares()
+        self._own, self._micro = settings.shares(self.text.length, self.accelerator.num_processes)
         steps = max(1, self.tokens // (self._per_step * self.text.length))
         self.schedule = Schedule.of(steps, settings.warmup, settings.rate(self.hidden_size, self.done.start))
         self._eval_every = settings.eval_every or max(1, steps // _MEASUREMENTS)
@@ -99,21 +100,6 @@ class Training:
         if not self._fully_sharded:
             self.accelerator.register_save_state_pre_hook(self._save_trainable)
             self.accelerator.register_load_state_pre_hook(self._load_trainable)
-
-    def _shares(self) -> tuple[int, int]:
-        """Windows of a step for each process, and of each forward call."""
-        processes = self.accelerator.num_processes
-        if self._per_step % processes:
-            raise UsageError(
-                f"--batch-size is {self._per_step} windows for {processes} processes: give a multiple of {processes}"
-            )
-        own = self._per_step // processes
-        micro = min(self.settings.micro_batch_size or own, own)
-        if own % micro:
-            raise UsageError(
-                f"--micro-batch-size is {micro}, but each process has {own} windows of a step: give a divisor of that"
-            )
-        return own, micro
 
     def run(self, progress: Progress) -> Progressed:
         """Train to the end, or until the selection text has had no better value for long.
@@ -197,9 +183,7 @@ class Training:
 
     def _synchronised(self, last: bool) -> Any:
         """Gradients are exchanged once a step: at its last forward call."""
-        import contextlib
-
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self._model)
+        return nullcontext() if last else self.accelerator.no_sync(self._model)
 
     def _check_finite(self, loss: float, rate: float) -> None:
         if not math.isfinite(loss):
@@ -221,7 +205,7 @@ class Training:
             sums += found if places else 0.0
         total = self.accelerator.reduce(sums.to(self.accelerator.device, torch.float32), "sum").tolist()
         kl, loss = total[0] / total[2], total[1] / total[2]
-        self._note(kl if self.objective.teaches else loss, kl if self.teacher is not None else None, loss)
+        self._note(self.objective.on_selection(kl, loss), kl if self.teacher is not None else None, loss)
 
     def _note(self, value: float, kl: float | None, loss: float) -> None:
         """Write a measurement down; keep the weights if it is the best."""
