@@ -30,6 +30,8 @@ _NOT_TRAINED = re.compile(
     r"No training followed the conversion\. Only the attention projections differ from the source; every other\s+"
     r"tensor is the same\.\s*"
 )
+_NOT_MEASURED = re.compile(r"No quality was measured for this card\.\s*?\n")
+_AGAIN = "The same bytes again, with"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def write_result(
             shutil.copyfile(log, folder / LOG)
         drawn = draw(records, folder / CURVE)
         _write_config(student, entry, folder)
-        _write_card(student, entry, drawn, folder)
+        _write_card(student, entry, drawn, folder, output.absolute().name)
         verify_folder(folder, "AutoModelForCausalLM", progress)
 
 
@@ -181,10 +183,18 @@ def goal(stages: Sequence[str], lm_weight: float) -> str:
     return "KL(original || converted)" + (f" + {lm_weight:g} loss" if lm_weight else "")
 
 
-def _write_card(student: Source, entry: dict[str, Any], drawn: bool, folder: Path) -> None:
-    """The student's card with a section on training, in the place of the sentence that there was none."""
-    text = student.card_text() or ""
+def _retold(text: str, before: str, after: str, entry: dict[str, Any]) -> str:
+    """The card of the conversion with what is no longer so changed."""
     text = _NOT_TRAINED.sub("", text)
+    if entry["selection"]["best"] is not None:
+        text = _NOT_MEASURED.sub("", text)
+    text = text.replace(_AGAIN, "The same bytes as before the training, with")
+    return text.replace(f"\n# {before}\n", f"\n# {after}\n").replace(f'("./{before}"', f'("./{after}"')
+
+
+def _write_card(student: Source, entry: dict[str, Any], drawn: bool, folder: Path, output: str) -> None:
+    """The student's card with a section on training, in the place of the sentence that there was none."""
+    text = _retold(student.card_text() or "", student.origin.folder.resolve().name, output, entry)
     text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", "", text, flags=re.DOTALL).rstrip()
     body = "\n".join([_BEGIN, "", "## Healed", "", *_card_lines(entry, drawn), "", _END, ""])
     (folder / "README.md").write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
