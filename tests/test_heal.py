@@ -142,6 +142,20 @@ def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: P
     assert open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=4).selection.tolist() != text.selection.tolist()
 
 
+def test_what_is_in_the_test_text_too_is_left_out(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(1).integers(1, 97, (20, 128))
+    test = np.random.default_rng(2).integers(1, 97, (3, 128))
+    drawn[4, 20:90] = test[1, 33:103]  # 70 in a row
+    drawn[7] = test[2]
+    drawn[9, :20] = test[0, :20]  # too few
+    np.save(tmp_path / "data.npy", drawn)
+    np.save(tmp_path / "test.npy", test)
+    left_out = pack(str(tmp_path / "data.npy"), tmp_path, "tiny", 128, 10**6, tmp_path, str(tmp_path / "test.npy"))
+    text = open_text(tmp_path, 128, 97, "tiny", 0)
+    assert left_out == 2
+    assert text.windows.tolist() == [row for number, row in enumerate(drawn.tolist()) if number not in (4, 7)]
+
+
 def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"def f{number}(): return {number}"}) for number in range(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))

@@ -61,6 +61,7 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     metavar="SRC",
     help="Text to train on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split) or sample.",
 )
+@click.option("--exclude", metavar="SRC", help="Text to be measured on later: what of --data is in it too is left out.")
 @click.option("--tokens", type=Count(), required=True, help="To train on, all stages together: 5M, 250K.")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: CONVERTED-healed].")
 @click.option("--resume", is_flag=True, help="Go on with a run to the same output that was broken off.")

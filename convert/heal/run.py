@@ -56,6 +56,7 @@ def heal(
     overwrite: bool = False,
     cpu: bool = False,
     tensorboard: str | Path | None = None,
+    exclude: str | Path | None = None,
     stages: Sequence[str] = DEFAULT_STAGES,
     progress: Progress = silent,
     show: Show = journals.hidden,
@@ -77,6 +78,8 @@ def heal(
         overwrite: replace the output, or an unfinished run to it.
         cpu: stay on the CPU where there is an accelerator.
         tensorboard: folder for TensorBoard's files.
+        exclude: text like `data`, which the model is to be measured on: windows that have 64 or more tokens in a row in
+            common with it are left out.
         stages: see `Settings`.
         progress: called with a stage's name, how much of it is done, and how much there is.
         show: called with every record of the log, on the first process.
@@ -90,14 +93,16 @@ def heal(
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
     if str(data) == SELF:
         raise UsageError("--data self: a model that has lost quality is no teacher; give a text file or a dataset")
-    check_calibration(str(data))
+    texts = [str(data)] if exclude is None else [str(data), str(exclude)]
+    for text in texts:
+        check_calibration(text)
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
     target = Path(output) if output is not None else _default_output(pair)
     check_output(target, overwrite)
     if target.resolve() == pair.student.origin.folder.resolve():
         raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
     accelerator = _accelerator(settings, cpu)
-    run = _Run(accelerator, pair, settings, str(data), target, Workplace(target), progress)
+    run = _Run(accelerator, pair, settings, texts, target, Workplace(target), progress)
     return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
 
 
@@ -140,7 +145,7 @@ class _Run:
     accelerator: Accelerator
     pair: Pair
     settings: Settings
-    data: str
+    texts: list[str]
     output: Path
     place: Workplace
     progress: Progress
@@ -175,7 +180,8 @@ class _Run:
         return {
             "checkpoint": str(self.pair.student.origin.folder.resolve()),
             "teacher": None if teacher is None else str(teacher.origin.folder.resolve()),
-            "data": self.data,
+            "data": self.texts[0],
+            "exclude": self.texts[1:],
         }
 
     def _length(self) -> int:
@@ -191,7 +197,15 @@ class _Run:
             return
         origin = self.pair.student.origin
         try:
-            pack(self.data, origin.folder, origin.name, self._length(), self.settings.tokens, self.place.folder)
+            pack(
+                self.texts[0],
+                origin.folder,
+                origin.name,
+                self._length(),
+                self.settings.tokens,
+                self.place.folder,
+                *self.texts[1:],
+            )
             self._text()
         except ConvertAttnError:
             self.place.remove()
@@ -347,7 +361,7 @@ class _Run:
         teacher = self.pair.teacher
         entry = describe_run(
             self.settings,
-            "the text that comes with convert-attn" if self.data == "sample" else Path(self.data).name,
+            "the text that comes with convert-attn" if self.texts[0] == "sample" else Path(self.texts[0]).name,
             None if teacher is None else teacher.origin.label,
             healed,
             command,

@@ -26,6 +26,9 @@ from convert_attn.convert.text import read_documents
 SAMPLE = "sample"
 _TOKENS, _SHAPE = "tokens.bin", "tokens.json"
 _SPREAD, _SPREAD_TOKENS = 16, 2**24  # so many times the tokens wanted are read, up to this number, and windows drawn
+_ANY_LENGTH = 1 << 40
+_RUN = 32  # tokens: a text is known again by runs of so many
+_WEIGHTS = np.random.default_rng(0).integers(1, 2**63, _RUN, dtype=np.uint64) | np.uint64(1)
 _MOST_SELECTION = 4  # at most one window in four is kept for choosing
 
 
@@ -65,7 +68,7 @@ class Text:
         return torch.from_numpy(self.windows[places].astype(np.int64))
 
 
-def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Path) -> None:
+def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Path, exclude: str | None = None) -> int:
     """Write a text's windows into a folder.
 
     Args:
@@ -75,30 +78,63 @@ def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Pa
         length: tokens per window.
         tokens: how many the run asks for.
         place: where to write.
+        exclude: text of the same kinds: windows that have 64 or more tokens in a row in common with it are left out.
+
+    Returns:
+        how many windows were left out.
 
     Raises:
         ConvertAttnError: no tokenizer, or less text than two windows.
     """
+    stream = _stream(spec, folder, name)
     if spec.endswith(TOKEN_FILE):
-        found = token_file(Path(spec), length, None)
-        length = found.shape[1]
-        stream: Iterator[int] = iter(found.flatten().tolist())
+        length = token_file(Path(spec), length, None).shape[1]
     else:
-        documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
         wanted = max(tokens, min(_SPREAD * tokens, _SPREAD_TOKENS))
-        stream = islice(_ids(documents, load_tokenizer(folder, name)), wanted + 2 * length)
-    count = 0
+        stream = islice(stream, wanted + 2 * length)
+    known = np.zeros(0, dtype=np.uint64)
+    if exclude is not None:
+        known = _runs(np.fromiter(_stream(exclude, folder, name), dtype=np.int64))
+    count = dropped = 0
     with (place / _TOKENS).open("wb") as file:
         while len(ids := [*islice(stream, 4096 * length)]) >= length:
-            whole = len(ids) // length * length
-            file.write(np.array(ids[:whole], dtype=np.int32).tobytes())
-            count += whole // length
+            windows = np.array(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length)
+            fresh = windows[~_shares(windows, known)]
+            file.write(fresh.astype(np.int32).tobytes())
+            count, dropped = count + len(fresh), dropped + len(windows) - len(fresh)
     if count < 2:
+        without = f" besides {dropped} that --exclude has too" if dropped else ""
         raise ConvertAttnError(
-            f"text '{spec}' gives {count} windows of {length} tokens, expected at least 2, one to train on and one to "
-            "choose on: give more text, or a smaller --seq-len"
+            f"text '{spec}' gives {count} windows of {length} tokens{without}, expected at least 2, one to train "
+            "on and one to choose on: give more text, or a smaller --seq-len"
         )
     (place / _SHAPE).write_text(json.dumps([count, length]))
+    return dropped
+
+
+def _stream(spec: str, folder: Path, name: str) -> Iterator[int]:
+    """The tokens of a text."""
+    if spec.endswith(TOKEN_FILE):
+        return iter(token_file(Path(spec), _ANY_LENGTH, None).flatten().tolist())
+    return _ids([calibration_text()] if spec == SAMPLE else read_documents(spec), load_tokenizer(folder, name))
+
+
+def _runs(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A number for every run of 32 tokens, sorted."""
+    if len(ids) < _RUN:
+        return np.zeros(0, dtype=np.uint64)
+    views = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), _RUN)
+    return np.unique(np.concatenate([part @ _WEIGHTS for part in np.array_split(views, len(views) // 2**20 + 1)]))
+
+
+def _shares(windows: NDArray[np.int64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether windows [n, length] have one of their runs of 32, end to end, among those known."""
+    count = windows.shape[1] // _RUN
+    if not len(known) or not count:
+        return np.zeros(len(windows), dtype=np.bool_)
+    runs = windows[:, : count * _RUN].reshape(-1, count, _RUN).astype(np.uint64) @ _WEIGHTS
+    shared: NDArray[np.bool_] = np.asarray(np.isin(runs, known).any(axis=1))
+    return shared
 
 
 def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
