@@ -24,6 +24,7 @@ from convert_attn import ConvertAttnError, UsageError, convert, heal
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.heal.journal import curves
 from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss
 from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.schedule import Schedule
@@ -276,6 +277,12 @@ def test_what_is_said_of_the_run_is_in_card_config_and_log(made: Made) -> None:
     assert f"{done.start:.4f} | {done.best:.4f}" in card
     assert "![loss](heal.png)" in card
     assert (done.output / "heal.png").stat().st_size > 5000
+    figure = curves(made.records())
+    assert figure is not None
+    assert [(axes.get_title(), axes.get_xlabel()) for axes in figure.axes] == [
+        ("distill", "tokens"),
+        ("layerwise", "layer"),
+    ]
     steps = [record for record in made.records() if "loss" in record]
     assert [record["step"] for record in steps] == [*range(done.steps)]
     assert all(r["loss"] == pytest.approx(r["kl"] + 0.1 * r["hidden"] + 0.1 * r["lm"], rel=1e-5) for r in steps)

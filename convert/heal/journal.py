@@ -79,24 +79,31 @@ def _board(folder: Path) -> Any:
 
 
 def draw(records: list[Record], path: Path) -> bool:
-    """The loss of every step and the measurements on selection text; False without matplotlib or nothing to draw."""
+    """Write `curves` as PNG; False without matplotlib or nothing to draw."""
+    figure = curves(records)
+    if figure is not None:
+        figure.savefig(path, dpi=140)
+    return figure is not None
+
+
+def curves(records: list[Record]) -> Any | None:
+    """A matplotlib figure of the loss of every step, the measurements on selection text, and the layers' errors."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return None
     steps = [r for r in records if "loss" in r and r["stage"] != "layerwise"]
     layers = [r for r in records if r["stage"] == "layerwise" and "after" in r]
     panels = [panel for panel in ((_curve, steps), (_layers, layers)) if panel[1]]
     if not panels:
-        return False
+        return None
     figure = Figure(figsize=(6.4 * len(panels), 4.2), layout="constrained")
     for number, (panel, chosen) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
         axes.grid(visible=True, alpha=0.3)
         axes.set_axisbelow(True)
         panel(axes, chosen, records)
-    figure.savefig(path, dpi=140)
-    return True
+    return figure
 
 
 def _curve(axes: Any, steps: list[Record], records: list[Record]) -> None:
@@ -113,7 +120,9 @@ def _curve(axes: Any, steps: list[Record], records: list[Record]) -> None:
     values = [r["selection"] for r in measured] + [r["loss"] for r in steps]
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
-        axes.set(xlabel="tokens", ylabel="loss, nats per token", title=steps[0]["stage"])
+    for start in [r["selection"] for r in records if r["stage"] == START][:1]:
+        axes.axhline(start, color="#d55e00", linestyle=":", label="as converted, selection text")
+    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=steps[0]["stage"])
     axes.legend()
 
 
@@ -123,5 +132,6 @@ def _layers(axes: Any, layers: list[Record], records: list[Record]) -> None:
     axes.plot(places, [r["after"] for r in layers], "s-", color="#009e73", label="trained")
     if all(r["after"] > 0 and math.isfinite(r["before"]) for r in layers):
         axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="layer", ylabel="error of the block's output, share of its change", title="layerwise")
     axes.legend()
