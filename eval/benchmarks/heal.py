@@ -164,13 +164,20 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
     panels = figure.subplots(len(models), len(targets), squeeze=False)
     for line, model in zip(panels, models, strict=True):
         for axes, target in zip(line, targets, strict=True):
+            here = [row for row in rows if (row.model, row.target) == (model, target)]
+            if not here:
+                axes.set_axis_off()
+                continue
             for way, colour in zip(WAYS, ("#0072b2", "#009e73", "#d55e00"), strict=True):
-                chosen = [row for row in rows if (row.model, row.target, row.way) == (model, target, way)]
-                best = {row.tokens: min(r.perplexity for r in chosen if r.tokens == row.tokens) for row in chosen}
-                axes.plot([*best], [*best.values()], "o-", color=colour, label=way)
+                best: dict[int, float] = {}
+                for row in (row for row in here if row.way == way):
+                    best[row.tokens] = min(row.perplexity, best.get(row.tokens, row.perplexity))
+                if best:
+                    axes.plot([*best], [*best.values()], "o-", color=colour, label=way)
             axes.axhline(originals[model], color="#666c75", linestyle=":", label="original")
-            axes.set(yscale="log", title=f"{model}, {target}", xlabel="tokens", ylabel="perplexity on test text")
-            axes.set_xscale("symlog", linthresh=1e5)
+            wide = max(row.perplexity for row in here) > 3 * originals[model]
+            axes.set(yscale="log" if wide else "linear", title=f"{model}, {target}")
+            axes.set(xlabel="tokens", ylabel="perplexity on test text")
             axes.grid(visible=True, alpha=0.3)
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=130)
