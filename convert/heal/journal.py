@@ -51,9 +51,10 @@ class Journal:
         """Forget what a killed run wrote after the state that it is taken up from: the stage's steps from `step` on."""
         if self._path is None or not self._path.exists():
             return
-        kept = [r for r in read(self._path) if r["stage"] != stage or r["step"] < step]
+        records = read(self._path)
+        kept = [r for r in records if r["stage"] != stage or r["step"] < step]
         # a measurement carries the number of steps before it, which is the step it is taken up at
-        kept += [r for r in read(self._path) if r["stage"] == stage and r["step"] == step and "selection" in r][:1]
+        kept += [r for r in records if r["stage"] == stage and r["step"] == step and "selection" in r][:1]
         temporary = self._path.with_suffix(".new")
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         temporary.replace(self._path)

@@ -47,6 +47,11 @@ class _Blocks:
         out: Tensor = self.skeleton.blocks[layer](states, *call.args, **call.kwargs)
         return out
 
+    def embed(self, tokens: Tensor, size: int, place: Tensor) -> None:
+        """Write the states that enter the first block: windows [n, T] -> [n, T, D]."""
+        for part, states in zip(place.split(size), self.skeleton.embed(tokens.split(size)), strict=True):
+            part.copy_(states)
+
     @contextmanager
     def loaded(self, layer: int) -> Iterator[nn.Module]:
         """A block with its weights."""
@@ -128,7 +133,7 @@ class Layerwise:
         student = _Blocks(Skeleton(self.pair.student, device=device, attention="sdpa"))
         size, layers = self._size(), len(student.skeleton.blocks)
         with ExitStack() as stack:
-            texts = [self._enter(stack, teacher, tokens, size) for tokens in (self.windows, self.selection)]
+            texts = [self._enter(stack, teacher, student, tokens, size) for tokens in (self.windows, self.selection)]
             for layer in range(layers):
                 progress(LAYERWISE, layer, layers)
                 with teacher.loaded(layer):
@@ -152,14 +157,13 @@ class Layerwise:
     def _step_windows(self) -> int:
         return min(self.settings.windows_per_step(self.windows.shape[1]), len(self.windows))
 
-    def _enter(self, stack: ExitStack, teacher: _Blocks, tokens: Tensor, size: int) -> _Text:
+    def _enter(self, stack: ExitStack, teacher: _Blocks, student: _Blocks, tokens: Tensor, size: int) -> _Text:
         shape = (*tokens.shape, self.pair.config.hidden_size)
         before, after = (stack.enter_context(spool(shape)) for _ in range(2))
         text = _Text(before, after, before if self._independent else stack.enter_context(spool(shape)))
-        parts = tokens.split(size)
-        for place, states in zip(text.before.split(size), teacher.skeleton.embed(parts), strict=True):
-            place.copy_(states)
-        text.own.copy_(text.before)  # embeddings are the same in both
+        teacher.embed(tokens, size, text.before)
+        if not self._independent:  # all that has been trained before, embeddings too, may differ from the original's
+            student.embed(tokens, size, text.own)
         return text
 
     def _settle(self, layer: int, student: _Blocks, text: _Text, selection: _Text) -> None:
@@ -217,12 +221,9 @@ class Layerwise:
         per_step = self._step_windows()
         steps = len(self.windows) // per_step
         schedule = Schedule.of(steps, settings.warmup, rate)
-        optimizer = torch.optim.AdamW(
-            parameters, lr=schedule.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
+        optimizer = schedule.optimizer(parameters, settings.weight_decay)
         for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.at(step)
+            schedule.set_rate(optimizer, step)
             places = torch.arange(step * per_step, (step + 1) * per_step)
             energy = float((text.after[places] - text.before[places]).square().sum()) or 1.0
             for part in self._own(places).split(size):

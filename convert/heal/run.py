@@ -37,6 +37,7 @@ from convert_attn.convert.heal.training import BEST, Progressed, Training, windo
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.repeat import read_provenance
 from convert_attn.convert.source import Origin
 from convert_attn.convert.writer import check_output
 
@@ -128,7 +129,7 @@ def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> 
         return resolve(str(teacher))
     if settings.stages == (UPTRAIN,):
         return None
-    recorded = open_pair(converted, None).provenance
+    _, recorded = read_provenance(resolve(converted).folder)
     source, commit = str(recorded.get("source")), recorded.get("source_commit")
     if source.startswith("sample:") or commit:
         return resolve(source, commit, recorded.get("source_subfolder"))
@@ -287,7 +288,7 @@ class _Run:
         The first process decides for all, once: a run that is taken up finds the decision in the workplace.
         """
         student.to(self.accelerator.device)
-        if self.accelerator.is_main_process and self.place.kept(_CHOSEN) is None:
+        if self.accelerator.is_main_process and not self.place.has(_CHOSEN):
             self._decide(student, teacher, text, journal)
         self.accelerator.wait_for_everyone()
         into(student, self.place.kept(_CHOSEN) or {})

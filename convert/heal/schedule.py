@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,17 @@ class Schedule:
     def of(cls, steps: int, share: float, rate: float) -> Schedule:
         """With a share of the steps for the warm-up."""
         return cls(steps, min(max(1, round(share * steps)), steps), rate)
+
+    def optimizer(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+        """What learns by this schedule."""
+        return torch.optim.AdamW(parameters, lr=self.rate, weight_decay=weight_decay, betas=(0.9, 0.95))
+
+    def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Give an optimizer the rate of a step, which is handed back."""
+        rate = self.at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def at(self, step: int) -> float:
         """The rate of a step, counted from 0."""

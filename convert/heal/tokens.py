@@ -55,17 +55,16 @@ class Text:
 
     def batch(self, first: int, count: int) -> Tensor:
         """The windows of places first to first + count - 1 of the run: [count, length]; a short text comes again."""
-        return self._windows([self._place(number) for number in range(first, first + count)])
-
-    def _place(self, number: int) -> int:
-        round_, place = divmod(number, len(self.order))
-        if round_ == 0:
-            return int(self.order[place])
-        shuffled = torch.randperm(len(self.order), generator=torch.Generator().manual_seed(self.seed + round_))
-        return int(self.order[shuffled[place]])
-
-    def _windows(self, places: list[int]) -> Tensor:
+        numbers = [divmod(number, len(self.order)) for number in range(first, first + count)]
+        orders = {round_: self._order(round_) for round_ in {round_ for round_, _ in numbers}}
+        places = [int(orders[round_][place]) for round_, place in numbers]
         return torch.from_numpy(self.windows[places].astype(np.int64))
+
+    def _order(self, round_: int) -> Tensor:
+        """Which window comes when, the text being read for the n-th time."""
+        if round_ == 0:
+            return self.order
+        return self.order[torch.randperm(len(self.order), generator=torch.Generator().manual_seed(self.seed + round_))]
 
 
 def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Path, exclude: str | None = None) -> int:

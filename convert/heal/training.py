@@ -58,7 +58,7 @@ class Training:
 
     Args:
         student: on the CPU, trainable parameters marked; prepared here.
-        teacher: frozen, None where it is not needed.
+        teacher: frozen and on its device, None where it is not needed.
         first: the first window of the text that is for this stage.
         tokens: to train on.
         hidden_size: of the model, for the learning rate.
@@ -87,11 +87,7 @@ class Training:
         self._eval_every = settings.eval_every or max(1, steps // _MEASUREMENTS)
         self._save_every = settings.save_every or self._eval_every
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=self.schedule.rate, weight_decay=settings.weight_decay, betas=(0.9, 0.95)
-        )
-        if self.teacher is not None:
-            self.teacher.to(self.accelerator.device)
+        optimizer = self.schedule.optimizer(trainable, settings.weight_decay)
         if settings.gradient_checkpointing:
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
         self.student.train()  # gradient checkpointing asks for it; there is no dropout
@@ -148,9 +144,7 @@ class Training:
 
     def _step(self) -> None:
         begun = time.perf_counter()
-        rate = self.schedule.at(self.done.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        rate = self.schedule.set_rate(self._optimizer, self.done.step)
         sums: dict[str, Tensor] = {}
         parts = self._windows()
         for number, tokens in enumerate(parts):

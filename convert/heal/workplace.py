@@ -134,10 +134,13 @@ class Workplace:
         )
         os.replace(f"{path}{_PARTIAL}", path)
 
+    def has(self, name: str) -> bool:
+        """Whether `keep` has saved something under a name."""
+        return (self.folder / f"{name}.safetensors").is_file()
+
     def kept(self, name: str) -> dict[str, Tensor] | None:
         """What `keep` has saved under a name."""
-        path = self.folder / f"{name}.safetensors"
-        return load_file(path) if path.is_file() else None
+        return load_file(self.folder / f"{name}.safetensors") if self.has(name) else None
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts that were saved with it."""
