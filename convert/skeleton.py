@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,6 +87,19 @@ class Skeleton:
         parent, _, own = name.rpartition(".")
         setattr(self.model.get_submodule(parent), own, nn.Parameter(value, requires_grad=False))
 
+    @contextmanager
+    def filled(self, names: list[str]) -> Iterator[None]:
+        """Parameters read for as long as the block lasts."""
+        self.fill(names)
+        try:
+            yield
+        finally:
+            self.empty(names)
+
+    def _outside(self) -> list[str]:
+        """What belongs to no decoder block: embeddings and the last norm."""
+        return self.names(lambda name: not name.startswith(self.stem))
+
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
         caught: list[Tensor] = []
@@ -94,18 +108,16 @@ class Skeleton:
             caught.append(args[0] if args else kwargs["hidden_states"])
             raise _EnoughError
 
-        names = self.names(lambda name: not name.startswith(self.stem))
-        self.fill(names)
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            for batch in batches:
-                try:
-                    self.model(input_ids=batch.to(self.device), use_cache=False)
-                except _EnoughError:
-                    yield caught.pop()
+            with self.filled(self._outside()):
+                for batch in batches:
+                    try:
+                        self.model(input_ids=batch.to(self.device), use_cache=False)
+                    except _EnoughError:
+                        yield caught.pop()
         finally:
             handle.remove()
-            self.empty(names)
 
     def calls(self, batch: Tensor) -> list[Call]:
         """What each block is called with for windows [B, T] of this shape; no block runs."""
@@ -118,14 +130,12 @@ class Skeleton:
 
             return forward
 
-        names = self.names(lambda name: not name.startswith(self.stem))
-        self.fill(names)
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            self.model(input_ids=batch.to(self.device), use_cache=False)
+            with self.filled(self._outside()):
+                self.model(input_ids=batch.to(self.device), use_cache=False)
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again
-            self.empty(names)
         return found

@@ -82,7 +82,6 @@ class Stream:
         stem = self._arch.block.format(layer=layer)
         skipped = tuple(f"{stem}{name}." for name in self._arch.projections)
         names = self._skeleton.names(lambda name: name.startswith(stem) and not name.startswith(skipped))
-        self._skeleton.fill(names)
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         rotary = self._sizes.plane_frequencies() if self._arch.position == "rope" else None
@@ -92,7 +91,5 @@ class Stream:
             rotary_scale=float(getattr(getattr(self._skeleton.model, "rotary_emb", None), "attention_scaling", 1.0)),
             window=self._window(layer),
         )
-        try:
+        with self._skeleton.filled(names):
             yield Block(module, module.get_submodule(self._arch.norm.name), attention, rule)
-        finally:
-            self._skeleton.empty(names)

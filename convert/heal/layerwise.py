@@ -56,12 +56,8 @@ class _Blocks:
     def loaded(self, layer: int) -> Iterator[nn.Module]:
         """A block with its weights."""
         stem = f"{self.skeleton.stem}{layer}."
-        names = self.skeleton.names(lambda name: name.startswith(stem))
-        self.skeleton.fill(names)
-        try:
+        with self.skeleton.filled(self.skeleton.names(lambda name: name.startswith(stem))):
             yield self.skeleton.blocks[layer]
-        finally:
-            self.skeleton.empty(names)
 
 
 @dataclass
