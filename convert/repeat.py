@@ -35,11 +35,11 @@ def command(plan: Plan) -> str:
             continue
         words.append(f"--{'no-' if value is False else ''}{field.name.replace('_', '-')}")
         if not isinstance(value, bool):
-            words.append(_public(value))
+            words.append(public(value))
     return shlex.join(words)
 
 
-def _public(value: object) -> str:
+def public(value: object) -> str:
     """An option's value; of a file or folder here, its name alone."""
     text = str(value)
     return Path(text).name if "/" in text and Path(text).expanduser().exists() else text

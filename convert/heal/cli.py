@@ -15,6 +15,9 @@ from typing import Any
 import click
 from rich.console import Console
 
+from convert_attn.convert.heal.journal import Record, Show
+from convert_attn.convert.progress import Progress, noted_bars
+
 _UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
 
 
@@ -178,48 +181,27 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
 
 def _command() -> str:
     """The command line as typed, paths by their own names alone."""
-    words = [Path(word).name if "/" in word and Path(word).exists() else word for word in sys.argv[1:]]
-    return shlex.join(["convert-attn", *words])
+    from convert_attn.convert.repeat import public
+
+    return shlex.join(["convert-attn", *map(public, sys.argv[1:])])
 
 
 @contextmanager
-def _live(console: Console, quiet: bool) -> Iterator[Any]:
+def _live(console: Console, quiet: bool) -> Iterator[tuple[Progress, Show]]:
     """A bar per stage with the figures of its last step beside it: the callables for progress and for records."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    with Progress(*columns, console=console, disable=quiet) as bars:
-        tasks: dict[str, Any] = {}
+    with noted_bars(console, quiet, TimeRemainingColumn(), TextColumn("{task.fields[note]}")) as (advance, note):
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, figures="")
-            bars.update(tasks[stage], completed=done, total=total)
+        def show(record: Record) -> None:
+            figures = _figures(record)
+            if figures:
+                note(record["stage"], figures)
 
-        def show(record: dict[str, Any]) -> None:
-            if record["stage"] not in tasks:
-                return
-            task = tasks[record["stage"]]
-            bars.update(task, figures=_figures(record) or bars.tasks[task].fields["figures"])
-
-        yield progress, show
+        yield advance, show
 
 
-def _figures(record: dict[str, Any]) -> str:
+def _figures(record: Record) -> str:
     """A record in a few words, "" for measurements, which come between two steps."""
     if "after" in record:
         return f"error {record['before']:.4f} -> {record['after']:.4f}"
