@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from convert_attn import convert
 from convert_attn.convert.hub import resolve
+from convert_attn.eval.benchmarks.common import load_model, token_windows
 from convert_attn.eval.losses import sequences
 from convert_attn.eval.quality import FIGURES, token_figures
 
@@ -52,8 +51,8 @@ def figures(original: Any, converted: Any, windows: Tensor) -> Iterator[dict[str
 def main(model: str, windows: Path, calibration: str, limit: int, json_file: Path | None) -> None:
     """Compare conversions of MODEL at several distances."""
     transformers.logging.set_verbosity_error()
-    tokens = torch.from_numpy(np.load(windows).astype(np.int64))[:limit]
-    original = AutoModelForCausalLM.from_pretrained(resolve(model).folder, dtype=torch.float32).eval()
+    tokens = token_windows(windows, limit)
+    original = load_model(resolve(model).folder)
     conversions: dict[str, dict[str, Any]] = {
         "mean, 1/2": {"to": "gqa", "cache_ratio": 0.5, "method": "mean"},
         "subspace, 1/2, weights only": {"to": "gqa", "cache_ratio": 0.5},
@@ -65,7 +64,7 @@ def main(model: str, windows: Path, calibration: str, limit: int, json_file: Pat
     for name, options in conversions.items():
         with tempfile.TemporaryDirectory() as directory:
             made = convert(model, output=Path(directory) / "converted", **options)
-            converted = AutoModelForCausalLM.from_pretrained(made.output, dtype=torch.float32).eval()
+            converted = load_model(made.output)
             for row in figures(original, converted, tokens):
                 table.append({"conversion": name, **row})
                 click.echo(json.dumps(table[-1]))

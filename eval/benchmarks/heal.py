@@ -24,16 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from convert_attn import convert, heal
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.heal.cli import Count
 from convert_attn.convert.hub import resolve
+from convert_attn.eval.benchmarks.common import load_model, token_windows
 from convert_attn.eval.quality import measure
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -80,7 +79,7 @@ class Setting:
 
     def measured(self, folder: Path, target: str, way: str, tokens: int, lr: float | None = None) -> Row:
         """A checkpoint on the test windows."""
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = load_model(folder)
         found = measure(model, self.windows, self.original)
         row = Row(Path(self.model).name, target, way, tokens, found.perplexity, float(found.kl or 0.0), lr)
         click.echo(json.dumps(asdict(row)), err=True)
@@ -220,7 +219,7 @@ def main(
     transformers.logging.set_verbosity_error()
     if models and not (data and window_file and calibration):
         raise click.UsageError("MODELS need --data, --windows and --calibration")
-    windows = torch.zeros(0) if window_file is None else torch.from_numpy(np.load(window_file).astype(np.int64))[:limit]
+    windows = torch.zeros(0) if window_file is None else token_windows(window_file, limit)
     options = {"mixed_precision": mixed_precision, "selection_tokens": selection_tokens}
     rows: list[Row] = []
     originals: dict[str, float] = {}
@@ -229,7 +228,7 @@ def main(
         originals |= kept["originals"]
         rows += [Row(**row) for row in kept["rows"]]
     for model in models:
-        original = AutoModelForCausalLM.from_pretrained(resolve(model).folder, dtype=torch.float32).eval()
+        original = load_model(resolve(model).folder)
         originals[Path(model).name] = measure(original, windows).perplexity
         setting = Setting(model, original, windows, str(data), str(calibration), options)
         for target in targets:

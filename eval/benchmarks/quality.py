@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from convert_attn import convert
 from convert_attn.convert.errors import UsageError
@@ -32,6 +30,7 @@ from convert_attn.convert.hub import resolve
 from convert_attn.convert.inspection import inspect
 from convert_attn.convert.methods import methods
 from convert_attn.convert.samples import heldout_text
+from convert_attn.eval.benchmarks.common import load_model, token_windows
 from convert_attn.eval.quality import measure, windows
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
@@ -40,14 +39,10 @@ _LOWEST = 1e-4  # drawn: a conversion without loss has no place on a logarithmic
 
 def _tokens(model: Path, text: Path | None, window_file: Path | None, length: int, limit: int | None) -> Tensor:
     if window_file is not None:
-        return torch.from_numpy(np.load(window_file).astype(np.int64))[:limit]
+        return token_windows(window_file, limit)
     tokenizer = AutoTokenizer.from_pretrained(model)
     content = heldout_text() if text is None else text.read_text()
     return windows(tokenizer(content)["input_ids"], length, limit)
-
-
-def _load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def targets(sizes: Geometry) -> Iterator[tuple[str, float, dict[str, Any]]]:
 
 def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[Row]:
     """The original, then every target, share and method that fit."""
-    original = _load(resolve(model).folder)
+    original = load_model(resolve(model).folder)
     found, name = inspect(model), Path(model).name
     yield Row(name, "original", 1.0, "", found.rows[0].bytes_per_token, measure(original, tokens).perplexity)
     for target, share, request in targets(found.sizes):
@@ -104,7 +99,7 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
                 options["calibration_tokens"] = count
             with tempfile.TemporaryDirectory() as directory:
                 made = convert(model, output=Path(directory) / "converted", **request, **options)
-                quality = measure(_load(made.output), tokens, original)
+                quality = measure(load_model(made.output), tokens, original)
             row = Row(
                 name, target, share, label, made.plan.cache_bytes[1], quality.perplexity, quality.kl, quality.top1
             )
