@@ -29,7 +29,8 @@ from convert_attn.convert.heal.objective import divergence, hidden_error, next_t
 from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import Settings
-from convert_attn.convert.heal.tokens import open_text, pack
+from convert_attn.convert.heal.texts import Texts
+from convert_attn.convert.heal.tokens import open_text, pack, pack_all
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.skeleton import Skeleton
 from convert_attn.convert.source import Source
@@ -84,7 +85,8 @@ class Made:
         self.data = _tokens(folder)
 
     def heal(self, name: str = "out", **options: Any) -> Any:
-        return heal(self.student, teacher=self.teacher, data=self.data, output=self.folder / name, **(FAST | options))
+        options = FAST | {"data": self.data} | options
+        return heal(self.student, teacher=self.teacher, output=self.folder / name, **options)
 
     def records(self, name: str = "out") -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / name / "heal.jsonl").read_text().splitlines()]
@@ -143,6 +145,41 @@ def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: P
     assert open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=4).selection.tolist() != text.selection.tolist()
 
 
+def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path: Path) -> None:
+    few, many = np.full((12, LENGTH), 5), np.arange(40 * LENGTH).reshape(40, LENGTH) % 50 + 6
+    few[:, 0] = np.arange(12) + 60
+    for name, windows in (("few", few), ("many", many)):
+        np.save(tmp_path / f"{name}.npy", windows)
+    specs = [str(tmp_path / "few.npy"), str(tmp_path / "many.npy")]
+    pack_all(specs, (1, 3), tmp_path, "tiny", 2 * LENGTH, 10**6, tmp_path)
+    text = open_text(tmp_path, 8 * LENGTH, 97, "tiny", 0, (1, 3))
+    assert text.length == LENGTH
+    assert sum(int(row[1]) == 5 for row in text.selection) == 2  # of 8, a quarter
+    batch = text.batch(0, 80)
+    own = [int(row[1]) == 5 for row in batch]
+    assert all(sum(own[start : start + 4]) == 1 for start in range(0, 80, 4))
+    mine = [int(row[0]) for row in batch[own]]
+    assert sorted(mine[:10]) == sorted(mine[10:]) == sorted(set(mine))
+    assert mine[:10] != mine[10:]
+    others = {tuple(row.tolist()) for row in batch[[not is_own for is_own in own]]}
+    assert others <= {tuple(row) for row in many.tolist()}
+    # wherever a batch begins, and whoever asks for it
+    assert torch.equal(torch.cat([text.batch(0, 13), text.batch(13, 67)]), batch)
+    assert text.rounds(80 * LENGTH) == (2.0, 60 / 34)
+
+
+@pytest.mark.parametrize("weights", [(1,), (0, 1), (1, 1, 1)])
+def test_weights_that_are_not_those_of_the_texts_are_refused(weights: tuple[int, ...], tmp_path: Path) -> None:
+    data = str(_tokens(tmp_path))
+    with pytest.raises(UsageError, match=r"--data-weights is .* for 2 --data"):
+        Texts.of([data, data], weights, None)
+
+
+def test_one_text_with_a_weight_is_that_text(made: Made) -> None:
+    one, same = made.heal("one"), made.heal("same", data=[made.data], data_weights=(3,))
+    assert all(torch.equal(tensor, tensors_of(same.output)[name]) for name, tensor in tensors_of(one.output).items())
+
+
 def test_what_is_in_the_test_text_too_is_left_out(tmp_path: Path) -> None:
     drawn = np.random.default_rng(1).integers(1, 97, (20, 128))
     test = np.random.default_rng(2).integers(1, 97, (3, 128))
@@ -154,7 +191,7 @@ def test_what_is_in_the_test_text_too_is_left_out(tmp_path: Path) -> None:
     left_out = pack(str(tmp_path / "data.npy"), tmp_path, "tiny", 128, 10**6, tmp_path, str(tmp_path / "test.npy"))
     text = open_text(tmp_path, 128, 97, "tiny", 0)
     assert left_out == 2
-    assert text.windows.tolist() == [row for number, row in enumerate(drawn.tolist()) if number not in (4, 7)]
+    assert text.parts[0].windows.tolist() == [row for number, row in enumerate(drawn.tolist()) if number not in (4, 7)]
 
 
 def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
@@ -169,7 +206,7 @@ def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
     for line in lines:
         expected += [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
     text = open_text(tmp_path, 32, 10**6, "sample", 0)
-    assert text.windows.flatten().tolist() == expected[: len(expected) // 32 * 32]
+    assert text.parts[0].windows.flatten().tolist() == expected[: len(expected) // 32 * 32]
 
 
 @pytest.mark.parametrize(("model_type", "options"), _kinds())

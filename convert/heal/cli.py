@@ -51,6 +51,19 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
 
 
+class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Whole numbers with commas between."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """ "3,1" -> (3, 1)."""
+        try:
+            return value if isinstance(value, tuple) else tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not whole numbers with commas between, such as 3,1", param, ctx)
+
+
 @click.command("heal")
 @click.argument("converted", type=click.Path(path_type=Path))
 @click.option(
@@ -61,8 +74,13 @@ class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option(
     "--data",
     required=True,
+    multiple=True,
     metavar="SRC",
-    help="Text to train on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split) or sample.",
+    help="Text to train on: a .txt, .jsonl or .parquet file, a .npy file of windows of token ids, a Hub dataset "
+    "(name:config:split) or sample. Given several times, every step has windows of each.",
+)
+@click.option(
+    "--data-weights", type=Weights(), metavar="N,...", help="Shares of several --data, as 3,1 [default: equal ones]."
 )
 @click.option("--exclude", metavar="SRC", help="Text to be measured on later: what of --data is in it too is left out.")
 @click.option("--tokens", type=Count(), required=True, help="To train on, all stages together: 5M, 250K.")

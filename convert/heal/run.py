@@ -16,7 +16,6 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from convert_attn.convert.calibration_text import SELF, check_calibration
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal.journal import LOG, START, Journal, Show
@@ -32,7 +31,8 @@ from convert_attn.convert.heal.result import (
     write_result,
 )
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
-from convert_attn.convert.heal.tokens import Text, open_text, pack
+from convert_attn.convert.heal.texts import Texts
+from convert_attn.convert.heal.tokens import Text, open_text, pack_all
 from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
@@ -49,8 +49,9 @@ _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one re
 def heal(
     converted: str | Path,
     *,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     tokens: int,
+    data_weights: Sequence[int] | None = None,
     teacher: str | Path | None = None,
     output: str | Path | None = None,
     resume: bool = False,
@@ -71,8 +72,9 @@ def heal(
     Args:
         converted: a folder that convert-attn made.
         data: text to train on: "sample", what `convert_attn.convert.text.read_documents` takes, or a .npy file of
-            windows of token ids.
+            windows of token ids; or several of these, of which every step has its share.
         tokens: to train on, all stages together.
+        data_weights: whole numbers, the shares of several texts; None: equal ones.
         teacher: the original; None: the one recorded in the checkpoint, where that can be found.
         output: folder to make; None: the converted folder's name and "-healed".
         resume: go on with a run to the same output that was broken off.
@@ -92,11 +94,7 @@ def heal(
         ConvertAttnError: the run failed, in one sentence; nothing was written to `output`.
     """
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
-    if str(data) == SELF:
-        raise UsageError("--data self: a model that has lost quality is no teacher; give a text file or a dataset")
-    texts = [str(data)] if exclude is None else [str(data), str(exclude)]
-    for text in texts:
-        check_calibration(text)
+    texts = Texts.of(data, data_weights, exclude)
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
     target = Path(output) if output is not None else _default_output(pair)
     check_output(target, overwrite)
@@ -146,7 +144,7 @@ class _Run:
     accelerator: Accelerator
     pair: Pair
     settings: Settings
-    texts: list[str]
+    texts: Texts
     output: Path
     place: Workplace
     progress: Progress
@@ -181,8 +179,7 @@ class _Run:
         return {
             "checkpoint": str(self.pair.student.origin.folder.resolve()),
             "teacher": None if teacher is None else str(teacher.origin.folder.resolve()),
-            "data": self.texts[0],
-            "exclude": self.texts[1:],
+            **self.texts.identity(),
         }
 
     def _length(self) -> int:
@@ -198,14 +195,15 @@ class _Run:
             return
         origin = self.pair.student.origin
         try:
-            pack(
-                self.texts[0],
+            pack_all(
+                self.texts.data,
+                self.texts.data_weights,
                 origin.folder,
                 origin.name,
                 self._length(),
                 self.settings.tokens,
                 self.place.folder,
-                *self.texts[1:],
+                self.texts.exclude,
             )
             self._text()
         except ConvertAttnError:
@@ -220,15 +218,16 @@ class _Run:
             int(self.pair.config.vocab_size),
             self.pair.student.origin.name,
             self.settings.seed,
+            self.texts.data_weights,
         )
 
     def _short(self, text: Text) -> tuple[str, ...]:
-        there = len(text.order) * text.length
-        if there >= self.settings.tokens:
-            return ()
-        return (
-            f"the text has {there:,} tokens to train on, fewer than --tokens {self.settings.tokens:,}: it was read "
-            f"{self.settings.tokens / there:.1f} times",
+        rounds = zip(self.texts.data, text.rounds(self.settings.tokens), strict=True)
+        return tuple(
+            f"text '{spec}' has fewer tokens than its share of --tokens {self.settings.tokens:,}: it was read "
+            f"{times:.1f} times"
+            for spec, times in rounds
+            if times > 1
         )
 
     def _layerwise(self, text: Text, journal: Journal) -> int:
@@ -362,7 +361,7 @@ class _Run:
         teacher = self.pair.teacher
         entry = describe_run(
             self.settings,
-            "the text that comes with convert-attn" if self.texts[0] == "sample" else Path(self.texts[0]).name,
+            self.texts.named(),
             None if teacher is None else teacher.origin.label,
             healed,
             command,

@@ -7,7 +7,7 @@ comes when depends on the seed and the step alone, never on how many processes s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
 SAMPLE = "sample"
-_TOKENS, _SHAPE = "tokens.bin", "tokens.json"
+_TOKENS, _SHAPE = "tokens-{}.bin", "tokens-{}.json"
 _SPREAD, _SPREAD_TOKENS = 16, 2**24  # so many times the tokens wanted are read, up to this number, and windows drawn
 _ANY_LENGTH = 1 << 40
 _RUN = 32  # tokens: a text is known again by runs of so many
@@ -33,32 +33,24 @@ _MOST_SELECTION = 4  # at most one window in four is kept for choosing
 
 
 @dataclass(frozen=True)
-class Text:
-    """Windows of a text.
+class Part:
+    """One of the texts that a run draws from.
 
     Attributes:
         windows: [n, length] of int32, in a file.
-        selection: [m, length] token ids to choose on.
         order: [n - m] which windows to train on, in the order of their first use.
         seed: of the order of later rounds.
     """
 
     windows: NDArray[np.int32]
-    selection: Tensor
     order: Tensor
     seed: int
 
-    @property
-    def length(self) -> int:
-        """Tokens per window."""
-        return int(self.windows.shape[1])
-
-    def batch(self, first: int, count: int) -> Tensor:
-        """The windows of places first to first + count - 1 of the run: [count, length]; a short text comes again."""
-        numbers = [divmod(number, len(self.order)) for number in range(first, first + count)]
-        orders = {round_: self._order(round_) for round_ in {round_ for round_, _ in numbers}}
-        places = [int(orders[round_][place]) for round_, place in numbers]
-        return torch.from_numpy(self.windows[places].astype(np.int64))
+    def take(self, numbers: list[int]) -> NDArray[np.int32]:
+        """The windows of these places in this text's own turn: [len(numbers), length]; a short text comes again."""
+        turns = [divmod(number, len(self.order)) for number in numbers]
+        orders = {round_: self._order(round_) for round_ in {round_ for round_, _ in turns}}
+        return self.windows[[int(orders[round_][place]) for round_, place in turns]]
 
     def _order(self, round_: int) -> Tensor:
         """Which window comes when, the text being read for the n-th time."""
@@ -67,7 +59,89 @@ class Text:
         return self.order[torch.randperm(len(self.order), generator=torch.Generator().manual_seed(self.seed + round_))]
 
 
-def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Path, exclude: str | None = None) -> int:
+@dataclass(frozen=True)
+class Text:
+    """Windows of one text, or of several in fixed shares.
+
+    Attributes:
+        parts: the texts.
+        weights: of every so many windows in a row, how many are each text's.
+        selection: [m, length] token ids to choose on, of all texts.
+    """
+
+    parts: tuple[Part, ...]
+    weights: tuple[int, ...]
+    selection: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens per window."""
+        return int(self.parts[0].windows.shape[1])
+
+    def batch(self, first: int, count: int) -> Tensor:
+        """The windows of places first to first + count - 1 of the run: [count, length]."""
+        cycle = _cycle(self.weights)
+        places: list[list[int]] = [[] for _ in self.parts]
+        numbers: list[list[int]] = [[] for _ in self.parts]
+        for place in range(first, first + count):
+            round_, turn = divmod(place, len(cycle))
+            which, rank = cycle[turn]
+            places[which].append(place - first)
+            numbers[which].append(round_ * self.weights[which] + rank)
+        taken = np.empty((count, self.length), dtype=np.int64)
+        for part, where, own in zip(self.parts, places, numbers, strict=True):
+            if where:
+                taken[where] = part.take(own)
+        return torch.from_numpy(taken)
+
+    def rounds(self, tokens: int) -> tuple[float, ...]:
+        """How many times each text is read in a run over so many tokens."""
+        shares = (weight / sum(self.weights) for weight in self.weights)
+        return tuple(
+            tokens * share / (len(part.order) * self.length) for part, share in zip(self.parts, shares, strict=True)
+        )
+
+
+def _cycle(weights: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(text, its how-manieth in the cycle) for sum(weights) places in a row, each text spread evenly over them."""
+    turns = [((rank + 0.5) / weight, part, rank) for part, weight in enumerate(weights) for rank in range(weight)]
+    return [(part, rank) for _, part, rank in sorted(turns)]
+
+
+def window_length(specs: Sequence[str], longest: int) -> int:
+    """Tokens per window: `longest`, or what the texts have that are windows already, if that is less."""
+    lengths = [token_file(Path(spec), longest, None).shape[1] for spec in specs if spec.endswith(TOKEN_FILE)]
+    return min([longest, *lengths])
+
+
+def pack_all(
+    specs: Sequence[str],
+    weights: Sequence[int],
+    folder: Path,
+    name: str,
+    length: int,
+    tokens: int,
+    place: Path,
+    exclude: str | None = None,
+) -> int:
+    """`pack` several texts, each for its share of the tokens; how many windows were left out."""
+    length = window_length(specs, length)
+    return sum(
+        pack(spec, folder, name, length, tokens * weight // sum(weights), place, exclude, number)
+        for number, (spec, weight) in enumerate(zip(specs, weights, strict=True))
+    )
+
+
+def pack(
+    spec: str,
+    folder: Path,
+    name: str,
+    length: int,
+    tokens: int,
+    place: Path,
+    exclude: str | None = None,
+    number: int = 0,
+) -> int:
     """Write a text's windows into a folder.
 
     Args:
@@ -77,6 +151,7 @@ def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Pa
         length: tokens per window.
         tokens: how many the run asks for.
         place: where to write.
+        number: which of the run's texts this is.
         exclude: text of the same kinds: windows that have 64 or more tokens in a row in common with it are left out.
 
     Returns:
@@ -86,16 +161,15 @@ def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Pa
         ConvertAttnError: no tokenizer, or less text than two windows.
     """
     stream = _stream(spec, folder, name)
-    if spec.endswith(TOKEN_FILE):
-        length = token_file(Path(spec), length, None).shape[1]
-    else:
+    length = window_length([spec], length)
+    if not spec.endswith(TOKEN_FILE):
         wanted = max(tokens, min(_SPREAD * tokens, _SPREAD_TOKENS))
         stream = islice(stream, wanted + 2 * length)
     known = np.zeros(0, dtype=np.uint64)
     if exclude is not None:
         known = _runs(np.fromiter(_stream(exclude, folder, name), dtype=np.int64))
     count = dropped = 0
-    with (place / _TOKENS).open("wb") as file:
+    with (place / _TOKENS.format(number)).open("wb") as file:
         while len(ids := [*islice(stream, 4096 * length)]) >= length:
             windows = np.array(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length)
             fresh = windows[~_shares(windows, known)]
@@ -107,7 +181,7 @@ def pack(spec: str, folder: Path, name: str, length: int, tokens: int, place: Pa
             f"text '{spec}' gives {count} windows of {length} tokens{without}, expected at least 2, one to train "
             "on and one to choose on: give more text, or a smaller --seq-len"
         )
-    (place / _SHAPE).write_text(json.dumps([count, length]))
+    (place / _SHAPE.format(number)).write_text(json.dumps([count, length]))
     return dropped
 
 
@@ -144,21 +218,37 @@ def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
             yield tokenizer.eos_token_id
 
 
-def open_text(place: Path, selection_tokens: int, vocabulary: int, name: str, seed: int) -> Text:
+def open_text(
+    place: Path, selection_tokens: int, vocabulary: int, name: str, seed: int, weights: Sequence[int] = (1,)
+) -> Text:
     """The windows that `pack` wrote, parted into those to train on and those to choose on.
+
+    Args:
+        selection_tokens: of all texts, each giving its share.
+        vocabulary: how many token ids the model called `name` knows.
+        seed: of the order.
+        weights: shares of the texts.
 
     Raises:
         ConvertAttnError: tokens that the model does not know.
     """
-    count, length = json.loads((place / _SHAPE).read_text())
-    windows: NDArray[np.int32] = np.memmap(place / _TOKENS, dtype=np.int32, mode="r", shape=(count, length))
+    parts, chosen = [], []
+    for number, weight in enumerate(weights):
+        count, length = json.loads((place / _SHAPE.format(number)).read_text())
+        path = place / _TOKENS.format(number)
+        windows: NDArray[np.int32] = np.memmap(path, dtype=np.int32, mode="r", shape=(count, length))
+        _check_ids(windows, vocabulary, name)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        kept = max(1, min(selection_tokens * weight // sum(weights) // length, count // _MOST_SELECTION))
+        chosen.append(torch.from_numpy(windows[order[:kept].numpy()].astype(np.int64)))
+        parts.append(Part(windows, order[kept:], seed))
+    return Text(tuple(parts), tuple(weights), torch.cat(chosen))
+
+
+def _check_ids(windows: NDArray[np.int32], vocabulary: int, name: str) -> None:
     least, most = int(windows.min()), int(windows.max())
     if least < 0 or most >= vocabulary:
         raise ConvertAttnError(
             f"the text has the token id {least if least < 0 else most} but '{name}' knows 0 to {vocabulary - 1}: the "
             "tokens are another model's; use the tokenizer that belongs to this one"
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    kept = max(1, min(selection_tokens // length, count // _MOST_SELECTION))
-    chosen = torch.from_numpy(windows[order[:kept].numpy()].astype(np.int64))
-    return Text(windows, chosen, order[kept:], seed)

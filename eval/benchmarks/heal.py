@@ -9,9 +9,10 @@ Ways to the same shape and cache, on the same training text:
     uptrain   heads averaged (`mean`; MLA: plain `svd`), then trained on the text alone (Ainslie et al. 2023, sec. 2)
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
---windows, which neither way sees. The ratio says how many times the tokens of `ours` uptraining needs for the same
-perplexity: the smallest of its budgets that gets there, or "more than" the largest. --lm-lr gives the
-ways that learn from the text itself rates of their own, each a run, of which the best counts: they bear higher ones.
+--windows, which neither way sees: training text that is there too is left out. The ratio says how many times the tokens
+of `ours` uptraining needs for the same perplexity: the smallest of its budgets that gets there, or "more than" the
+largest. --lm-lr gives the ways that learn from the text itself rates of their own, each a run, of which the best
+counts: they bear higher ones.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from convert_attn import convert, heal
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.heal.cli import Count
+from convert_attn.convert.heal.cli import Count, Weights
 from convert_attn.convert.hub import resolve
 from convert_attn.eval.benchmarks.common import load_model, token_windows
 from convert_attn.eval.quality import measure
@@ -73,7 +74,6 @@ class Setting:
     model: str
     original: Any
     windows: Tensor
-    data: str
     calibration: str
     options: dict[str, Any]
 
@@ -107,7 +107,6 @@ class Setting:
             done = heal(
                 start,
                 teacher=self.model,
-                data=self.data,
                 tokens=budget,
                 output=place / f"{way}-{number}",
                 lr=rate,
@@ -184,7 +183,8 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 
 @click.command()
 @click.argument("models", nargs=-1)
-@click.option("--data", help="Text to train on, as `heal --data` takes it.")
+@click.option("--data", multiple=True, help="Text to train on, as `heal --data` takes it.")
+@click.option("--data-weights", type=Weights(), help="Shares of several, as `heal` takes them.")
 @click.option("--windows", "window_file", type=click.Path(exists=True, path_type=Path), help="Test ids.")
 @click.option("--calibration", help="Text for the one-shot conversion.")
 @click.option("--target", "targets", type=click.Choice([*TARGETS]), multiple=True, default=_ASKED, show_default=True)
@@ -201,7 +201,8 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 @click.option("--png", type=click.Path(path_type=Path), help="Draw perplexity against tokens here.")
 def main(
     models: tuple[str, ...],
-    data: str | None,
+    data: tuple[str, ...],
+    data_weights: tuple[int, ...] | None,
     window_file: Path | None,
     calibration: str | None,
     targets: tuple[str, ...],
@@ -220,7 +221,13 @@ def main(
     if models and not (data and window_file and calibration):
         raise click.UsageError("MODELS need --data, --windows and --calibration")
     windows = torch.zeros(0) if window_file is None else token_windows(window_file, limit)
-    options = {"mixed_precision": mixed_precision, "selection_tokens": selection_tokens}
+    options = {
+        "data": data,
+        "data_weights": data_weights,
+        "exclude": window_file,
+        "mixed_precision": mixed_precision,
+        "selection_tokens": selection_tokens,
+    }
     rows: list[Row] = []
     originals: dict[str, float] = {}
     for path in earlier:
@@ -230,7 +237,7 @@ def main(
     for model in models:
         original = load_model(resolve(model).folder)
         originals[Path(model).name] = measure(original, windows).perplexity
-        setting = Setting(model, original, windows, str(data), str(calibration), options)
+        setting = Setting(model, original, windows, str(calibration), options)
         for target in targets:
             for way in ways:
                 rates: list[float | None] = [*lm_lr] if way != OURS and lm_lr else [None]
