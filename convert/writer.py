@@ -26,6 +26,21 @@ _active: set[Path] = set()  # temporary folders in use by this process
 _lock = threading.Lock()
 
 
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a small file so that it is there whole or as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 class ShardWriter:
     """Safetensors shards with known contents, filled in any order.
 

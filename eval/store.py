@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.writer import is_alive
+from convert_attn.convert.writer import is_alive, replace_file
 from convert_attn.eval.contenders import Contender
 
 REPORTS = ("eval.json", "eval.md", "eval.html", "eval.png")
 _PARTS, _SETTINGS = "parts", "settings.json"
-_TEMPORARY = re.compile(r"\..+\.(\d+)")  # of `write_whole`: the name and the process
+_TEMPORARY = re.compile(r"\..+\.(\d+)")  # of `replace_file`: the name and the process
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or as it was.
+    """`replace_file`, in words.
 
     Raises:
         ConvertAttnError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        replace_file(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConvertAttnError(f"cannot write '{path}': {error.strerror or error}") from None
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Command, config_of, edit_config, tensors_of
+from safetensors.torch import save_file
 from tiny import CONVERTIBLE, HEADS, SIZES, load, logits_of, tiny_model
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.heal.journal import curves
+from convert_attn.convert.heal.layerwise import Layerwise
 from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss
 from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.schedule import Schedule
@@ -266,6 +268,25 @@ def test_a_student_that_lost_nothing_stays_as_it_is(tmp_path: Path) -> None:
     after = tensors_of(done.output)
     assert all(torch.equal(tensor, after[name]) for name, tensor in tensors_of(made.student).items())
     assert any("made nothing better" in warning for warning in done.warnings)
+
+
+def test_layers_of_a_student_healed_before_read_its_own_embeddings(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = tensors_of(made.student)
+    tensors["model.embed_tokens.weight"] *= 1.5
+    save_file(tensors, made.student / "model.safetensors", {"format": "pt"})
+    config = config_of(made.student)
+    config["convert_attn"]["heal"] = [{}]  # what was trained before differs from the original beyond the attention
+    (made.student / "config.json").write_text(json.dumps(config))
+    entering: list[torch.Tensor] = []
+
+    def look(self: Layerwise, layer: int, student: Any, text: Any, selection: Any) -> None:
+        if layer == 0:
+            entering.extend(states.clone() for states in (selection.own, selection.before))
+
+    monkeypatch.setattr(Layerwise, "_settle", look)
+    made.heal(stages=("layerwise",))
+    own, original = entering
+    torch.testing.assert_close(own, 1.5 * original)
 
 
 def test_blocks_that_read_the_students_states_come_nearer_to_the_original(made: Made) -> None:

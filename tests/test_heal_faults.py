@@ -96,3 +96,21 @@ def test_a_damaged_workplace_is_said_in_a_sentence(healed: tuple[Forks, list[Any
     ended = _run(parent, [*words, "--output", tmp_path / "out", "--resume"], tmp_path)
     assert ended.code == 2
     assert "begun with other" in ended.err
+
+
+def test_what_a_kill_at_the_very_beginning_leaves_is_no_obstacle_but_files_of_others_are(
+    healed: tuple[Forks, list[Any], Made], tmp_path: Path
+) -> None:
+    parent, words, made = healed
+    command, place = [*words, "--output", tmp_path / "out"], tmp_path / "out.heal"
+    place.mkdir()
+    (place / "pid").write_text("1 is not it")
+    (place / ".run.json.123").write_text("{")
+    (place / "thesis.txt").write_text("mine")
+    ended = _run(parent, command, tmp_path)
+    assert ended.code == 2
+    assert "is in the way" in ended.err
+    assert (place / "thesis.txt").read_text() == "mine"
+    (place / "thesis.txt").unlink()
+    assert _run(parent, command, tmp_path).code == 0
+    assert_same(made.folder.parent / "whole", tmp_path / "out", **EXACT)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.settings import Settings
-from convert_attn.convert.writer import is_alive
+from convert_attn.convert.writer import is_alive, replace_file
 
 _RUN, _PID, _READY = "run.json", "pid", "text-ready"
 _STATE = "state-"
@@ -66,7 +66,7 @@ class Workplace:
             ConvertAttnError: the folder cannot be written.
         """
         run = self.folder / _RUN
-        if self.folder.exists() and not run.is_file() and any(self.folder.iterdir()):
+        if self.folder.exists() and not run.is_file() and any(map(_is_strange, self.folder.iterdir())):
             raise UsageError(
                 f"'{self.folder}' is in the way and no unfinished run: move it, or choose another --output"
             )
@@ -85,7 +85,7 @@ class Workplace:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / _PID).write_text(str(os.getpid()))
             if not run.is_file():
-                _write(run, {"settings": settings.as_dict(), "identity": identity})
+                _keep_facts(run, {"settings": settings.as_dict(), "identity": identity})
         except OSError as error:
             raise ConvertAttnError(f"cannot write to '{self.folder}': {error.strerror}") from None
 
@@ -155,7 +155,7 @@ class Workplace:
     def state_is_whole(self, step: int, facts: dict[str, Any]) -> None:
         """The state has been written by all processes: it takes the place of older ones."""
         partial = self.partial_state(step)
-        _write(partial / "facts.json", facts)
+        _keep_facts(partial / "facts.json", facts)
         older = self._states()
         os.replace(partial, self.folder / f"{_STATE}{step:08d}")
         for path in older:
@@ -174,7 +174,10 @@ class Workplace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}{_PARTIAL}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+def _is_strange(path: Path) -> bool:
+    """Not what is left of a run that was killed as it began."""
+    return path.name != _PID and not path.name.startswith(f".{_RUN}.")
+
+
+def _keep_facts(path: Path, content: dict[str, Any]) -> None:
+    replace_file(path, json.dumps(content, indent=2) + "\n")
