@@ -25,7 +25,7 @@ from convert_attn import ConvertAttnError, UsageError, convert, heal
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.heal.journal import curves
+from convert_attn.convert.heal.journal import Journal, curves, hidden, read
 from convert_attn.convert.heal.layerwise import Layerwise
 from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss
 from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
@@ -108,6 +108,18 @@ def test_rate_rises_then_falls_to_zero() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[1:]))
     assert 0 < rates[-1] < 0.2
     assert Schedule.of(1, 0.1, 1.0).at(0) == 1.0
+
+
+def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    path, told = tmp_path / "heal.jsonl", [{"stage": "layerwise", "step": 0, "before": 0.1, "after": 0.05}]
+    path.write_text(json.dumps(told[0]) + '\n{"stage": "layerw')
+    told.append({"stage": "layerwise", "step": 1, "before": 0.2, "after": 0.1})
+    journal = Journal(path, hidden)
+    for record in (*told, *told):
+        journal.complete(record)
+    assert read(path) == told
+    assert path.read_text().count("\n") == 2
+    Journal(None, hidden).complete(told[0])
 
 
 def test_divergence_is_kl_at_the_temperature_times_its_square() -> None:
@@ -504,6 +516,8 @@ def test_two_processes_make_what_one_makes(sharded: bool, inputs: str, made: Mad
     assert_same(one.output, made.folder / "two", **CLOSE)
     losses = [[r["loss"] for r in made.records(name) if "loss" in r] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    layers = [sorted(r["step"] for r in made.records(name) if "after" in r) for name in ("one", "two")]
+    assert layers == [[0, 1], [0, 1]]
 
 
 def test_frozen_weights_are_shared_and_change_no_logits(made: Made) -> None:

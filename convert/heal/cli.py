@@ -118,7 +118,8 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--batch-size",
     type=int,
     metavar="N",
-    help="Windows per step, over all processes [default: 4096 tokens, at least 8 windows].",
+    help="Windows per step, over all processes [default: 4096 tokens, at least 8 windows; fewer where --tokens would "
+    "not last for 250 steps].",
 )
 @click.option("--micro-batch-size", type=int, metavar="N", help="Windows per forward call and process [default: all].")
 @click.option(
@@ -146,7 +147,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--save-every", type=int, metavar="N", help="Steps between states to resume from [default: as --eval-every]."
 )
 @click.option(
-    "--patience", type=int, default=5, show_default=True, help="Measurements without a better one before it stops."
+    "--patience", type=int, default=10, show_default=True, help="Measurements without a better one before it stops."
 )
 @click.option(
     "--mixed-precision",

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.heal.settings import LAYERWISE
+from convert_attn.convert.writer import replace_file
 
 Record = dict[str, Any]
 Show = Callable[[Record], None]
@@ -33,6 +35,8 @@ class Journal:
     def __init__(self, path: Path | None, show: Show, tensorboard: Path | None = None) -> None:
         self._path, self._show = path, show
         self._board = None if tensorboard is None or path is None else _board(tensorboard)
+        if path is not None and path.exists():  # of a killed run: its last line may be cut
+            self._keep(read(path))
 
     def write(self, record: Record) -> None:
         """Add a record."""
@@ -47,6 +51,11 @@ class Journal:
             self._board.flush()
         self._show(record)
 
+    def complete(self, record: Record) -> None:
+        """Add a record unless it is there: what it tells was done, and a kill may have come before it was told."""
+        if self._path is not None and not (self._path.exists() and record in read(self._path)):
+            self.write(record)
+
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a killed run wrote after the state that it is taken up from: the stage's steps from `step` on."""
         if self._path is None or not self._path.exists():
@@ -55,9 +64,11 @@ class Journal:
         kept = [r for r in records if r["stage"] != stage or r["step"] < step]
         # a measurement carries the number of steps before it, which is the step it is taken up at
         kept += [r for r in records if r["stage"] == stage and r["step"] == step and "selection" in r][:1]
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        self._keep(kept)
+
+    def _keep(self, records: list[Record]) -> None:
+        assert self._path is not None
+        replace_file(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read(path: Path) -> list[Record]:
@@ -93,8 +104,8 @@ def curves(records: list[Record]) -> Any | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    steps = [r for r in records if "loss" in r and r["stage"] != "layerwise"]
-    layers = [r for r in records if r["stage"] == "layerwise" and "after" in r]
+    steps = [r for r in records if "loss" in r and r["stage"] != LAYERWISE]
+    layers = [r for r in records if r["stage"] == LAYERWISE and "after" in r]
     panels = [panel for panel in ((_curve, steps), (_layers, layers)) if panel[1]]
     if not panels:
         return None
@@ -134,5 +145,5 @@ def _layers(axes: Any, layers: list[Record], records: list[Record]) -> None:
     if all(r["after"] > 0 and math.isfinite(r["before"]) for r in layers):
         axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="layer", ylabel="error of the block's output, share of its change", title="layerwise")
+    axes.set(xlabel="layer", ylabel="error of the block's output, share of its change", title=LAYERWISE)
     axes.legend()

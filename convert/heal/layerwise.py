@@ -141,6 +141,8 @@ class Layerwise:
                     text.turn()
         progress(LAYERWISE, layers, layers)
         self.accelerator.wait_for_everyone()
+        for layer in range(layers):  # of other processes, or of a run that was killed before it could tell
+            self.journal.complete(self.place.facts(name_of(layer)))
 
     @property
     def _independent(self) -> bool:
@@ -151,7 +153,7 @@ class Layerwise:
         return min(self.settings.micro_batch_size or len(self.windows), self._step_windows())
 
     def _step_windows(self) -> int:
-        return min(self.settings.windows_per_step(self.windows.shape[1]), len(self.windows))
+        return min(self.settings.windows_per_step, len(self.windows))
 
     def _enter(self, stack: ExitStack, teacher: _Blocks, student: _Blocks, tokens: Tensor, size: int) -> _Text:
         shape = (*tokens.shape, self.pair.config.hidden_size)

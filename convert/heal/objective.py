@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from convert_attn.convert.heal.settings import Settings
+from convert_attn.convert.heal.settings import UPTRAIN, Settings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Objective:
     @classmethod
     def of(cls, settings: Settings) -> Objective:
         """Of a run: distillation, or uptraining on the text alone (Ainslie et al., arXiv:2305.13245, section 2.1)."""
-        if settings.whole == "uptrain":
+        if settings.whole == UPTRAIN:
             return cls(0.0, 0.0, 1.0)
         return cls(1.0, settings.hidden_weight, settings.lm_weight, settings.temperature)
 

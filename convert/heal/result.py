@@ -16,7 +16,7 @@ from torch import Tensor
 from convert_attn.convert.config import carry_files
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.journal import CURVE, LOG, START, Record, draw, read
-from convert_attn.convert.heal.settings import Settings
+from convert_attn.convert.heal.settings import UPTRAIN, Settings
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.repeat import versions
 from convert_attn.convert.source import Source
@@ -178,7 +178,7 @@ def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
 
 def goal(stages: Sequence[str], lm_weight: float) -> str:
     """What start and best are."""
-    if "uptrain" in stages:
+    if UPTRAIN in stages:
         return "loss"
     return "KL(original || converted)" + (f" + {lm_weight:g} loss" if lm_weight else "")
 

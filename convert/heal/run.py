@@ -32,7 +32,7 @@ from convert_attn.convert.heal.result import (
 )
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
 from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import Text, open_text, pack_all
+from convert_attn.convert.heal.tokens import Text, open_text, pack_all, window_length
 from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
@@ -156,7 +156,9 @@ class _Run:
 
     def _run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         first = self.accelerator.is_main_process
-        self.settings.shares(self._length(), self.accelerator.num_processes)
+        processes = self.accelerator.num_processes
+        self.settings = self.settings.resolved(self._length(), processes)
+        self.settings.shares(processes)
         if first:
             self.place.begin(self.settings, self._identity(), resume, overwrite)
             self._pack()
@@ -187,7 +189,7 @@ class _Run:
         asked, context = self.settings.seq_len, self.pair.context
         if asked is not None and asked > context:
             raise UsageError(f"--seq-len is {asked}, the model reads at most {context} tokens")
-        return asked or min(context, _LONGEST_WINDOW)
+        return window_length(self.texts.data, asked or min(context, _LONGEST_WINDOW))
 
     def _pack(self) -> None:
         """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
@@ -262,7 +264,7 @@ class _Run:
         if teacher is not None:
             teacher.to(self.accelerator.device)
         student = load_model(self.pair.student, torch.float32)
-        start = self._start(student, teacher, text, journal)
+        start, entry = self._start(student, teacher, text, journal)
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
@@ -277,12 +279,15 @@ class _Run:
             int(self.pair.config.hidden_size),
             self.place,
             journal,
+            entry,
             Progressed(start=start),
         )
         return training.run(self.progress)
 
-    def _start(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> float:
-        """What the selection text says of the student as it was converted; the layers' result goes in if it is better.
+    def _start(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> tuple[float, float]:
+        """What the selection text says of the student as it was converted, and as the whole model's training begins.
+
+        The layers' result goes in if it is better.
 
         The first process decides for all, once: a run that is taken up finds the decision in the workplace.
         """
@@ -291,7 +296,8 @@ class _Run:
             self._decide(student, teacher, text, journal)
         self.accelerator.wait_for_everyone()
         into(student, self.place.kept(_CHOSEN) or {})
-        return float(self.place.facts(_CHOSEN)["start"])
+        facts = self.place.facts(_CHOSEN)
+        return float(facts["start"]), float(facts["entry"])
 
     def _decide(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> None:
         """Measure the student without and with what its layers have learned; keep the better."""
@@ -305,7 +311,7 @@ class _Run:
 
         before, loss = measured()
         journal.write({"stage": START, "step": 0, "selection": before, "selection_loss": loss})
-        chosen = self._layers()
+        chosen, after = self._layers(), before
         if chosen:
             present = dict(student.named_parameters())
             old = {name: present[name].detach().clone() for name in chosen}
@@ -314,7 +320,7 @@ class _Run:
             journal.write({"stage": LAYERWISE, "step": -1, "selection": after, "selection_loss": loss})
             into(student, old)
             chosen = chosen if after < before else {}
-        self.place.keep(_CHOSEN, chosen, {"start": before})
+        self.place.keep(_CHOSEN, chosen, {"start": before, "entry": min(before, after)})
 
     def _marked(self, student: Any) -> Any:
         """What is to be trained, marked; the rest as narrow as the arithmetic."""
@@ -351,7 +357,7 @@ class _Run:
         start = best = perplexity = None
         log = self.place.folder / LOG
         if done is not None:
-            tokens += done.step * self.settings.windows_per_step(text.length) * text.length
+            tokens += done.step * self.settings.windows_per_step * text.length
             steps, start, best = done.step, done.start, done.best
             losses = measured_losses(journals.read(log), str(self.settings.whole), done.best_step)
             perplexity = None if losses is None else (math.exp(losses[0]), math.exp(losses[1]))

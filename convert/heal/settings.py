@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from convert_attn.convert.errors import UsageError
@@ -14,8 +14,8 @@ DEFAULT_STAGES = (LAYERWISE, DISTILL)
 _RATE = 0.05  # / hidden size: 2e-4 at 256, 1.2e-5 at 4096; what AdamW bears shrinks as models widen
 _FAR = 0.1  # nats per token: from here on the rate is the full one
 _LAYER_RATE = 0.25  # / hidden size, for single blocks: they are near their goal and bear more
-_STEP_TOKENS = 4096
-_LEAST_WINDOWS = 8
+_STEP_TOKENS, _STEP_WINDOWS = 4096, 8
+_STEPS = 250  # a run over few tokens takes smaller steps, so that there are about as many
 _CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing"})
 
 
@@ -31,10 +31,11 @@ class Settings:
         train: "attention" or "all": which parameters learn.
         lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
         lr: highest learning rate of the whole model's training; None: 0.05 / hidden size, for distillation alone times
-            KL / 0.1 where the KL to the original at the start is below 0.1 nats.
+            KL / 0.1 where the KL to the original is below 0.1 nats as it begins; less for small steps.
         layer_lr: that of the stage "layerwise"; None: 0.25 / hidden size, a quarter of it and a quarter of that for
             blocks that get no better.
-        batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more.
+        batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more, but fewer where
+            the tokens would not last for some 250 steps, rounded up to a multiple of the processes.
         micro_batch_size: windows per forward call and process; None: all that a process has of a step.
         seq_len: tokens per window; None: what the model reads, at most 2048.
         temperature: of both distributions in the distillation's KL.
@@ -63,7 +64,7 @@ class Settings:
     selection_tokens: int = 16384
     eval_every: int | None = None
     save_every: int | None = None
-    patience: int = 5
+    patience: int = 10
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0
@@ -120,17 +121,26 @@ class Settings:
             return 0
         return self.tokens if self.whole is None else int(self.tokens * self.layer_share)
 
-    def windows_per_step(self, length: int) -> int:
-        """Over all processes."""
-        return self.batch_size or max(_LEAST_WINDOWS, _STEP_TOKENS // length)
+    def resolved(self, length: int, processes: int) -> Settings:
+        """With the batch size that windows of this length and so many processes have by default."""
+        if self.batch_size is not None:
+            return self
+        windows = min(_full_step(length), max(1, round(self.tokens / (_STEPS * length))))
+        return replace(self, batch_size=math.ceil(windows / processes) * processes)
 
-    def shares(self, length: int, processes: int) -> tuple[int, int]:
+    @property
+    def windows_per_step(self) -> int:
+        """Over all processes, of settings that are resolved."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    def shares(self, processes: int) -> tuple[int, int]:
         """Windows of a step for each process, and of each of its forward calls.
 
         Raises:
             UsageError: they do not divide.
         """
-        windows = self.windows_per_step(length)
+        windows = self.windows_per_step
         if windows % processes:
             raise UsageError(f"--batch-size is {windows} windows for {processes} processes: give a multiple of these")
         own = windows // processes
@@ -141,15 +151,17 @@ class Settings:
             )
         return own, micro
 
-    def rate(self, hidden: int, start: float) -> float:
+    def rate(self, hidden: int, length: int, entry: float) -> float:
         """The highest learning rate of the whole model's training.
 
         Args:
-            start: KL to the original at the start: AdamW's steps keep a student as far from its goal as they are long,
+            length: tokens per window: smaller steps, whose gradients have more noise, are shorter by its square root.
+            entry: KL to the original as it begins: AdamW's steps keep a student as far from its goal as they are long,
                 so that one that is near needs short ones. The text's own loss has no such nearness.
         """
-        near = 1.0 if self.whole == UPTRAIN or self.lm_weight else min(1.0, start / _FAR)
-        return self.lr or near * _RATE / hidden
+        near = 1.0 if self.whole == UPTRAIN or self.lm_weight else min(1.0, entry / _FAR)
+        small = min(1.0, math.sqrt(self.windows_per_step / _full_step(length)))
+        return self.lr or near * small * _RATE / hidden
 
     def layer_rates(self, hidden: int) -> tuple[float, ...]:
         """Highest learning rates of the stage "layerwise", to be tried until one makes a block better."""
@@ -164,6 +176,11 @@ class Settings:
         own = self.as_dict()
         names = (field.name for field in fields(self) if field.name not in _CHANGEABLE)
         return [f"--{_option(name)}" for name in names if own[name] != other.get(name)]
+
+
+def _full_step(length: int) -> int:
+    """Windows in a step of a run over many tokens."""
+    return max(_STEP_WINDOWS, _STEP_TOKENS // length)
 
 
 def _option(name: str) -> str:

@@ -125,7 +125,6 @@ def pack_all(
     exclude: str | None = None,
 ) -> int:
     """`pack` several texts, each for its share of the tokens; how many windows were left out."""
-    length = window_length(specs, length)
     return sum(
         pack(spec, folder, name, length, tokens * weight // sum(weights), place, exclude, number)
         for number, (spec, weight) in enumerate(zip(specs, weights, strict=True))
@@ -161,7 +160,6 @@ def pack(
         ConvertAttnError: no tokenizer, or less text than two windows.
     """
     stream = _stream(spec, folder, name)
-    length = window_length([spec], length)
     if not spec.endswith(TOKEN_FILE):
         wanted = max(tokens, min(_SPREAD * tokens, _SPREAD_TOKENS))
         stream = islice(stream, wanted + 2 * length)

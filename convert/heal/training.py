@@ -62,6 +62,7 @@ class Training:
         first: the first window of the text that is for this stage.
         tokens: to train on.
         hidden_size: of the model, for the learning rate.
+        entry: on the selection text, as the training begins; for the learning rate too.
     """
 
     accelerator: Accelerator
@@ -74,16 +75,19 @@ class Training:
     hidden_size: int
     place: Workplace
     journal: Journal
+    entry: float
     done: Progressed = field(default_factory=Progressed)
 
     def __post_init__(self) -> None:
         settings = self.settings
         self.stage = str(settings.whole)
         self.objective = Objective.of(settings)
-        self._per_step = settings.windows_per_step(self.text.length)
-        self._own, self._micro = settings.shares(self.text.length, self.accelerator.num_processes)
+        self._per_step = settings.windows_per_step
+        self._own, self._micro = settings.shares(self.accelerator.num_processes)
         steps = max(1, self.tokens // (self._per_step * self.text.length))
-        self.schedule = Schedule.of(steps, settings.warmup, settings.rate(self.hidden_size, self.done.start))
+        self.schedule = Schedule.of(
+            steps, settings.warmup, settings.rate(self.hidden_size, self.text.length, self.entry)
+        )
         self._eval_every = settings.eval_every or max(1, steps // _MEASUREMENTS)
         self._save_every = settings.save_every or self._eval_every
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]

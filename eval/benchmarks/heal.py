@@ -10,8 +10,8 @@ Ways to the same shape and cache, on the same training text:
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
 --windows, which neither way sees: training text that is there too is left out. The ratio says how many times the tokens
-of `ours` uptraining needs for the same perplexity: the smallest of its budgets that gets there, or "more than" the
-largest. --lm-lr gives the ways that learn from the text itself rates of their own, each a run, of which the best
+of `ours` uptraining needs for the same perplexity, or KL: the smallest of its budgets that gets there, or "more than"
+the largest. --lm-lr gives the ways that learn from the text itself rates of their own, each a run, of which the best
 counts: they bear higher ones.
 """
 
@@ -116,12 +116,16 @@ class Setting:
             yield self.measured(done.output, target, way, budget, rate)
 
 
-def ratios(rows: list[Row]) -> Iterator[tuple[Row, Row | None, int]]:
-    """Each of our rows, the uptraining row of the fewest tokens that is as good, and uptraining's largest budget."""
+def ratios(rows: list[Row], figure: str) -> Iterator[tuple[Row, Row | None, int]]:
+    """Each of our rows, the uptraining row of the fewest tokens that is as good, and uptraining's largest budget.
+
+    Args:
+        figure: "perplexity" or "kl".
+    """
     for row in rows:
         if row.way != UPTRAIN:
             others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
-            equal = [r for r in others if r.perplexity <= row.perplexity]
+            equal = [r for r in others if getattr(r, figure) <= getattr(row, figure)]
             yield row, min(equal, key=lambda r: r.tokens, default=None), max((r.tokens for r in others), default=0)
 
 
@@ -135,17 +139,20 @@ def _times(row: Row, equal: Row | None, largest: int) -> str:
 
 
 def markdown(rows: list[Row], originals: dict[str, float]) -> str:
-    """All rows as a Markdown table."""
+    """All rows as a Markdown table; the last two columns: tokens that uptraining needs for the same."""
     lines = [
-        "| model | target | way | tokens | perplexity | over the original | KL, nats/token | tokens uptraining needs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | target | way | tokens | perplexity | over original | KL, nats/token | same perplexity | same KL |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    needed = {(r.model, r.target, r.way, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows)}
+    needed = [
+        {(r.model, r.target, r.way, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows, figure)}
+        for figure in ("perplexity", "kl")
+    ]
     for row in rows:
         rate = "" if row.lr is None else f" (lr {row.lr:g})"
         over = row.perplexity / originals[row.model] - 1
         cells = (row.model, row.target, row.way + rate, f"{row.tokens:,}", f"{row.perplexity:.2f}", f"{over:+.1%}")
-        times = needed.get((row.model, row.target, row.way, row.tokens), "")
+        times = " | ".join(found.get((row.model, row.target, row.way, row.tokens), "") for found in needed)
         lines.append(f"| {' | '.join(cells)} | {row.kl:.4f} | {times} |")
     named = ", ".join(f"{name} {value:.2f}" for name, value in originals.items())
     return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
