@@ -110,6 +110,28 @@ def test_rate_rises_then_falls_to_zero() -> None:
     assert Schedule.of(1, 0.1, 1.0).at(0) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("tokens", "length", "processes", "windows"),
+    [(10**9, 512, 1, 8), (10**9, 128, 1, 32), (10**9, 2048, 3, 9), (256_000, 512, 1, 2), (1000, 512, 2, 2)],
+)
+def test_runs_over_few_tokens_take_small_steps(tokens: int, length: int, processes: int, windows: int) -> None:
+    settings = Settings(tokens=tokens).resolved(length, processes)
+    assert settings.windows_per_step == windows
+    assert settings.shares(processes)[0] * processes == windows
+    assert settings.resolved(length, processes + 1) == settings
+    assert Settings(tokens=tokens, batch_size=5).resolved(length, processes).windows_per_step == 5
+
+
+def test_steps_are_shorter_near_the_original_and_where_they_are_small() -> None:
+    full, small = (Settings(tokens=tokens).resolved(512, 1) for tokens in (10**9, 256_000))
+    far = full.rate(256, 512, 0.2)
+    assert far == full.rate(256, 512, 3.0) == 2 * full.rate(512, 512, 0.2)
+    assert full.rate(256, 512, 0.05) == far / 2
+    assert small.rate(256, 512, 0.2) == far / 2  # a quarter of the windows
+    assert Settings(tokens=1, lr=0.3).resolved(512, 1).rate(256, 512, 0.0) == 0.3
+    assert Settings(tokens=10**9, lm_weight=1.0).resolved(512, 1).rate(256, 512, 0.0) == far
+
+
 def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
     path, told = tmp_path / "heal.jsonl", [{"stage": "layerwise", "step": 0, "before": 0.1, "after": 0.05}]
     path.write_text(json.dumps(told[0]) + '\n{"stage": "layerw')

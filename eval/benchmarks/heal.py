@@ -33,7 +33,7 @@ from convert_attn import convert, heal
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.heal.cli import Count, Weights
 from convert_attn.convert.hub import resolve
-from convert_attn.eval.benchmarks.common import load_model, token_windows
+from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
 from convert_attn.eval.quality import measure
 
 TARGETS: dict[str, dict[str, Any]] = {
@@ -201,11 +201,7 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 @click.option("--mixed-precision", default="no", show_default=True)
 @click.option("--selection-tokens", type=Count(), default="8K", show_default=True)
 @click.option("--limit", type=int, help="At most this many test windows.")
-@click.option(
-    "--with", "earlier", type=click.Path(exists=True, path_type=Path), multiple=True, help="Rows of an earlier --json."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
-@click.option("--png", type=click.Path(path_type=Path), help="Draw perplexity against tokens here.")
+@result_options("perplexity against tokens")
 def main(
     models: tuple[str, ...],
     data: tuple[str, ...],

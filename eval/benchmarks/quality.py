@@ -30,7 +30,7 @@ from convert_attn.convert.hub import resolve
 from convert_attn.convert.inspection import inspect
 from convert_attn.convert.methods import methods
 from convert_attn.convert.samples import heldout_text
-from convert_attn.eval.benchmarks.common import load_model, token_windows
+from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
 from convert_attn.eval.quality import measure, windows
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
@@ -169,11 +169,7 @@ def draw(table: list[Row], path: Path) -> None:
 @click.option("--calibration-tokens", type=int, help="At most this many of it.")
 @click.option("--length", default=512, show_default=True, help="Window in tokens.")
 @click.option("--limit", type=int, help="At most this many windows.")
-@click.option(
-    "--with", "earlier", type=click.Path(exists=True, path_type=Path), multiple=True, help="Rows of an earlier --json."
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
-@click.option("--png", type=click.Path(path_type=Path), help="Draw KL against cache here.")
+@result_options("KL against cache")
 def main(
     models: tuple[str, ...],
     text: Path | None,
