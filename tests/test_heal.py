@@ -32,7 +32,7 @@ from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import Settings
 from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import open_text, pack, pack_all
+from convert_attn.convert.heal.tokens import open_text, pack, pack_all, window_length
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.skeleton import Skeleton
 from convert_attn.convert.source import Source
@@ -187,7 +187,9 @@ def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path:
     for name, windows in (("few", few), ("many", many)):
         np.save(tmp_path / f"{name}.npy", windows)
     specs = [str(tmp_path / "few.npy"), str(tmp_path / "many.npy")]
-    pack_all(specs, (1, 3), tmp_path, "tiny", 2 * LENGTH, 10**6, tmp_path)
+    assert window_length(specs, 2 * LENGTH) == LENGTH
+    assert window_length(["sample"], LENGTH // 2) == LENGTH // 2
+    pack_all(specs, (1, 3), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
     text = open_text(tmp_path, 8 * LENGTH, 97, "tiny", 0, (1, 3))
     assert text.length == LENGTH
     assert sum(int(row[1]) == 5 for row in text.selection) == 2  # of 8, a quarter
@@ -202,6 +204,18 @@ def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path:
     # wherever a batch begins, and whoever asks for it
     assert torch.equal(torch.cat([text.batch(0, 13), text.batch(13, 67)]), batch)
     assert text.rounds(80 * LENGTH) == (2.0, 60 / 34)
+
+
+def test_what_one_text_has_to_choose_on_is_not_trained_on_in_another(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(1).integers(1, 97, (50, 128))
+    for name, windows in (("few", drawn[:10]), ("all", drawn)):
+        np.save(tmp_path / f"{name}.npy", windows)
+    pack_all([str(tmp_path / f"{name}.npy") for name in ("few", "all")], (1, 1), tmp_path, "t", 128, 10**6, tmp_path)
+    text = open_text(tmp_path, 8 * 128, 97, "t", 0, (1, 1))
+    chosen = {tuple(row) for row in text.selection.tolist()}
+    for part in text.parts:
+        assert not chosen & {tuple(row) for row in part.windows[part.order].tolist()}
+    assert sum(len(part.order) for part in text.parts) >= 60 - 2 * len(chosen)
 
 
 @pytest.mark.parametrize("weights", [(1,), (0, 1), (1, 1, 1)])
@@ -293,6 +307,14 @@ def _selection_kl(made: Made, folder: Path) -> float:
     tokens = open_text(place, FAST["selection_tokens"], SIZES["vocab_size"], "tiny", 0).selection
     with torch.no_grad():
         return float(divergence(load(made.teacher)(tokens).logits, load(folder)(tokens).logits))
+
+
+def test_patience_ends_a_run_that_gets_no_better(made: Made) -> None:
+    options = {"stages": ("distill",), "lr": 0.2, "batch_size": 2, "eval_every": 1}
+    short = made.heal("short", patience=2, **options)
+    assert short.steps < FAST["tokens"] // (2 * LENGTH)
+    values = [r["selection"] for r in made.records("short") if "selection" in r and r["stage"] == "distill"]
+    assert min(values[1:]) == values[-3] <= min(values[-2:])
 
 
 def test_a_student_that_lost_nothing_stays_as_it_is(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     multiple=True,
     metavar="SRC",
     help="Text to train on: a .txt, .jsonl or .parquet file, a .npy file of windows of token ids, a Hub dataset "
-    "(name:config:split) or sample. Given several times, every step has windows of each.",
+    "(name:config:split) or sample. Given several times, windows are drawn from all of them in turn.",
 )
 @click.option(
     "--data-weights", type=Weights(), metavar="N,...", help="Shares of several --data, as 3,1 [default: equal ones]."
@@ -147,7 +147,10 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "--save-every", type=int, metavar="N", help="Steps between states to resume from [default: as --eval-every]."
 )
 @click.option(
-    "--patience", type=int, default=10, show_default=True, help="Measurements without a better one before it stops."
+    "--patience",
+    type=int,
+    metavar="N",
+    help="Measurements without a better one before it stops [default: it goes on to the end].",
 )
 @click.option(
     "--mixed-precision",

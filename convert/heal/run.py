@@ -72,7 +72,7 @@ def heal(
     Args:
         converted: a folder that convert-attn made.
         data: text to train on: "sample", what `convert_attn.convert.text.read_documents` takes, or a .npy file of
-            windows of token ids; or several of these, of which every step has its share.
+            windows of token ids; or several of these, drawn from in turn.
         tokens: to train on, all stages together.
         data_weights: whole numbers, the shares of several texts; None: equal ones.
         teacher: the original; None: the one recorded in the checkpoint, where that can be found.

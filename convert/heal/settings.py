@@ -41,7 +41,8 @@ class Settings:
         temperature: of both distributions in the distillation's KL.
         hidden_weight, lm_weight: of the hidden states' error and of the language-model loss beside the KL.
         eval_every, save_every: steps; None: a twentieth of the run.
-        patience: measurements on selection text without a better one before it stops.
+        patience: measurements on selection text without a better one before it stops; None: it goes on to the end, as
+            much is won while the rate falls.
     """
 
     tokens: int
@@ -64,7 +65,7 @@ class Settings:
     selection_tokens: int = 16384
     eval_every: int | None = None
     save_every: int | None = None
-    patience: int = 10
+    patience: int | None = None
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Texts:
                 f"--data-weights is '{','.join(map(str, shares))}' for {len(found)} --data: give a whole number of at "
                 "least 1 for each"
             )
+        common = math.gcd(*shares)
+        shares = tuple(share // common for share in shares)
         for text in found if exclude is None else (*found, str(exclude)):
             check_calibration(text)
         return cls(found, shares, None if exclude is None else str(exclude))

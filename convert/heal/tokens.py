@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ class Text:
         )
 
 
+@lru_cache
 def _cycle(weights: tuple[int, ...]) -> list[tuple[int, int]]:
     """(text, its how-manieth in the cycle) for sum(weights) places in a row, each text spread evenly over them."""
     turns = [((rank + 0.5) / weight, part, rank) for part, weight in enumerate(weights) for rank in range(weight)]
@@ -240,7 +242,27 @@ def open_text(
         kept = max(1, min(selection_tokens * weight // sum(weights) // length, count // _MOST_SELECTION))
         chosen.append(torch.from_numpy(windows[order[:kept].numpy()].astype(np.int64)))
         parts.append(Part(windows, order[kept:], seed))
-    return Text(tuple(parts), tuple(weights), torch.cat(chosen))
+    apart = [_apart(part, chosen[:number] + chosen[number + 1 :], name) for number, part in enumerate(parts)]
+    return Text(tuple(apart), tuple(weights), torch.cat(chosen))
+
+
+def _apart(part: Part, chosen: list[Tensor], name: str) -> Part:
+    """A text without those windows to train on that other texts have to choose on.
+
+    Raises:
+        ConvertAttnError: that is all of them.
+    """
+    if not chosen:
+        return part
+    known = np.unique(np.concatenate([_runs(row.numpy()) for windows in chosen for row in windows]))
+    shared = [_shares(part.windows[places.numpy()].astype(np.int64), known) for places in part.order.split(4096)]
+    order = part.order[torch.from_numpy(~np.concatenate(shared))]
+    if not len(order):
+        raise ConvertAttnError(
+            f"one of the texts for '{name}' has nothing to train on that another does not have to choose on: give "
+            "different texts"
+        )
+    return replace(part, order=order)
 
 
 def _check_ids(windows: NDArray[np.int32], vocabulary: int, name: str) -> None:

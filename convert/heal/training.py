@@ -102,7 +102,7 @@ class Training:
             self.accelerator.register_load_state_pre_hook(self._load_trainable)
 
     def run(self, progress: Progress) -> Progressed:
-        """Train to the end, or until the selection text has had no better value for long.
+        """Train to the end, or until the selection text has had no better value for as long as was asked for.
 
         Raises:
             ConvertAttnError: the loss is not finite, or the run diverges.
@@ -116,7 +116,7 @@ class Training:
             ended = self.done.step == self.schedule.steps
             if ended or self.done.step % self._eval_every == 0:
                 self._measure()
-                if self.done.stale >= self.settings.patience:
+                if self.settings.patience is not None and self.done.stale >= self.settings.patience:
                     break
             if not ended and self.done.step % self._save_every == 0:
                 self._save()
