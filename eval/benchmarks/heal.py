@@ -9,10 +9,10 @@ Ways to the same shape and cache, on the same training text:
     uptrain   heads averaged (`mean`; MLA: plain `svd`), then trained on the text alone (Ainslie et al. 2023, sec. 2)
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
---windows, which neither way sees: training text that is there too is left out. The ratio says how many times the tokens
-of `ours` uptraining needs for the same perplexity, or KL: the smallest of its budgets that gets there, or "more than"
-the largest. --lm-lr gives the ways that learn from the text itself rates of their own, each a run, of which the best
-counts: they bear higher ones.
+--windows, which neither way sees: training text that is there too is left out. The last columns say how many times the
+tokens of `ours` uptraining needs for the same perplexity, or KL: more than its largest budget that does not get there,
+at most its smallest that does. --lm-lr gives the ways that learn from the text itself rates of their own, each a run:
+they bear higher ones.
 """
 
 from __future__ import annotations
@@ -116,26 +116,27 @@ class Setting:
             yield self.measured(done.output, target, way, budget, rate)
 
 
-def ratios(rows: list[Row], figure: str) -> Iterator[tuple[Row, Row | None, int]]:
-    """Each of our rows, the uptraining row of the fewest tokens that is as good, and uptraining's largest budget.
+def needed(row: Row, rows: list[Row], figure: str) -> str:
+    """What uptraining needs for as good a figure as one of our rows, as far as its budgets tell.
 
     Args:
         figure: "perplexity" or "kl".
     """
-    for row in rows:
-        if row.way != UPTRAIN:
-            others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
-            equal = [r for r in others if getattr(r, figure) <= getattr(row, figure)]
-            yield row, min(equal, key=lambda r: r.tokens, default=None), max((r.tokens for r in others), default=0)
+    others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
+    if row.way == UPTRAIN or not others:
+        return "" if row.way == UPTRAIN else "not run"
+    enough = [r.tokens for r in others if getattr(r, figure) <= getattr(row, figure)]
+    short = [r.tokens for r in others if not enough or r.tokens < min(enough)]
+    if not enough:
+        return f"more than {_share(max(short), row.tokens)}"
+    if not any(short):
+        return f"at most {_share(min(enough), row.tokens)}"
+    return f"{_share(max(short), row.tokens)} to {_share(min(enough), row.tokens)}"
 
 
-def _times(row: Row, equal: Row | None, largest: int) -> str:
-    """How many times the tokens uptraining needs, in words."""
-    if not largest:
-        return "not run"
-    if row.tokens == 0:
-        return f"{equal.tokens:,} against none" if equal else f"more than {largest:,} against none"
-    return f"{equal.tokens / row.tokens:.1f}x" if equal else f"more than {largest / row.tokens:.1f}x"
+def _share(tokens: int, ours: int) -> str:
+    """As a multiple of ours."""
+    return f"{tokens / ours:.1f}x" if ours else f"{tokens:,} tokens"
 
 
 def markdown(rows: list[Row], originals: dict[str, float]) -> str:
@@ -144,15 +145,11 @@ def markdown(rows: list[Row], originals: dict[str, float]) -> str:
         "| model | target | way | tokens | perplexity | over original | KL, nats/token | same perplexity | same KL |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    needed = [
-        {(r.model, r.target, r.way, r.tokens): _times(r, equal, largest) for r, equal, largest in ratios(rows, figure)}
-        for figure in ("perplexity", "kl")
-    ]
     for row in rows:
         rate = "" if row.lr is None else f" (lr {row.lr:g})"
         over = row.perplexity / originals[row.model] - 1
         cells = (row.model, row.target, row.way + rate, f"{row.tokens:,}", f"{row.perplexity:.2f}", f"{over:+.1%}")
-        times = " | ".join(found.get((row.model, row.target, row.way, row.tokens), "") for found in needed)
+        times = " | ".join(needed(row, rows, figure) for figure in ("perplexity", "kl"))
         lines.append(f"| {' | '.join(cells)} | {row.kl:.4f} | {times} |")
     named = ", ".join(f"{name} {value:.2f}" for name, value in originals.items())
     return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
