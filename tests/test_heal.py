@@ -334,10 +334,12 @@ def test_layers_of_a_student_healed_before_read_its_own_embeddings(made: Made, m
     config["convert_attn"]["heal"] = [{}]  # what was trained before differs from the original beyond the attention
     (made.student / "config.json").write_text(json.dumps(config))
     entering: list[torch.Tensor] = []
+    settle = Layerwise._settle
 
     def look(self: Layerwise, layer: int, student: Any, text: Any, selection: Any) -> None:
         if layer == 0:
             entering.extend(states.clone() for states in (selection.own, selection.before))
+        settle(self, layer, student, text, selection)
 
     monkeypatch.setattr(Layerwise, "_settle", look)
     made.heal(stages=("layerwise",))
