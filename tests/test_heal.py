@@ -32,7 +32,7 @@ from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import Settings
 from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import open_text, pack, pack_all, window_length
+from convert_attn.convert.heal.tokens import open_text, pack, window_length
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.skeleton import Skeleton
 from convert_attn.convert.source import Source
@@ -137,11 +137,11 @@ def test_a_journal_goes_on_after_a_line_that_was_cut(tmp_path: Path) -> None:
     path.write_text(json.dumps(told[0]) + '\n{"stage": "layerw')
     told.append({"stage": "layerwise", "step": 1, "before": 0.2, "after": 0.1})
     journal = Journal(path, hidden)
-    for record in (*told, *told):
-        journal.complete(record)
+    journal.complete(told)
+    journal.complete(told)
     assert read(path) == told
     assert path.read_text().count("\n") == 2
-    Journal(None, hidden).complete(told[0])
+    Journal(None, hidden).complete(told)
 
 
 def test_divergence_is_kl_at_the_temperature_times_its_square() -> None:
@@ -167,7 +167,7 @@ def test_losses_are_the_models_own_and_zero_for_equals() -> None:
 
 def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: Path) -> None:
     data = _tokens(tmp_path)
-    pack(str(data), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
+    pack(Texts.of(data, None, None), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
     text = open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=3)
     given = {tuple(row) for row in np.load(data).tolist()}
     chosen = {tuple(row) for row in text.selection.tolist()}
@@ -189,7 +189,7 @@ def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path:
     specs = [str(tmp_path / "few.npy"), str(tmp_path / "many.npy")]
     assert window_length(specs, 2 * LENGTH) == LENGTH
     assert window_length(["sample"], LENGTH // 2) == LENGTH // 2
-    pack_all(specs, (1, 3), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
+    pack(Texts.of(specs, (1, 3), None), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
     text = open_text(tmp_path, 8 * LENGTH, 97, "tiny", 0, (1, 3))
     assert text.length == LENGTH
     assert sum(int(row[1]) == 5 for row in text.selection) == 2  # of 8, a quarter
@@ -210,7 +210,8 @@ def test_what_one_text_has_to_choose_on_is_not_trained_on_in_another(tmp_path: P
     drawn = np.random.default_rng(1).integers(1, 97, (50, 128))
     for name, windows in (("few", drawn[:10]), ("all", drawn)):
         np.save(tmp_path / f"{name}.npy", windows)
-    pack_all([str(tmp_path / f"{name}.npy") for name in ("few", "all")], (1, 1), tmp_path, "t", 128, 10**6, tmp_path)
+    texts = Texts.of([tmp_path / "few.npy", tmp_path / "all.npy"], None, None)
+    pack(texts, tmp_path, "t", 128, 10**6, tmp_path)
     text = open_text(tmp_path, 8 * 128, 97, "t", 0, (1, 1))
     chosen = {tuple(row) for row in text.selection.tolist()}
     for part in text.parts:
@@ -238,7 +239,9 @@ def test_what_is_in_the_test_text_too_is_left_out(tmp_path: Path) -> None:
     drawn[9, :20] = test[0, :20]  # too few
     np.save(tmp_path / "data.npy", drawn)
     np.save(tmp_path / "test.npy", test)
-    left_out = pack(str(tmp_path / "data.npy"), tmp_path, "tiny", 128, 10**6, tmp_path, str(tmp_path / "test.npy"))
+    left_out = pack(
+        Texts.of(tmp_path / "data.npy", None, tmp_path / "test.npy"), tmp_path, "tiny", 128, 10**6, tmp_path
+    )
     text = open_text(tmp_path, 128, 97, "tiny", 0)
     assert left_out == 2
     assert text.parts[0].windows.tolist() == [row for number, row in enumerate(drawn.tolist()) if number not in (4, 7)]
@@ -248,7 +251,7 @@ def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"def f{number}(): return {number}"}) for number in range(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     origin = resolve("sample:gpt2")
-    pack(str(tmp_path / "text.jsonl"), origin.folder, "sample", 32, 10**6, tmp_path)
+    pack(Texts.of(tmp_path / "text.jsonl", None, None), origin.folder, "sample", 32, 10**6, tmp_path)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(origin.folder)
@@ -303,7 +306,7 @@ def _selection_kl(made: Made, folder: Path) -> float:
     """KL to the original on the windows that a run chooses on."""
     place = made.folder / "again"
     place.mkdir()
-    pack(str(made.data), made.student, "tiny", LENGTH, FAST["tokens"], place)
+    pack(Texts.of(made.data, None, None), made.student, "tiny", LENGTH, FAST["tokens"], place)
     tokens = open_text(place, FAST["selection_tokens"], SIZES["vocab_size"], "tiny", 0).selection
     with torch.no_grad():
         return float(divergence(load(made.teacher)(tokens).logits, load(folder)(tokens).logits))

@@ -51,10 +51,14 @@ class Journal:
             self._board.flush()
         self._show(record)
 
-    def complete(self, record: Record) -> None:
-        """Add a record unless it is there: what it tells was done, and a kill may have come before it was told."""
-        if self._path is not None and not (self._path.exists() and record in read(self._path)):
-            self.write(record)
+    def complete(self, records: list[Record]) -> None:
+        """Add those that are not there: what they tell was done, and a kill may have come before it was told."""
+        if self._path is None:
+            return
+        there = read(self._path) if self._path.exists() else []
+        for record in records:
+            if record not in there:
+                self.write(record)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forget what a killed run wrote after the state that it is taken up from: the stage's steps from `step` on."""

@@ -141,8 +141,8 @@ class Layerwise:
                     text.turn()
         progress(LAYERWISE, layers, layers)
         self.accelerator.wait_for_everyone()
-        for layer in range(layers):  # of other processes, or of a run that was killed before it could tell
-            self.journal.complete(self.place.facts(name_of(layer)))
+        # of other processes, or of a run that was killed before it could tell
+        self.journal.complete([self.place.facts(name_of(layer)) for layer in range(layers)])
 
     @property
     def _independent(self) -> bool:

@@ -32,7 +32,7 @@ from convert_attn.convert.heal.result import (
 )
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
 from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import Text, open_text, pack_all, window_length
+from convert_attn.convert.heal.tokens import Text, open_text, pack, window_length
 from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
@@ -156,12 +156,12 @@ class _Run:
 
     def _run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         first = self.accelerator.is_main_process
-        processes = self.accelerator.num_processes
-        self.settings = self.settings.resolved(self._length(), processes)
+        length, processes = self._length(), self.accelerator.num_processes
+        self.settings = self.settings.resolved(length, processes)
         self.settings.shares(processes)
         if first:
             self.place.begin(self.settings, self._identity(), resume, overwrite)
-            self._pack()
+            self._pack(length)
         self.accelerator.wait_for_everyone()
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
@@ -191,22 +191,13 @@ class _Run:
             raise UsageError(f"--seq-len is {asked}, the model reads at most {context} tokens")
         return window_length(self.texts.data, asked or min(context, _LONGEST_WINDOW))
 
-    def _pack(self) -> None:
+    def _pack(self, length: int) -> None:
         """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
         if self.place.has_text:
             return
         origin = self.pair.student.origin
         try:
-            pack_all(
-                self.texts.data,
-                self.texts.data_weights,
-                origin.folder,
-                origin.name,
-                self._length(),
-                self.settings.tokens,
-                self.place.folder,
-                self.texts.exclude,
-            )
+            pack(self.texts, origin.folder, origin.name, length, self.settings.tokens, self.place.folder)
             self._text()
         except ConvertAttnError:
             self.place.remove()

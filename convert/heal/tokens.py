@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from convert_attn.convert.calibration_text import TOKEN_FILE, load_tokenizer, token_file
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.heal.texts import Texts
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
@@ -116,44 +117,17 @@ def window_length(specs: Sequence[str], longest: int) -> int:
     return min([longest, *lengths])
 
 
-def pack_all(
-    specs: Sequence[str],
-    weights: Sequence[int],
-    folder: Path,
-    name: str,
-    length: int,
-    tokens: int,
-    place: Path,
-    exclude: str | None = None,
-) -> int:
-    """`pack` several texts, each for its share of the tokens; how many windows were left out."""
-    return sum(
-        pack(spec, folder, name, length, tokens * weight // sum(weights), place, exclude, number)
-        for number, (spec, weight) in enumerate(zip(specs, weights, strict=True))
-    )
-
-
-def pack(
-    spec: str,
-    folder: Path,
-    name: str,
-    length: int,
-    tokens: int,
-    place: Path,
-    exclude: str | None = None,
-    number: int = 0,
-) -> int:
-    """Write a text's windows into a folder.
+def pack(texts: Texts, folder: Path, name: str, length: int, tokens: int, place: Path) -> int:
+    """Write the windows of every text to train on into a folder.
 
     Args:
-        spec: "sample" (the package's text), what `read_documents` takes, or a .npy file of windows [n, length].
+        texts: each "sample" (the package's text), what `read_documents` takes, or a .npy file of windows [n, length];
+            windows that have 64 or more tokens in a row in common with what they exclude are left out.
         folder: the checkpoint's, for its tokenizer.
         name: what the user called it.
         length: tokens per window.
-        tokens: how many the run asks for.
+        tokens: how many the run asks for, of which each text gives its share.
         place: where to write.
-        number: which of the run's texts this is.
-        exclude: text of the same kinds: windows that have 64 or more tokens in a row in common with it are left out.
 
     Returns:
         how many windows were left out.
@@ -161,28 +135,38 @@ def pack(
     Raises:
         ConvertAttnError: no tokenizer, or less text than two windows.
     """
-    stream = _stream(spec, folder, name)
-    if not spec.endswith(TOKEN_FILE):
-        wanted = max(tokens, min(_SPREAD * tokens, _SPREAD_TOKENS))
-        stream = islice(stream, wanted + 2 * length)
     known = np.zeros(0, dtype=np.uint64)
-    if exclude is not None:
-        known = _runs(np.fromiter(_stream(exclude, folder, name), dtype=np.int64))
+    if texts.exclude is not None:
+        known = _runs(np.fromiter(_stream(texts.exclude, folder, name), dtype=np.int64))
+    left_out = 0
+    for number, (spec, weight) in enumerate(zip(texts.data, texts.data_weights, strict=True)):
+        stream = _stream(spec, folder, name)
+        if not spec.endswith(TOKEN_FILE):
+            own = tokens * weight // sum(texts.data_weights)
+            wanted = max(own, min(_SPREAD * own, _SPREAD_TOKENS))
+            stream = islice(stream, wanted + 2 * length)
+        with (place / _TOKENS.format(number)).open("wb") as file:
+            count, dropped = _write_windows(stream, known, length, file)
+        if count < 2:
+            without = f" besides {dropped} that --exclude has too" if dropped else ""
+            raise ConvertAttnError(
+                f"text '{spec}' gives {count} windows of {length} tokens{without}, expected at least 2, one to train "
+                "on and one to choose on: give more text, or a smaller --seq-len"
+            )
+        (place / _SHAPE.format(number)).write_text(json.dumps([count, length]))
+        left_out += dropped
+    return left_out
+
+
+def _write_windows(stream: Iterator[int], known: NDArray[np.uint64], length: int, file: BinaryIO) -> tuple[int, int]:
+    """How many windows of a stream were written, and how many left out for what they share with known text."""
     count = dropped = 0
-    with (place / _TOKENS.format(number)).open("wb") as file:
-        while len(ids := [*islice(stream, 4096 * length)]) >= length:
-            windows = np.array(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length)
-            fresh = windows[~_shares(windows, known)]
-            file.write(fresh.astype(np.int32).tobytes())
-            count, dropped = count + len(fresh), dropped + len(windows) - len(fresh)
-    if count < 2:
-        without = f" besides {dropped} that --exclude has too" if dropped else ""
-        raise ConvertAttnError(
-            f"text '{spec}' gives {count} windows of {length} tokens{without}, expected at least 2, one to train "
-            "on and one to choose on: give more text, or a smaller --seq-len"
-        )
-    (place / _SHAPE.format(number)).write_text(json.dumps([count, length]))
-    return dropped
+    while len(ids := [*islice(stream, 4096 * length)]) >= length:
+        windows = np.array(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length)
+        fresh = windows[~_shares(windows, known)]
+        file.write(fresh.astype(np.int32).tobytes())
+        count, dropped = count + len(fresh), dropped + len(windows) - len(fresh)
+    return count, dropped
 
 
 def _stream(spec: str, folder: Path, name: str) -> Iterator[int]:
