@@ -14,15 +14,14 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from torch import Tensor
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
-from convert_attn.convert.heal.journal import LOG, START, Journal, Show
-from convert_attn.convert.heal.layerwise import Layerwise, name_of
-from convert_attn.convert.heal.lora import adapt, merged
-from convert_attn.convert.heal.objective import Objective
-from convert_attn.convert.heal.pair import Pair, into, learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.handover import Handover
+from convert_attn.convert.heal.journal import LOG, Journal, Show
+from convert_attn.convert.heal.layerwise import Layerwise
+from convert_attn.convert.heal.lora import adapt
+from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -30,10 +29,10 @@ from convert_attn.convert.heal.result import (
     measured_losses,
     write_result,
 )
-from convert_attn.convert.heal.settings import DEFAULT_STAGES, LAYERWISE, UPTRAIN, Settings
+from convert_attn.convert.heal.settings import DEFAULT_STAGES, UPTRAIN, Settings
 from convert_attn.convert.heal.texts import Texts
 from convert_attn.convert.heal.tokens import Text, open_text, pack, window_length
-from convert_attn.convert.heal.training import BEST, Progressed, Training, window_sums
+from convert_attn.convert.heal.training import Progressed, Training
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
@@ -42,7 +41,6 @@ from convert_attn.convert.source import Origin
 from convert_attn.convert.writer import check_output
 
 _LONGEST_WINDOW = 2048
-_CHOSEN = "layers"  # what the layers have learned, if that helps the whole model
 _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
 
 
@@ -255,7 +253,7 @@ class _Run:
         if teacher is not None:
             teacher.to(self.accelerator.device)
         student = load_model(self.pair.student, torch.float32)
-        start, entry = self._start(student, teacher, text, journal)
+        start, entry = self._handover.begin(self.accelerator, student, teacher, text, journal)
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
@@ -275,43 +273,9 @@ class _Run:
         )
         return training.run(self.progress)
 
-    def _start(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> tuple[float, float]:
-        """What the selection text says of the student as it was converted, and as the whole model's training begins.
-
-        The layers' result goes in if it is better.
-
-        The first process decides for all, once: a run that is taken up finds the decision in the workplace.
-        """
-        student.to(self.accelerator.device)
-        if self.accelerator.is_main_process and not self.place.has(_CHOSEN):
-            self._decide(student, teacher, text, journal)
-        self.accelerator.wait_for_everyone()
-        into(student, self.place.kept(_CHOSEN) or {})
-        facts = self.place.facts(_CHOSEN)
-        return float(facts["start"]), float(facts["entry"])
-
-    def _decide(self, student: Any, teacher: Any | None, text: Text, journal: Journal) -> None:
-        """Measure the student without and with what its layers have learned; keep the better."""
-        objective = Objective.of(self.settings)
-
-        def measured() -> tuple[float, float]:
-            parts = text.selection.split(self.settings.micro_batch_size or 8)
-            sums = sum(window_sums(self.accelerator, student, teacher, part) for part in parts)
-            kl, loss, _ = (sums / len(text.selection)).tolist()  # type: ignore[union-attr]
-            return objective.on_selection(kl, loss), loss
-
-        before, loss = measured()
-        journal.write({"stage": START, "step": 0, "selection": before, "selection_loss": loss})
-        chosen, after = self._layers(), before
-        if chosen:
-            present = dict(student.named_parameters())
-            old = {name: present[name].detach().clone() for name in chosen}
-            into(student, chosen)
-            after, loss = measured()
-            journal.write({"stage": LAYERWISE, "step": -1, "selection": after, "selection_loss": loss})
-            into(student, old)
-            chosen = chosen if after < before else {}
-        self.place.keep(_CHOSEN, chosen, {"start": before, "entry": min(before, after)})
+    @property
+    def _handover(self) -> Handover:
+        return Handover(self.pair, self.settings, self.place)
 
     def _marked(self, student: Any) -> Any:
         """What is to be trained, marked; the rest as narrow as the arithmetic."""
@@ -324,15 +288,6 @@ class _Run:
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(self._dtype())
         return student
-
-    def _layers(self) -> dict[str, Tensor]:
-        """What the stage over single blocks has kept."""
-        if LAYERWISE not in self.settings.stages:
-            return {}
-        found: dict[str, Tensor] = {}
-        for layer in range(int(self.pair.config.num_hidden_layers)):
-            found |= self.place.kept(name_of(layer)) or {}
-        return found
 
     def _finish(
         self,
@@ -363,35 +318,11 @@ class _Run:
             healed,
             command,
         )
-        tensors = self._trained(done)
+        tensors = self._handover.result()
         trained = Trained(frozenset(tensors), tensors.__getitem__)
         write_result(self.pair.student, trained, entry, log, self.output, overwrite, self.progress)
         self.place.remove()
         return healed
-
-    def _trained(self, done: Progressed | None) -> dict[str, Tensor]:
-        """Every trained parameter by its name in the model's class."""
-        if done is None:
-            return self._layers()
-        layers = self.place.kept(_CHOSEN) or {}
-        best = self.place.kept(BEST) or {}
-        if self.settings.lora_rank is None:
-            return layers | best
-        adapted = adapt(load_model(self.pair.student, torch.float32), self.settings.lora_rank)
-        if layers:
-            into(adapted.get_base_model(), _renamed(adapted, layers))
-        into(adapted, best)
-        return layers | merged(adapted)
-
-
-def _renamed(adapted: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of the plain model -> those in one with adapters, which wrap the layers they are on."""
-    present = dict(adapted.get_base_model().named_parameters())
-    found = {}
-    for name, value in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        found[name if name in present else f"{stem}.base_layer.{kind}"] = value
-    return found
 
 
 __all__ = ["Healed", "heal"]
