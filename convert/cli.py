@@ -16,6 +16,7 @@ from rich.table import Table
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
+from convert_attn.convert.values import Count, Share
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
 
@@ -44,7 +45,7 @@ def cli() -> None:
 @click.argument("model")
 @click.option("--to", type=click.Choice(["gqa", "mqa", "mla"]), required=True, help="What to make of it.")
 @click.option("--groups", type=int, metavar="N", help="GQA: number of K/V heads to keep.")
-@click.option("--cache-ratio", type=float, metavar="F", help="Instead of sizes: share of the cache to keep (0.25).")
+@click.option("--cache-ratio", type=Share(), help="Instead of sizes: share of the cache to keep (0.25 or 1/4).")
 @click.option("--rank", type=int, metavar="R", help="MLA: size of the latent (kv_lora_rank).")
 @click.option(
     "--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
@@ -62,7 +63,7 @@ def cli() -> None:
     help="Text to fit on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split), sample (the text in "
     "this package) or self (the model writes its own). Without it: from the weights alone.",
 )
-@click.option("--calibration-tokens", type=int, metavar="N", help="At most this many [default: 131072; self: 16384].")
+@click.option("--calibration-tokens", type=Count(), help="At most this many [default: 131072; self: 16384].")
 @click.option(
     "--refit/--no-refit",
     default=None,

@@ -13,21 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert_attn.convert.progress import progress_bars
-
-
-class _Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.5 on
-    """Whole numbers with commas between."""
-
-    name = "N,N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """ "512,2048" -> (512, 2048)."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() for part in parts):
-            self.fail(f"'{value}' is no list of whole numbers such as 512,2048", param, ctx)
-        return tuple(dict.fromkeys(map(int, parts)))
+from convert_attn.convert.values import Numbers
 
 
 @click.command("eval")
@@ -44,8 +30,12 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
 )
 @click.option("--limit", type=float, metavar="N", help="Documents of each task, below 1 a share of them.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question [default: the task's].")
-@click.option("--contexts", type=_Numbers(), help="For speed [default: of 512,2048,8192 what all can read].")
-@click.option("--batch-sizes", type=_Numbers(), default=(1,), help="For speed [default: 1].")
+@click.option(
+    "--contexts",
+    type=Numbers("512,2048", distinct=True),
+    help="For speed [default: of 512,2048,8192 what all can read].",
+)
+@click.option("--batch-sizes", type=Numbers("1,8", distinct=True), default=(1,), help="For speed [default: 1].")
 @click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Of every timed call.")
 @click.option("--no-speed", is_flag=True, help="Leave out time and peak memory.")
 @click.option("--no-quality", is_flag=True, help="Leave out what is measured on the text.")

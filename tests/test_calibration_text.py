@@ -230,7 +230,7 @@ BAD_OPTIONS = {
     "--refit": "--refit needs text: give --calibration",
     "--refit --method mean": "--refit needs text: give --calibration",
     "--calibration text.npy --calibration-tokens 1": "--calibration-tokens is 1, expected at least 2",
-    "--calibration text.npy --calibration-tokens -5": "--calibration-tokens is -5, expected at least 2",
+    "--calibration text.npy --calibration-tokens -5": "'-5' is no number of tokens such as 5M, 250K or 1000000",
     "--calibration missing.npy": "'missing.npy' are not there",
     "--calibration ./missing": "'./missing' is not there",
     "--calibration ": "name of the text is empty",

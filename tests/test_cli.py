@@ -68,6 +68,7 @@ def test_a_conversion_prints_what_it_made_and_how_to_load_it(gpt2: Path, command
         (["--to", "mqa", "--groups", "1"], "gpt2-mqa", 1),
         (["--to", "gqa", "--groups", "1"], "gpt2-gqa1", 1),
         (["--to", "gqa", "--cache-ratio", "0.25"], "gpt2-gqa2", 2),
+        (["--to", "gqa", "--cache-ratio", "1/4"], "gpt2-gqa2", 2),
         (["--to", "gqa", "--cache-ratio", "0.49"], "gpt2-gqa2", 2),
         (["--to", "gqa", "--cache-ratio", "1"], "gpt2-gqa8", 8),
     ],

@@ -658,9 +658,13 @@ def test_options_as_typed(made: Made, command: Command) -> None:
     found = json.loads(ended.out)
     assert found["steps"] > 0
     assert Path(found["output"]) == made.folder / "out"
-    bad = command("heal", made.student, "--data", made.data, "--tokens", "many")
-    assert bad.code == 2
-    assert "no number of tokens" in bad.err
+    for options, words in (
+        (("--tokens", "many"), "'many' is no number of tokens"),
+        (("--tokens", "1K", "--data-weights", "3,x"), "'3,x' is no list of whole numbers such as 3,1"),
+    ):
+        bad = command("heal", made.student, "--data", made.data, *options)
+        assert bad.code == 2
+        assert words in bad.err
 
 
 def test_settings_name_what_changed() -> None:

@@ -17,51 +17,7 @@ from rich.console import Console
 
 from convert_attn.convert.heal.journal import Record, Show
 from convert_attn.convert.progress import Progress, noted_bars
-
-_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
-
-
-class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.5 on
-    """A number of tokens: 5M, 250K, 1.5B, 1000000."""
-
-    name = "N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """ "5M" -> 5000000."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().upper()
-        unit = _UNITS.get(text[-1:], 1)
-        try:
-            count = float(text[:-1] if unit > 1 else text) * unit
-        except ValueError:
-            count = float("nan")
-        if not 1 <= count < 1e15:
-            self.fail(f"'{value}' is no number of tokens such as 5M, 250K or 1000000", param, ctx)
-        return int(count)
-
-
-class _Stages(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Stages with commas between."""
-
-    name = "STAGE,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """ "layerwise,distill" -> ("layerwise", "distill"); what they mean is checked later."""
-        return value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
-
-
-class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """Whole numbers with commas between."""
-
-    name = "N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """ "3,1" -> (3, 1)."""
-        try:
-            return value if isinstance(value, tuple) else tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"'{value}' is not whole numbers with commas between, such as 3,1", param, ctx)
+from convert_attn.convert.values import Count, Numbers, Words
 
 
 @click.command("heal")
@@ -80,7 +36,10 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     "(name:config:split) or sample. Given several times, windows are drawn from all of them in turn.",
 )
 @click.option(
-    "--data-weights", type=Weights(), metavar="N,...", help="Shares of several --data, as 3,1 [default: equal ones]."
+    "--data-weights",
+    type=Numbers("3,1"),
+    metavar="N,...",
+    help="Shares of several --data, as 3,1 [default: equal ones].",
 )
 @click.option("--exclude", metavar="SRC", help="Text to be measured on later: what of --data is in it too is left out.")
 @click.option("--tokens", type=Count(), required=True, help="To train on, all stages together: 5M, 250K.")
@@ -89,7 +48,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option("--overwrite", is_flag=True, help="Replace an existing output, or an unfinished run to it.")
 @click.option(
     "--stages",
-    type=_Stages(),
+    type=Words(),
     default="layerwise,distill",
     show_default=True,
     help="layerwise: each block against the original's; distill: the whole against the original; uptrain: on the "

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from convert_attn import convert, heal
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.heal.cli import Count, Weights
 from convert_attn.convert.hub import resolve
+from convert_attn.convert.values import Count, Numbers
 from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
 from convert_attn.eval.quality import measure
 
@@ -188,7 +188,7 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option("--data", multiple=True, help="Text to train on, as `heal --data` takes it.")
-@click.option("--data-weights", type=Weights(), help="Shares of several, as `heal` takes them.")
+@click.option("--data-weights", type=Numbers("3,1"), help="Shares of several, as `heal` takes them.")
 @click.option("--windows", "window_file", type=click.Path(exists=True, path_type=Path), help="Test ids.")
 @click.option("--calibration", help="Text for the one-shot conversion.")
 @click.option("--target", "targets", type=click.Choice([*TARGETS]), multiple=True, default=_ASKED, show_default=True)
