@@ -18,6 +18,7 @@ they bear higher ones.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -47,6 +48,7 @@ TARGETS: dict[str, dict[str, Any]] = {
 _ASKED = ("gqa 1/4", "mqa", "mla 1/8", "mla 1/16")
 OURS, OURS_LM, UPTRAIN = "ours", "ours+lm", "uptrain"
 WAYS: dict[str, dict[str, Any]] = {OURS: {}, OURS_LM: {"lm_weight": 10.0}, UPTRAIN: {"stages": ("uptrain",)}}
+_COLOURS = ("#0072b2", "#009e73", "#d55e00")  # of the ways
 
 
 @dataclass(frozen=True)
@@ -155,34 +157,69 @@ def markdown(rows: list[Row], originals: dict[str, float]) -> str:
     return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
 
 
+def joined(rows: list[Row]) -> list[Row]:
+    """Each once, in the order of models, targets, ways and tokens: runs that are kept apart begin with the same row."""
+    models, targets, ways = list(dict.fromkeys(row.model for row in rows)), [*TARGETS], [*WAYS]
+
+    def place(row: Row) -> tuple[int, int, int, int, float]:
+        return models.index(row.model), targets.index(row.target), ways.index(row.way), row.tokens, row.lr or 0.0
+
+    first = {(*place(row), row.lr): row for row in reversed(rows)}
+    return sorted(first.values(), key=place)
+
+
 def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
-    """Perplexity against tokens: a panel for each model and target."""
+    """Perplexity and KL against tokens: a column for each target, two lines of panels for each model."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
     models, targets = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("model", "target"))
-    figure = Figure(figsize=(4.2 * len(targets), 3.6 * len(models)), layout="constrained")
-    panels = figure.subplots(len(models), len(targets), squeeze=False)
-    for line, model in zip(panels, models, strict=True):
-        for axes, target in zip(line, targets, strict=True):
+    targets.sort(key=[*TARGETS].index)
+    budgets = sorted({row.tokens for row in rows})
+    figure = Figure(figsize=(3.4 * len(targets), 5.6 * len(models)), layout="constrained")
+    panels = figure.subplots(2 * len(models), len(targets), squeeze=False)
+    for number, (model, name) in enumerate((m, n) for m in models for n in ("perplexity", "kl")):
+        for axes, target in zip(panels[number], targets, strict=True):
             here = [row for row in rows if (row.model, row.target) == (model, target)]
             if not here:
                 axes.set_axis_off()
                 continue
-            for way, colour in zip(WAYS, ("#0072b2", "#009e73", "#d55e00"), strict=True):
-                best: dict[int, float] = {}
-                for row in (row for row in here if row.way == way):
-                    best[row.tokens] = min(row.perplexity, best.get(row.tokens, row.perplexity))
-                if best:
-                    axes.plot([*best], [*best.values()], "o-", color=colour, label=way)
-            axes.axhline(originals[model], color="#666c75", linestyle=":", label="original")
-            wide = max(row.perplexity for row in here) > 3 * originals[model]
-            axes.set(yscale="log" if wide else "linear", title=f"{model}, {target}")
-            axes.set(xlabel="tokens", ylabel="perplexity on test text")
+            _panel(axes, here, name, budgets, originals[model])
+            axes.set_xticks([*range(len(budgets))], [_short(budget) for budget in budgets])
+            axes.set_xlim(-0.3, len(budgets) - 0.7)
+            axes.set(title=f"{model}, {target}", ylabel={"kl": "KL to the original, nats/token"}.get(name, name))
             axes.grid(visible=True, alpha=0.3)
-            axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+            axes.legend(fontsize=7)
+    figure.supxlabel("tokens trained on", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def _short(tokens: int) -> str:
+    """1000000 -> "1M"."""
+    unit, letter = (10**6, "M") if tokens >= 10**6 else (10**3, "K") if tokens >= 10**3 else (1, "")
+    return f"{tokens / unit:g}{letter}"
+
+
+def _panel(axes: Any, rows: list[Row], name: str, budgets: list[int], original: float) -> None:
+    """The lines of one figure; a start that is far above all else is written where its line comes in."""
+    for way, colour in zip(WAYS, _COLOURS, strict=True):
+        best: dict[int, float] = {}
+        for row in (row for row in rows if row.way == way):
+            best[row.tokens] = min(getattr(row, name), best.get(row.tokens, math.inf))
+        if best:
+            axes.plot([budgets.index(tokens) for tokens in best], [*best.values()], "o-", color=colour, label=way)
+    if name == "kl":
+        axes.set_yscale("log")
+        return
+    values = [getattr(row, name) for row in rows]
+    trained = max((getattr(row, name) for row in rows if row.tokens or row.way != UPTRAIN), default=max(values))
+    room = 0.15 * (trained - min(values)) or 0.05 * trained
+    if max(values) > trained + room:
+        axes.set_ylim(min(values) - room, trained + room)
+        axes.text(
+            0.02, 0.97, f"from {max(values):.0f}", color=_COLOURS[-1], fontsize=7, va="top", transform=axes.transAxes
+        )
 
 
 @click.command()
@@ -243,6 +280,7 @@ def main(
                 rates: list[float | None] = [*lm_lr] if way != OURS and lm_lr else [None]
                 with tempfile.TemporaryDirectory() as place:
                     rows += setting.way(target, way, [*budgets], rates, Path(place))
+    rows = joined(rows)
     click.echo(markdown(rows, originals))
     if json_file is not None:
         found = {"originals": originals, "rows": [asdict(row) for row in rows]}
