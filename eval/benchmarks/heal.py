@@ -210,21 +210,21 @@ def _panel(axes: Any, rows: list[Row], name: str, budgets: list[int], original: 
     """The lines of one figure; a start that is far above all else is written where its line comes in."""
     for way, colour in zip(WAYS, _COLOURS, strict=True):
         best: dict[int, float] = {}
-        for row in (row for row in rows if row.way == way):
+        for row in (row for row in rows if row.way == way and getattr(row, name) > 0):  # a KL of 0 has no logarithm
             best[row.tokens] = min(getattr(row, name), best.get(row.tokens, math.inf))
         if best:
             axes.plot([budgets.index(tokens) for tokens in best], [*best.values()], "o-", color=colour, label=way)
     if name == "kl":
         axes.set_yscale("log")
         return
-    values = [getattr(row, name) for row in rows]
-    trained = max((getattr(row, name) for row in rows if row.tokens or row.way != UPTRAIN), default=max(values))
-    room = 0.15 * (trained - min(values)) or 0.05 * trained
-    if max(values) > trained + room:
-        axes.set_ylim(min(values) - room, trained + room)
-        axes.text(
-            0.02, 0.97, f"from {max(values):.0f}", color=_COLOURS[-1], fontsize=7, va="top", transform=axes.transAxes
-        )
+    axes.axhline(original, color="#666c75", linestyle=":", label="original")
+    far = max(row.perplexity for row in rows)
+    near = [original, *(row.perplexity for row in rows if row.tokens or row.way != UPTRAIN)]
+    room = 0.15 * (max(near) - min(near)) or 0.05 * original
+    if far > max(near) + room:
+        axes.set_ylim(min(near) - room, max(near) + room)
+        note = {"fontsize": 7, "va": "top", "transform": axes.transAxes}
+        axes.text(0.02, 0.97, f"from {far:.0f}", color=_COLOURS[-1], **note)
 
 
 @click.command()
