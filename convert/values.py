@@ -30,6 +30,12 @@ class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
         return int(count)
 
 
+def short_count(tokens: int) -> str:
+    """What `Count` reads: 1000000 -> "1M"."""
+    unit, letter = next(((unit, letter) for letter, unit in reversed(_UNITS.items()) if tokens >= unit), (1, ""))
+    return f"{tokens / unit:g}{letter}"
+
+
 class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A part of a whole: 0.25 or 1/4; whether it is one that will do is checked later."""
 
@@ -52,20 +58,22 @@ class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     Args:
         example: for the message where they are not.
         distinct: whether one that comes again is left out.
+        least: the smallest that will do.
     """
 
     name = "N,..."
 
-    def __init__(self, example: str, distinct: bool = False) -> None:
-        self.example, self.distinct = example, distinct
+    def __init__(self, example: str, distinct: bool = False, least: int = 0) -> None:
+        self.example, self.distinct, self.least = example, distinct, least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         """ "512,2048" -> (512, 2048)."""
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isdecimal() for part in parts):
-            self.fail(f"'{value}' is no list of whole numbers such as {self.example}", param, ctx)
+        if not all(part.isdecimal() and int(part) >= self.least for part in parts):
+            bound = f" of at least {self.least}" if self.least else ""
+            self.fail(f"'{value}' is no list of whole numbers{bound} such as {self.example}", param, ctx)
         numbers = tuple(map(int, parts))
         return tuple(dict.fromkeys(numbers)) if self.distinct else numbers
 

@@ -94,6 +94,7 @@ def test_cache_bytes_count_all_layers() -> None:
 
 BAD = [
     ["--contexts", "16,x"],
+    ["--contexts", "16,0"],
     ["--dtypes", "int3"],
     ["--heads", "6"],
     ["--device", "abacus"],

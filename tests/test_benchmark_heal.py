@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from convert_attn.convert.values import Count, short_count
 from convert_attn.eval.benchmarks.heal import OURS, UPTRAIN, Row, main, needed
 
 
@@ -53,3 +54,8 @@ def test_earlier_rows_are_joined_into_one_table_and_picture(tmp_path: Path) -> N
     kept = json.loads((tmp_path / "all.json").read_text())["rows"]
     assert [Row(**row) for row in kept] == [*healed, *BASE]
     assert (tmp_path / "all.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("text", ["100", "250K", "1.5M", "2B"])
+def test_counts_are_written_as_they_are_read(text: str) -> None:
+    assert short_count(Count().convert(text, None, None)) == text

@@ -16,7 +16,7 @@ Prints a Markdown table; --json FILE keeps all figures, --png FILE draws them (m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import click
 import torch
 import transformers
 
+from convert_attn.convert.values import Numbers
 from convert_attn.eval.benchmarks.decode_contenders import PROMPT, SHARING, Filled, Sizes, check_same, fill, make_models
 from convert_attn.eval.benchmarks.decode_report import conditions, draw, markdown, pyplot_or_refuse
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
@@ -81,7 +82,7 @@ def _row(name: str, times: dict[str, Spread], filled: Filled) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def rows(models: dict[str, Any], contexts: list[int], repeats: int, kind: str = "inplace") -> list[dict[str, Any]]:
+def rows(models: dict[str, Any], contexts: Sequence[int], repeats: int, kind: str = "inplace") -> list[dict[str, Any]]:
     """One row for every context (tokens) and contender; times in ms, a speed-up is the other's time over the own."""
     weight = models["mha"].lm_head.weight
     table = []
@@ -104,13 +105,6 @@ def environment(device: torch.device, kind: str) -> dict[str, Any]:
         "attention": "sdpa",
         "cache": kind,
     }
-
-
-def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
-    numbers = [int(part) if part.strip().isdigit() else 0 for part in value.split(",")]
-    if min(numbers) < 1:
-        raise click.BadParameter(f"expected positive whole numbers with commas between them, got {value!r}")
-    return numbers
 
 
 def _dtypes(context: click.Context, parameter: click.Parameter, value: str) -> list[torch.dtype]:
@@ -144,7 +138,7 @@ def _checked(heads: int, head_dim: int, rank: int, rope_dim: int, layers: int) -
 
 
 def measure(
-    sizes: Sizes, contexts: list[int], dtypes: list[torch.dtype], device: torch.device, repeats: int, kind: str
+    sizes: Sizes, contexts: Sequence[int], dtypes: list[torch.dtype], device: torch.device, repeats: int, kind: str
 ) -> dict[str, Any]:
     """All figures: of the equality check, which comes first, and a row for each dtype, context and contender."""
     longest = max([*contexts, PROMPT])
@@ -157,7 +151,13 @@ def measure(
 
 
 @click.command()
-@click.option("--contexts", default="512,2048,8192,32768", show_default=True, callback=_numbers, help="In tokens.")
+@click.option(
+    "--contexts",
+    type=Numbers("512,2048", least=1),
+    default="512,2048,8192,32768",
+    show_default=True,
+    help="In tokens.",
+)
 @click.option("--dtypes", default="float32,bfloat16", show_default=True, callback=_dtypes)
 @click.option("--device", default="cpu", show_default=True, callback=_device, help="cpu, cuda, cuda:1, ...")
 @click.option("--heads", type=click.IntRange(1), default=32, show_default=True)
@@ -170,7 +170,7 @@ def measure(
 @click.option("--json", "json_file", type=_FILE, callback=_file, help="Keep the figures here.")
 @click.option("--png", "png_file", type=_FILE, callback=_file, help="Draw the figures here (matplotlib).")
 def main(
-    contexts: list[int],
+    contexts: tuple[int, ...],
     dtypes: list[torch.dtype],
     device: torch.device,
     repeats: int,

@@ -33,7 +33,7 @@ from torch import Tensor
 from convert_attn import convert, heal
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.hub import resolve
-from convert_attn.convert.values import Count, Numbers
+from convert_attn.convert.values import Count, Numbers, short_count
 from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
 from convert_attn.eval.quality import measure
 
@@ -54,6 +54,7 @@ WAYS: dict[str, dict[str, Any]] = {
     UPTRAIN: {"stages": ("uptrain",)},
 }
 _COLOURS = ("#0072b2", "#009e73", "#d55e00")  # of the ways
+_LABELS = {"perplexity": "perplexity", "kl": "KL to the original, nats/token"}
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,11 @@ def needed(row: Row, rows: list[Row], figure: str) -> str:
     Args:
         figure: "perplexity" or "kl".
     """
+    if row.way == UPTRAIN:
+        return ""
     others = [r for r in rows if (r.model, r.target, r.way) == (row.model, row.target, UPTRAIN)]
-    if row.way == UPTRAIN or not others:
-        return "" if row.way == UPTRAIN else "not run"
+    if not others:
+        return "not run"
     enough = [r.tokens for r in others if getattr(r, figure) <= getattr(row, figure)]
     short = [r.tokens for r in others if not enough or r.tokens < min(enough)]
     if not enough:
@@ -169,8 +172,8 @@ def joined(rows: list[Row]) -> list[Row]:
     def place(row: Row) -> tuple[int, int, int, int, float]:
         return models.index(row.model), targets.index(row.target), ways.index(row.way), row.tokens, row.lr or 0.0
 
-    first = {(*place(row), row.lr): row for row in reversed(rows)}
-    return sorted(first.values(), key=place)
+    first = {place(row): row for row in reversed(rows)}
+    return [first[key] for key in sorted(first)]
 
 
 def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
@@ -184,26 +187,20 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
     budgets = sorted({row.tokens for row in rows})
     figure = Figure(figsize=(3.4 * len(targets), 5.6 * len(models)), layout="constrained")
     panels = figure.subplots(2 * len(models), len(targets), squeeze=False)
-    for number, (model, name) in enumerate((m, n) for m in models for n in ("perplexity", "kl")):
+    for number, (model, name) in enumerate((m, n) for m in models for n in _LABELS):
         for axes, target in zip(panels[number], targets, strict=True):
             here = [row for row in rows if (row.model, row.target) == (model, target)]
             if not here:
                 axes.set_axis_off()
                 continue
             _panel(axes, here, name, budgets, originals[model])
-            axes.set_xticks([*range(len(budgets))], [_short(budget) for budget in budgets])
+            axes.set_xticks([*range(len(budgets))], [short_count(budget) for budget in budgets])
             axes.set_xlim(-0.3, len(budgets) - 0.7)
-            axes.set(title=f"{model}, {target}", ylabel={"kl": "KL to the original, nats/token"}.get(name, name))
+            axes.set(title=f"{model}, {target}", ylabel=_LABELS[name])
             axes.grid(visible=True, alpha=0.3)
             axes.legend(fontsize=7)
     figure.supxlabel("tokens trained on", fontsize=10)
     figure.savefig(path, dpi=110)
-
-
-def _short(tokens: int) -> str:
-    """1000000 -> "1M"."""
-    unit, letter = (10**6, "M") if tokens >= 10**6 else (10**3, "K") if tokens >= 10**3 else (1, "")
-    return f"{tokens / unit:g}{letter}"
 
 
 def _panel(axes: Any, rows: list[Row], name: str, budgets: list[int], original: float) -> None:
