@@ -5,7 +5,7 @@
 Ways to the same shape and cache, on the same training text:
 
     ours      converted by the default method on calibration text, then `heal` (layerwise, distill)
-    ours+lm   the same with --lm-weight 10 --layer-share 0.25: what still learns from text gets beyond its original
+    ours+lm   the same with --lm-weight 10 --layer-share 0.1: what still learns from text gets beyond its original
     uptrain   heads averaged (`mean`; MLA: plain `svd`), then trained on the text alone (Ainslie et al. 2023, sec. 2)
 
 Each budget is a run of its own with its own learning-rate schedule. Perplexity and KL to the original are measured on
@@ -50,7 +50,7 @@ _ASKED = ("gqa 1/4", "mqa", "mla 1/8", "mla 1/16")
 OURS, OURS_LM, UPTRAIN = "ours", "ours+lm", "uptrain"
 WAYS: dict[str, dict[str, Any]] = {
     OURS: {},
-    OURS_LM: {"lm_weight": 10.0, "layer_share": 0.25},
+    OURS_LM: {"lm_weight": 10.0, "layer_share": 0.1},
     UPTRAIN: {"stages": ("uptrain",)},
 }
 _COLOURS = ("#0072b2", "#009e73", "#d55e00")  # of the ways
