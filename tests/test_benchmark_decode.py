@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from convert_attn.eval.benchmarks import decode, decode_contenders, decode_report
+from convert_attn.eval.benchmarks import common, decode, decode_contenders
 from convert_attn.eval.benchmarks.timing import SLOW_REPEATS, Timed, take_turns
 
 CONTEXTS = [16, 32]
@@ -118,10 +118,7 @@ def test_png_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
 
 
 def test_png_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(decode_report.importlib, "import_module", refuse)
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
     result = CliRunner().invoke(decode.main, [*OPTIONS, "--png", str(tmp_path / "decode.png")])
     assert result.exit_code == 2
     assert "matplotlib" in result.output

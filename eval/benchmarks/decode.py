@@ -26,11 +26,11 @@ import torch
 import transformers
 
 from convert_attn.convert.values import Numbers
+from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.decode_contenders import PROMPT, SHARING, Filled, Sizes, check_same, fill, make_models
-from convert_attn.eval.benchmarks.decode_report import conditions, draw, markdown, pyplot_or_refuse
+from convert_attn.eval.benchmarks.decode_report import conditions, draw, markdown
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -123,12 +123,6 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> t
     return torch.device(value)
 
 
-def _file(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"the folder of '{value}' does not exist: make it first")
-    return value
-
-
 def _checked(heads: int, head_dim: int, rank: int, rope_dim: int, layers: int) -> Sizes:
     if heads % SHARING:
         raise click.UsageError(f"--heads must be a multiple of {SHARING}, the heads that share in gqa: got {heads}")
@@ -167,8 +161,7 @@ def measure(
 @click.option("--layers", type=click.IntRange(1), default=2, show_default=True, help="Of the whole models.")
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True, help="Fewer for slow contenders.")
 @click.option("--cache", "kind", type=click.Choice(["inplace", "dynamic"]), default="inplace", show_default=True)
-@click.option("--json", "json_file", type=_FILE, callback=_file, help="Keep the figures here.")
-@click.option("--png", "png_file", type=_FILE, callback=_file, help="Draw the figures here (matplotlib).")
+@file_options("step times against context")
 def main(
     contexts: tuple[int, ...],
     dtypes: list[torch.dtype],
@@ -176,12 +169,11 @@ def main(
     repeats: int,
     kind: str,
     json_file: Path | None,
-    png_file: Path | None,
+    png: Path | None,
     **sizes: int,
 ) -> None:
     """Time one decode step of MHA, GQA and MLA against the length of the context."""
     transformers.logging.set_verbosity_error()
-    pyplot = None if png_file is None else pyplot_or_refuse()
     figures = measure(_checked(**sizes), contexts, dtypes, device, repeats, kind)
     click.echo(markdown(figures["rows"]))
     click.echo(f"\nmedian (quartiles); {conditions(figures)}")
@@ -189,8 +181,8 @@ def main(
     click.echo(f"fp32 logits of mla and deepseek_v3 differ by at most {same:.1e}")
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
-    if png_file is not None:
-        draw(figures, png_file, pyplot)
+    if png is not None:
+        draw(figures, png)
 
 
 if __name__ == "__main__":

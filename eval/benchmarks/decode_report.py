@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
-
-import click
 
 from convert_attn.eval.benchmarks.decode_contenders import CONTENDERS
 
@@ -43,19 +40,6 @@ def conditions(figures: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in (figures["environment"] | figures["sizes"]).items())
 
 
-def pyplot_or_refuse() -> Any:
-    """matplotlib.pyplot, which draws to files only.
-
-    Raises:
-        click.UsageError: matplotlib is not installed.
-    """
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-        return importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        raise click.UsageError("--png needs matplotlib: pip install matplotlib, or leave --png out") from None
-
-
 def _short(tokens: float) -> str:
     """512, 2K, 32K."""
     return f"{tokens / 1024:g}K" if tokens >= 1024 else f"{tokens:g}"
@@ -90,14 +74,15 @@ def _label_panel(panel: Any, contexts: list[int], part: str, dtype: str, layers:
     panel.grid(visible=True, color="0.9")
 
 
-def draw(figures: dict[str, Any], file: Path, pyplot: Any) -> None:
+def draw(figures: dict[str, Any], file: Path) -> None:
     """Step time (ms) against context (tokens): a line of panels for each dtype, block and model side by side."""
+    from matplotlib.figure import Figure  # of an extra
+
     table = figures["rows"]
     dtypes = list(dict.fromkeys(row["dtype"] for row in table))
     contexts = sorted({row["context"] for row in table})
-    figure, panels = pyplot.subplots(
-        len(dtypes), 2, figsize=(12, 4.5 * len(dtypes)), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(12, 4.5 * len(dtypes)), layout="constrained")
+    panels = figure.subplots(len(dtypes), 2, squeeze=False)
     for dtype, line in zip(dtypes, panels, strict=True):
         rows = [row for row in table if row["dtype"] == dtype]
         for part, panel in zip(("block", "model"), line, strict=True):
@@ -106,4 +91,3 @@ def draw(figures: dict[str, Any], file: Path, pyplot: Any) -> None:
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.suptitle(f"medians, quartiles shaded; {conditions(figures)}", fontsize="small", wrap=True)
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convert_attn import convert
 from convert_attn.convert.hub import resolve
-from convert_attn.eval.benchmarks.common import load_model, token_windows
+from convert_attn.eval.benchmarks.common import json_option, load_model, token_windows
 from convert_attn.eval.losses import sequences
 from convert_attn.eval.quality import FIGURES, token_figures
 
@@ -47,7 +47,7 @@ def figures(original: Any, converted: Any, windows: Tensor) -> Iterator[dict[str
 @click.option("--windows", type=click.Path(exists=True, path_type=Path), required=True, help="Token ids [n, length].")
 @click.option("--calibration", required=True, help="As `convert-attn --calibration` takes it.")
 @click.option("--limit", default=16, show_default=True, help="At most this many windows.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Keep the numbers here.")
+@json_option
 def main(model: str, windows: Path, calibration: str, limit: int, json_file: Path | None) -> None:
     """Compare conversions of MODEL at several distances."""
     transformers.logging.set_verbosity_error()

@@ -31,7 +31,6 @@ import transformers
 from torch import Tensor
 
 from convert_attn import convert, heal
-from convert_attn.convert.errors import UsageError
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.values import Count, Numbers, short_count
 from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
@@ -178,10 +177,8 @@ def joined(rows: list[Row]) -> list[Row]:
 
 def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
     """Perplexity and KL against tokens: a column for each target, two lines of panels for each model."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
+    from matplotlib.figure import Figure  # of an extra
+
     models, targets = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("model", "target"))
     targets.sort(key=[*TARGETS].index)
     budgets = sorted({row.tokens for row in rows})

@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from convert_attn import convert
-from convert_attn.convert.errors import UsageError
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.inspection import inspect
@@ -135,10 +134,8 @@ def markdown(table: list[Row]) -> str:
 
 def draw(table: list[Row], path: Path) -> None:
     """KL against the share of the cache, panels for models and kinds of cache, a line for each method."""
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise UsageError("--png needs matplotlib: pip install 'convert-attn[plot]'") from None
+    from matplotlib import pyplot  # of an extra
+
     models = list(dict.fromkeys(row.model for row in table))
     size = (7 * len(models), 10)
     figure, panels = pyplot.subplots(2, len(models), figsize=size, sharey=True, squeeze=False)
