@@ -138,6 +138,8 @@ def needed(row: Row, rows: list[Row], figure: str) -> str:
     short = [r.tokens for r in others if not enough or r.tokens < min(enough)]
     if not enough:
         return f"more than {_share(max(short), row.tokens)}"
+    if not min(enough):
+        return "none"
     if not any(short):
         return f"at most {_share(min(enough), row.tokens)}"
     return f"{_share(max(short), row.tokens)} to {_share(min(enough), row.tokens)}"
