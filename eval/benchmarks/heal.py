@@ -12,7 +12,8 @@ Each budget is a run of its own with its own learning-rate schedule. Perplexity 
 --windows, which neither way sees: training text that is there too is left out. The last columns say how many times the
 tokens of `ours` uptraining needs for the same perplexity, or KL: more than its largest budget that does not get there,
 at most its smallest that does. --lm-lr gives the ways that learn from the text itself rates of their own, each a run:
-they bear higher ones. What the text teaches a model anyway, `--target mha --way uptrain` tells: the original, trained.
+what suits them changes with the budget. What the text teaches a model anyway, `--target mha --way uptrain` tells: the
+original, trained.
 """
 
 from __future__ import annotations

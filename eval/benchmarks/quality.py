@@ -134,11 +134,11 @@ def markdown(table: list[Row]) -> str:
 
 def draw(table: list[Row], path: Path) -> None:
     """KL against the share of the cache, panels for models and kinds of cache, a line for each method."""
-    from matplotlib import pyplot  # of an extra
+    from matplotlib.figure import Figure  # of an extra
 
     models = list(dict.fromkeys(row.model for row in table))
-    size = (7 * len(models), 10)
-    figure, panels = pyplot.subplots(2, len(models), figsize=size, sharey=True, squeeze=False)
+    figure = Figure(figsize=(7 * len(models), 10))
+    panels = figure.subplots(2, len(models), sharey=True, squeeze=False)
     for column, model in enumerate(models):
         for panel, name in zip(panels[:, column], ("GQA and MQA", "MLA"), strict=True):
             chosen = [row for row in table if row.model == model and row.kl is not None]
