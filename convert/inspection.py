@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from convert_attn.convert.archs import architecture
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.hub import resolve, within
+from convert_attn.convert.model_types import architecture
 from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_latent, divisors
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting

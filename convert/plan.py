@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from convert_attn.convert.archs import architecture, architectures
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture, Fused
 from convert_attn.convert.calibration_text import check_calibration
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -15,6 +15,7 @@ from convert_attn.convert.geometry import Geometry, geometry, typed_config
 from convert_attn.convert.layout import bias_shape, weight_shapes
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
+from convert_attn.convert.model_types import architecture
 from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_form
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import choose

@@ -11,10 +11,10 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from convert_attn.convert.archs import architecture
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.geometry import geometry, typed_config
 from convert_attn.convert.hub import resolve
+from convert_attn.convert.model_types import architecture
 from convert_attn.convert.source import Origin, Source
 from convert_attn.eval.figures import size
 from convert_attn.modeling import FAMILIES

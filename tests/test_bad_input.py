@@ -239,7 +239,9 @@ LENGTH = r"is no whole safetensors file: its header should have \d+ bytes, the f
 CHECKPOINTS = {
     # config.json
     "unknown type": Bad(
-        _config(model_type="lama"), r"'lama' is not known; known are .*gpt2.*llama.* \(nearest: llama\)", USAGE
+        _config(model_type="lama"),
+        r"'lama' is not known here, nor to transformers .*; convertible are .*gpt2.*llama.* \(nearest: llama\)",
+        USAGE,
     ),
     "encoder only": Bad(_config(model_type="bert"), r"'bert' is encoder-only: it keeps no KV cache", USAGE),
     "no config": Bad(_without("config.json"), r"has no config\.json: give a folder with a transformers", USAGE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.discovery import discover
 from convert_attn.convert.errors import UsageError
@@ -15,19 +16,34 @@ def targets() -> list[Target]:
     return sorted(discover(__name__, "TARGET", Target), key=lambda target: (target.layout != "native", target.name))
 
 
+def _accepts(target: Target, arch: Architecture, own_classes: frozenset[str]) -> bool:
+    """Whether a target takes this architecture in some form."""
+    if target.sources:
+        return arch.model_type in target.sources
+    return arch.config_kv_heads is not None and arch.model_type not in own_classes
+
+
+def _own_classes() -> frozenset[str]:
+    """What only comes out of a conversion, as a class that some target makes."""
+    return frozenset(target.becomes for target in targets() if target.becomes)
+
+
 def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
     """The targets that can hold this architecture in this form, native ones first."""
-    known = targets()
-    own_classes = {target.becomes for target in known if target.becomes}
+    own = _own_classes()
+    return [
+        target
+        for target in targets()
+        if isinstance(form, target.form) and _accepts(target, arch, own) and target.holds(sizes, form)
+    ]
 
-    def accepts(target: Target) -> bool:
-        if not isinstance(form, target.form):
-            return False
-        if target.sources:
-            return arch.model_type in target.sources
-        return arch.config_kv_heads is not None and arch.model_type not in own_classes
 
-    return [target for target in known if accepts(target) and target.holds(sizes, form)]
+def convertible() -> list[str]:
+    """The model types that some target holds, sorted: what a user may give."""
+    known, own = targets(), _own_classes()
+    return sorted(
+        arch.model_type for arch in architectures().values() if any(_accepts(target, arch, own) for target in known)
+    )
 
 
 def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Target:
