@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from convert_attn.convert.card import auto_class
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.config import result_config
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.plan import Plan, make_plan

@@ -107,7 +107,7 @@ def cli() -> None:
 def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Convert MODEL and write a checkpoint folder."""
     from convert_attn.convert import api
-    from convert_attn.convert.report import plan_dict, plan_table, summary_lines
+    from convert_attn.convert.report import plan_dict, plan_table, summary_lines, warning_lines
 
     if private and repo is None:
         raise UsageError("--private is for --push REPO: drop it")
@@ -126,7 +126,8 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         if as_json:
             click.echo(json.dumps(plan_dict(plan) | {"dry_run": True}, indent=2))
         else:
-            console.print("Dry run: nothing was written.")
+            said = [*warning_lines(plan.warnings), "Dry run: nothing was written."]
+            console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
         return
     with progress_bars(console, quiet=as_json and not console.is_terminal) as advance:
         result = api.execute(plan, advance)

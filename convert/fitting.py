@@ -12,8 +12,8 @@ import torch
 from convert_attn.convert.allocate import Trial, allocate, splits
 from convert_attn.convert.calibrate import Calibration, calibrate
 from convert_attn.convert.calibration_text import calibration_windows
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.plan import Plan, replan

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.latent import NORM_EPS, LatentWeights
 
 _SCORES = 2**26  # scores in memory at once (256 MB in float32): heads are taken in parts
@@ -35,6 +36,16 @@ class Rule:
     inv_freq: Tensor | None = None
     rotary_scale: float = 1.0
     window: int | None = None
+
+
+def layer_rule(sizes: Geometry, layer: int) -> Rule:
+    """The rule of a layer of the original, as its class has it (`geometry` asks the class; no weights are read)."""
+    return Rule(
+        scale=sizes.scale(layer),
+        inv_freq=sizes.plane_frequencies() if sizes.inv_freq else None,
+        rotary_scale=sizes.rotary_scale,
+        window=sizes.windows[layer] if sizes.windows else None,
+    )
 
 
 def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:

@@ -1,19 +1,17 @@
-"""The sizes of a checkpoint's attention, read from its config through transformers' own config class."""
+"""The sizes of a checkpoint's attention, as the class that its config names really has them."""
 
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.class_facts import ClassFacts, class_facts, typed_config
 from convert_attn.convert.errors import ConvertAttnError
 
 
@@ -26,8 +24,9 @@ class Geometry:
         inv_freq: frequencies of the rotary planes in radians per token; empty without rotary position. With
             partial rotary it covers the first 2 * len(inv_freq) of the head's dimensions.
         rope_type: transformers' name for how the frequencies come about, "default" for the plain formula.
-        window: how many tokens back a token sees where that is limited, None otherwise.
-        mixed_windows: some layers are limited to `window`, others are not.
+        rotary_scale: what the turned numbers of queries and keys are multiplied by, besides.
+        windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
+        scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
     """
 
     hidden_size: int
@@ -38,8 +37,23 @@ class Geometry:
     context: int
     inv_freq: tuple[float, ...] = ()
     rope_type: str = "default"
-    window: int | None = None
-    mixed_windows: bool = False
+    rotary_scale: float = 1.0
+    windows: tuple[int | None, ...] = ()
+    scales: tuple[float, ...] = ()
+
+    @property
+    def window(self) -> int | None:
+        """The shortest window, where one is shorter than what the model can read at all."""
+        return min((window for window in self.windows if window and window < self.context), default=None)
+
+    @property
+    def mixed_windows(self) -> bool:
+        """Some layers see more tokens than others."""
+        return len(set(self.windows)) > 1
+
+    def scale(self, layer: int) -> float:
+        """What a layer's scores are multiplied by."""
+        return self.scales[layer] if self.scales else self.head_dim**-0.5
 
     def head_order(self) -> Tensor:
         """[d] positions of a head's dimensions such that plane p is (p, p + d/2); identity for full rotary."""
@@ -62,81 +76,96 @@ class Geometry:
         return self.num_layers * 2 * num_kv_heads * self.head_dim
 
 
-def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
-    """config.json through its transformers class, which fills in what the file leaves out.
+def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
+    """What the class of a config.json is: see `class_facts`.
 
     Raises:
-        ConvertAttnError: values the class refuses.
+        ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
-    # a copy: the class writes into the dicts it is given
-    values = deepcopy({key: value for key, value in raw.items() if key not in ("model_type", "auto_map")})
-    try:
-        config = AutoConfig.for_model(raw["model_type"], **values)
-    except Exception as error:  # the class decides what it raises: a ValueError, a TypeError, its own validation error
-        first = " ".join(str(error).split())
-        raise ConvertAttnError(f"config.json of '{name}' is refused by transformers: {first}") from None
-    if not isinstance(config, PreTrainedConfig):
-        raise ConvertAttnError(f"config.json of '{name}' gives no config class")
-    return config
-
-
-def _inverse_frequencies(config: PreTrainedConfig, head_dim: int) -> tuple[float, ...]:
-    """As the model's rotary embedding computes them for inputs up to the trained length."""
-    parameters = config.rope_parameters
-    rope_type = parameters.get("rope_type", "default")
-    if rope_type == "default":
-        dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
-        exponent = torch.arange(0, dim, 2, dtype=torch.float64) / dim
-        return tuple((parameters["rope_theta"] ** -exponent).tolist())
-    inv_freq, _ = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"))
-    return tuple(inv_freq.to(torch.float64).tolist())
-
-
-def _checked_frequencies(config: PreTrainedConfig, head_dim: int, name: str) -> tuple[float, ...]:
-    """`_inverse_frequencies` of a config that may say anything.
-
-    Raises:
-        ConvertAttnError: it gives no frequencies for heads of this size.
-    """
-    try:
-        frequencies = _inverse_frequencies(config, head_dim)
-        if len(frequencies) > head_dim // 2 or not all(math.isfinite(value) for value in frequencies):
-            raise ValueError(f"{len(frequencies)} frequencies for heads of {head_dim}, or values that are not finite")
-    except Exception as error:  # each rope type has parameters of its own
+    facts = class_facts(raw, name, arch.block, arch.output.rpartition(".")[0])
+    known = {f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")}
+    for layer, module in enumerate(facts.modules):
+        own = facts.attention(layer)
+        stem = arch.block.format(layer=layer)
+        for path in own:
+            if path.removeprefix(stem) not in known:
+                raise ConvertAttnError(
+                    f"{facts.name} with the config.json of '{name}' has '{path}' in its attention, which this tool "
+                    f"does not know of model type '{arch.model_type}'; it cannot be converted"
+                )
+        for projection in arch.projections:
+            if f"{stem}{projection}.weight" not in own:
+                raise ConvertAttnError(
+                    f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
+                    f"'{arch.model_type}'; the installed transformers is not one that it knows"
+                )
+        first = {path.removeprefix(facts.modules[0]): shape for path, shape in facts.attention(0).items()}
+        if first != {path.removeprefix(module): shape for path, shape in own.items()}:
+            raise ConvertAttnError(
+                f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
+                f"{layer} from layer 0), which this tool cannot convert"
+            )
+    if bool(facts.rotation.inv_freq) != (arch.position == "rope"):
+        has = "rotary position" if facts.rotation.inv_freq else "no rotary position"
         raise ConvertAttnError(
-            f"config.json of '{name}' has rope parameters {config.rope_parameters!r} that give no rotation ({error!r})"
-        ) from None
-    return frequencies
+            f"{facts.name} with the config.json of '{name}' has {has}, which this tool does not expect of model type "
+            f"'{arch.model_type}'"
+        )
+    return facts
 
 
-def sliding_window(config: PreTrainedConfig) -> int | None:
-    """The sliding window, where some layer has it: a config may name one that none of its layers has."""
-    if set(getattr(config, "layer_types", None) or []) == {"full_attention"}:
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
+def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
+    """Which of "q", "k", "v", "o" have a bias in the class."""
+    if isinstance(arch.qkv, Fused):
+        names = {"q": arch.qkv.qkv, "k": arch.qkv.qkv, "v": arch.qkv.qkv}
+    else:
+        names = {"q": arch.qkv.q, "k": arch.qkv.k, "v": arch.qkv.v}
+    names["o"] = arch.output
+    block = arch.block.format(layer=0)
+    return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
 
 
-def _window(config: PreTrainedConfig) -> int | None:
-    """The sliding window, where it is shorter than what the model can read at all."""
-    window = sliding_window(config)
-    return window if window is not None and window < config.max_position_embeddings else None
+def _rows(arch: Architecture, facts: ClassFacts, projection: str) -> tuple[int, int]:
+    """Outputs and inputs of a projection of the class."""
+    shape = facts.parameters[f"{arch.block.format(layer=0)}{projection}.weight"]
+    rows, columns = shape[::-1] if arch.transposed else shape
+    return rows, columns
 
 
-def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
-    """Sizes from config.json.
+def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str) -> tuple[int, int, int]:
+    """Head size, query heads and K/V heads, by the shapes of the class's projections.
+
+    Args:
+        heads: query heads, as the config has them.
 
     Raises:
-        ConvertAttnError: sizes that do not fit each other.
+        ConvertAttnError: shapes that are no whole number of heads.
     """
-    config = typed_config(raw, name)
-    heads, hidden = config.num_attention_heads, config.hidden_size
-    kv_heads = heads
-    if arch.config_kv_heads is not None:
-        kv_heads = getattr(config, arch.config_kv_heads, None) or heads
+    _, mixed = _rows(arch, facts, arch.output)
+    head_dim = facts.head_dim or mixed // heads
+    if isinstance(arch.qkv, Fused):
+        shared = (_rows(arch, facts, arch.qkv.qkv)[0] - mixed) / 2
+    else:
+        shared = float(_rows(arch, facts, arch.qkv.k)[0])
+    if mixed != heads * head_dim or shared % head_dim or not shared:
+        raise ConvertAttnError(
+            f"{facts.name} with the config.json of '{name}' has queries of {mixed} numbers and keys of {shared:g}, "
+            f"which are not {heads} query heads and some K/V heads of {head_dim}"
+        )
+    return head_dim, heads, int(shared) // head_dim
+
+
+def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> None:
+    """Sizes in the config are sizes.
+
+    Raises:
+        ConvertAttnError: naming one that is none.
+    """
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, arch.config_kv_heads, None) or heads if arch.config_kv_heads else heads
     for what, value in (
         ("num_attention_heads", heads),
-        ("hidden_size", hidden),
+        ("hidden_size", config.hidden_size),
         ("num_key_value_heads", kv_heads),
         ("num_hidden_layers", config.num_hidden_layers),
         ("max_position_embeddings", config.max_position_embeddings),
@@ -149,21 +178,38 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         raise ConvertAttnError(
             f"config.json of '{name}' has {heads} query heads and {kv_heads} K/V heads, expected a multiple"
         )
-    head_dim = getattr(config, "head_dim", None) or hidden / heads
-    if head_dim != int(head_dim):
+    if not getattr(config, "head_dim", None) and config.hidden_size % heads:
         raise ConvertAttnError(
-            f"config.json of '{name}' has hidden_size {hidden} and {heads} query heads, expected a multiple"
+            f"config.json of '{name}' has hidden_size {config.hidden_size} and {heads} query heads, expected a multiple"
         )
-    head_dim = int(head_dim)
+
+
+def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
+    """Sizes of the class that config.json names, with that config.
+
+    Raises:
+        ConvertAttnError: sizes that do not fit each other, or a class that this tool cannot follow.
+    """
+    config = typed_config(raw, name)
+    _check_numbers(arch, config, name)
+    facts = facts_of(arch, raw, name)
+    head_dim, heads, kv_heads = _heads(arch, facts, config.num_attention_heads, name)
+    rotation = facts.rotation
+    if len(rotation.inv_freq) > head_dim // 2 or not all(math.isfinite(value) for value in rotation.inv_freq):
+        raise ConvertAttnError(
+            f"config.json of '{name}' has rope parameters {config.rope_parameters!r} that give no rotation: "
+            f"{len(rotation.inv_freq)} frequencies for heads of {head_dim}, or values that are not finite"
+        )
     return Geometry(
-        hidden_size=hidden,
+        hidden_size=_rows(arch, facts, arch.output)[0],
         num_layers=config.num_hidden_layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         context=config.max_position_embeddings,
-        inv_freq=_checked_frequencies(config, head_dim, name) if arch.position == "rope" else (),
-        rope_type=config.rope_parameters.get("rope_type", "default") if arch.position == "rope" else "default",
-        window=_window(config),
-        mixed_windows=len(set(getattr(config, "layer_types", None) or [])) > 1,
+        inv_freq=rotation.inv_freq,
+        rope_type=rotation.kind,
+        rotary_scale=rotation.scale,
+        windows=facts.windows,
+        scales=facts.scales,
     )

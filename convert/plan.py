@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.calibration_text import check_calibration
+from convert_attn.convert.class_facts import ClassFacts, typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry, typed_config
-from convert_attn.convert.layout import bias_shape, weight_shapes
+from convert_attn.convert.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.model_types import architecture
@@ -51,6 +51,7 @@ class Plan:
         outputs: every tensor to be written.
         dropped: tensors of the source that no class reads.
         output: the folder to make.
+        warnings: sentences for the user, without their full stop.
     """
 
     request: Request
@@ -62,6 +63,7 @@ class Plan:
     outputs: tuple[OutputTensor, ...]
     dropped: tuple[str, ...]
     output: Path
+    warnings: tuple[str, ...] = ()
 
     @property
     def arch(self) -> Architecture:
@@ -160,18 +162,28 @@ def _prefix(arch: Architecture, source: Source) -> str:
     )
 
 
-def _check_attention(arch: Architecture, sizes: Geometry, prefix: str, source: Source) -> None:
-    """Every projection of every block is there, floating point, and has the shape the config says."""
-    expected = weight_shapes(arch, sizes, sizes.num_kv_heads)
-    for layer in range(sizes.num_layers):
-        for name, shape in expected.items():
-            full = prefix + arch.block.format(layer=layer) + name
-            _check_tensor(source, f"{full}.weight", shape)
-            # biases are a matter of the class: what the first block has, all have
-            first = f"{prefix}{arch.block.format(layer=0)}{name}.bias"
-            if f"{full}.bias" in source.weights.infos or first in source.weights.infos:
-                _check_tensor(source, f"{full}.bias", bias_shape(arch, shape))
-        _check_tensor(source, f"{prefix}{arch.block.format(layer=layer)}{arch.norm.name}.weight", (sizes.hidden_size,))
+def _check_attention(arch: Architecture, facts: ClassFacts, prefix: str, source: Source) -> None:
+    """The attention tensors of the file are those of the class: all of them, of its shapes, and no others.
+
+    Raises:
+        ConvertAttnError: naming the first that is not.
+    """
+    infos = source.weights.infos
+    for layer, module in enumerate(facts.modules):
+        block = prefix + arch.block.format(layer=layer)
+        expected = facts.attention(layer)
+        for path, shape in expected.items():
+            _check_tensor(source, prefix + path, shape)
+        norm = f"{arch.block.format(layer=layer)}{arch.norm.name}.weight"
+        _check_tensor(source, prefix + norm, facts.parameters[norm])
+        for name in (name for name in infos if name.startswith(f"{prefix}{module}.")):
+            path = name.removeprefix(prefix)
+            if path not in expected and path not in facts.buffers and name.removeprefix(block) not in arch.buffers:
+                raise ConvertAttnError(
+                    f"tensor '{name}' in shard '{infos[name].file}' has no place in {facts.name} with this config: "
+                    "transformers would leave it out, so the model is not what its weights say; give a config.json "
+                    "that belongs to them, or remove the tensor"
+                )
 
 
 def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
@@ -213,18 +225,19 @@ def make_plan(source: Source, request: Request) -> Plan:
     target = choose(arch, sizes, form, request.layout)
     result_classes(target, source)
     prefix = _prefix(arch, source)
-    _check_attention(arch, sizes, prefix, source)
+    facts = facts_of(arch, source.config, source.origin.name)
+    _check_attention(arch, facts, prefix, source)
     blueprint = Blueprint(
         arch=arch,
         result_arch=architectures().get(target.becomes or arch.model_type, arch),
         config=source.config,
         sizes=sizes,
         form=form,
-        biases=_biases(arch, prefix, source),
+        biases=class_biases(arch, facts),
         inv_freq=((0.0,) * (form.rope_dim // 2),) * sizes.num_layers if isinstance(form, LatentCache) else (),
     )
     outputs, dropped = _outputs(source, blueprint, target, prefix, request.dtype)
-    return Plan(
+    plan = Plan(
         request=request,
         source=source,
         blueprint=blueprint,
@@ -234,6 +247,18 @@ def make_plan(source: Source, request: Request) -> Plan:
         outputs=outputs,
         dropped=dropped,
         output=request.output or default_output(source, request.to, form),
+    )
+    return replace(plan, warnings=_warnings(plan))
+
+
+def _warnings(plan: Plan) -> tuple[str, ...]:
+    """What the user should know of a plan that can be carried out."""
+    before, after = plan.cache_bytes
+    if after <= before:
+        return ()
+    return (
+        f"this MLA's cache is larger than the source's: {after:,} bytes per token, {before:,} before; give a smaller "
+        "--rank or --rope-dim, or --cache-ratio",
     )
 
 
@@ -245,17 +270,6 @@ def replan(plan: Plan, form: Form) -> Plan:
         blueprint = replace(blueprint, inv_freq=none_yet)
     outputs, dropped = _outputs(plan.source, blueprint, plan.target, plan.prefix, plan.request.dtype)
     return replace(plan, blueprint=blueprint, outputs=outputs, dropped=dropped)
-
-
-def _biases(arch: Architecture, prefix: str, source: Source) -> frozenset[str]:
-    """Which of q, k, v, o have a bias, by the first block."""
-    block = prefix + arch.block.format(layer=0)
-    if isinstance(arch.qkv, Fused):
-        names = {"q": arch.qkv.qkv, "k": arch.qkv.qkv, "v": arch.qkv.qkv}
-    else:
-        names = {"q": arch.qkv.q, "k": arch.qkv.k, "v": arch.qkv.v}
-    names["o"] = arch.output
-    return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in source.weights.infos)
 
 
 def result_classes(target: Target, source: Source) -> list[str]:

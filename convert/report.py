@@ -35,6 +35,7 @@ def plan_dict(plan: Plan, tokens: int = 0) -> dict[str, Any]:
         "cache_bytes_per_token_before": plan.cache_bytes[0],
         "cache_bytes_per_token_after": plan.cache_bytes[1],
         "dropped_tensors": list(plan.dropped),
+        "warnings": list(plan.warnings),
         "output": str(plan.output),
         "load": how_to_load(plan),
     }
@@ -64,12 +65,17 @@ def summary_lines(result: Result) -> list[str]:
     before, after = plan.cache_bytes
     return [
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified against its class.",
-        *(f"Warning: {warning}." for warning in result.warnings),
+        *warning_lines(result.warnings),
         *_chosen(result),
         f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",
         "",
         *(f"    {line}" for line in how_to_load(plan).splitlines()),
     ]
+
+
+def warning_lines(warnings: tuple[str, ...]) -> list[str]:
+    """One line for each warning."""
+    return [f"Warning: {warning}." for warning in warnings]
 
 
 def _chosen(result: Result) -> list[str]:

@@ -55,7 +55,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         blueprint = _write_weights(found, folder, progress)
         write_side_files(plan, folder, blueprint, found.tokens)
         verify_folder(folder, auto_class(plan), progress)
-    return Result(plan.output, sum(output.info.nbytes for output in plan.outputs), plan, found.tokens, found.warnings)
+    return Result(
+        plan.output,
+        sum(output.info.nbytes for output in plan.outputs),
+        plan,
+        found.tokens,
+        plan.warnings + found.warnings,
+    )
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:

@@ -12,8 +12,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.geometry import typed_config
 from convert_attn.convert.source import Source
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.functional import Rule
+from convert_attn.convert.functional import Rule, layer_rule
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.skeleton import Skeleton
 from convert_attn.convert.source import Source
@@ -71,11 +71,6 @@ class Stream:
         module: nn.Module = self._skeleton.model.get_submodule(self._arch.block.format(layer=layer).rstrip("."))
         return module
 
-    def _window(self, layer: int) -> int | None:
-        """How many tokens back the layer sees; layers without a window may stand among others."""
-        kinds = getattr(self._skeleton.model.config, "layer_types", None)
-        return None if kinds and kinds[layer] == "full_attention" else self._sizes.window
-
     @contextmanager
     def block(self, layer: int) -> Iterator[Block]:
         """One block; its attention's own projections are not read, as `Block.run` never uses them."""
@@ -84,12 +79,5 @@ class Stream:
         names = self._skeleton.names(lambda name: name.startswith(stem) and not name.startswith(skipped))
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
-        rotary = self._sizes.plane_frequencies() if self._arch.position == "rope" else None
-        rule = Rule(
-            scale=float(attention.scaling),  # type: ignore[arg-type]
-            inv_freq=rotary,
-            rotary_scale=float(getattr(getattr(self._skeleton.model, "rotary_emb", None), "attention_scaling", 1.0)),
-            window=self._window(layer),
-        )
         with self._skeleton.filled(names):
-            yield Block(module, module.get_submodule(self._arch.norm.name), attention, rule)
+            yield Block(module, module.get_submodule(self._arch.norm.name), attention, layer_rule(self._sizes, layer))

@@ -11,8 +11,9 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.geometry import geometry, typed_config
+from convert_attn.convert.geometry import geometry
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.source import Origin, Source

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry, typed_config
+from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.request import Request, choose_latent, divisors
 from convert_attn.convert.targets import choose

@@ -13,19 +13,18 @@ _ATTENTION = "attn."
 
 
 def _configure(blueprint: Blueprint) -> Config:
-    """A model whose scores are not divided by sqrt(d) says so in `scale_attn_weights`."""
-    scaled = blueprint.config.get("scale_attn_weights", True)
-    return latent_config(blueprint) | ({} if scaled else {"softmax_scale": 1.0})
+    return latent_config(blueprint)
 
 
 def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
-    """GPT-2 can divide scores by the layer's number; here the query does."""
-    if blueprint.config.get("scale_attn_by_inverse_layer_idx", False) and isinstance(converted, LatentWeights):
+    """GPT-2 can divide scores by the layer's number; the class has the first layer's scale, the query the rest."""
+    rest = blueprint.sizes.scale(layer) / blueprint.sizes.scale(0)
+    if rest != 1 and isinstance(converted, LatentWeights):
         bias = converted.q_nope_bias
         converted = replace(
             converted,
-            q_nope=converted.q_nope / (layer + 1),
-            q_nope_bias=None if bias is None else bias / (layer + 1),
+            q_nope=converted.q_nope * rest,
+            q_nope_bias=None if bias is None else bias * rest,
         )
     return latent_tensors(blueprint, converted, _ATTENTION)
 

@@ -25,8 +25,8 @@ def _configure(blueprint: Blueprint) -> Config:
 
 def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
     """GPT-2 can divide scores by the layer's number; GPTBigCode cannot, so the query does."""
-    if blueprint.config.get("scale_attn_by_inverse_layer_idx", False) and isinstance(converted, AttentionWeights):
-        scale = 1 / (layer + 1)
+    scale = blueprint.sizes.scale(layer) / blueprint.sizes.scale(0)
+    if scale != 1 and isinstance(converted, AttentionWeights):
         q_bias = None if converted.q_bias is None else converted.q_bias * scale
         converted = replace(converted, q=converted.q * scale, q_bias=q_bias)
     return shared_tensors(blueprint, converted, layer)

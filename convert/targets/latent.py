@@ -102,7 +102,7 @@ def latent_config(blueprint: Blueprint) -> Config:
         "qk_head_dim": sizes.head_dim + form.rope_dim,
         "head_dim": sizes.head_dim + form.rope_dim,
         "num_key_value_heads": sizes.num_heads,
-        "softmax_scale": sizes.head_dim**-0.5,
+        "softmax_scale": sizes.scale(0),
         "rope_inv_freq": [list(layer) for layer in blueprint.inv_freq] if form.rope_dim else None,
         "latent_norm": form.norm,
         "latent_norm_eps": NORM_EPS,

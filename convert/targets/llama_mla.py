@@ -1,7 +1,7 @@
 """Llama and its relatives with a latent cache: our modeling/modeling_llama_mla.py."""
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import sliding_window, typed_config
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
 
@@ -27,7 +27,6 @@ _SHARED = (
     "attention_dropout",
     "resid_pdrop",
     "embd_pdrop",
-    "sliding_window",
     "num_labels",
     "id2label",
     "label2id",
@@ -38,8 +37,8 @@ def block_config(blueprint: Blueprint) -> Config:
     """The source's settings, with the defaults that its own class fills in."""
     typed = typed_config(blueprint.config, blueprint.arch.model_type)
     config: Config = {name: getattr(typed, name) for name in _SHARED if getattr(typed, name, None) is not None}
-    if sliding_window(typed) is None:
-        config.pop("sliding_window", None)
+    if blueprint.sizes.windows and blueprint.sizes.windows[0] is not None:
+        config["sliding_window"] = blueprint.sizes.windows[0]
     config["pad_token_id"] = typed.pad_token_id
     if "id2label" not in blueprint.config:
         config = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import geometry, typed_config
+from convert_attn.convert.geometry import geometry
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.targets import deepseek_v3, llama_mla

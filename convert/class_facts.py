@@ -1,0 +1,260 @@
+"""What a config's own class makes of it: the model is built without weights, called on a few tokens, and looked at.
+
+A config.json may say what its class never reads (a window, a share of the head that turns, biases), and a file may hold
+tensors that its class has no place for. So nothing here is taken from either: sizes are those of the class's own
+parameters, frequencies those of its rotary module, scales those of its attention modules, and windows are read off the
+masks that it gives to its blocks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from convert_attn.convert.errors import ConvertAttnError
+
+_TOKENS = 8  # that the class is called on
+_WINDOW = 3  # what a sliding window is set to for the call: shorter than the call, so that it shows
+_CLOSE = 1e-4  # cosines and sines of the first few positions, in float32
+
+
+class _EnoughError(Exception):
+    """Raised by the last block: what follows needs weights."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """The class's rotary position.
+
+    Attributes:
+        inv_freq: frequencies of the planes in radians per token; they turn the head's first 2 * len(inv_freq) numbers.
+        kind: transformers' name for how they come about.
+        scale: what cosines and sines are multiplied by.
+    """
+
+    inv_freq: tuple[float, ...] = ()
+    kind: str = "default"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """A base model's attention, as its class builds it from a config.
+
+    Attributes:
+        name: of the class.
+        parameters: shape of every parameter, by its name in the base model.
+        buffers: names of its buffers.
+        modules: names of the attention modules, block by block.
+        scales: per layer, what scores are multiplied by.
+        windows: per layer, how many tokens back a token sees, itself included; None: all.
+        head_dim: size of a head, None where the class keeps no such number.
+    """
+
+    name: str
+    parameters: Mapping[str, tuple[int, ...]]
+    buffers: frozenset[str]
+    modules: tuple[str, ...]
+    scales: tuple[float, ...]
+    windows: tuple[int | None, ...]
+    rotation: Rotation
+    head_dim: int | None
+
+    def attention(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a layer's attention parameters, by their names in the base model."""
+        stem = f"{self.modules[layer]}."
+        return {name: shape for name, shape in self.parameters.items() if name.startswith(stem)}
+
+
+def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
+    """config.json through its transformers class, which fills in what the file leaves out.
+
+    Raises:
+        ConvertAttnError: values the class refuses.
+    """
+    # a copy: the class writes into the dicts it is given
+    values = deepcopy({key: value for key, value in raw.items() if key not in ("model_type", "auto_map")})
+    try:
+        config = AutoConfig.for_model(raw["model_type"], **values)
+    except Exception as error:  # the class decides what it raises: a ValueError, a TypeError, its own validation error
+        raise ConvertAttnError(f"config.json of '{name}' is refused by transformers: {_words(error)}") from None
+    if not isinstance(config, PreTrainedConfig):
+        raise ConvertAttnError(f"config.json of '{name}' gives no config class")
+    return config
+
+
+def class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> ClassFacts:
+    """Build the class of a config on the meta device, call it without its blocks, and say what was seen.
+
+    Args:
+        raw: config.json.
+        name: the checkpoint's, for messages.
+        block: prefix of a block's names in the base model, with {layer}.
+        attention: the attention module's name below the block.
+
+    Raises:
+        ConvertAttnError: the class refuses the config, has no such attention, or masks it in a way that is no window.
+    """
+    try:
+        text = json.dumps(raw, sort_keys=True)
+    except TypeError:  # not from a file: a config made in Python can hold a dtype
+        return _class_facts(raw, name, block, attention)
+    return _cached(text, name, block, attention)
+
+
+@lru_cache(maxsize=32)
+def _cached(text: str, name: str, block: str, attention: str) -> ClassFacts:
+    return _class_facts(json.loads(text), name, block, attention)
+
+
+def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> ClassFacts:
+    config = typed_config(raw, name)
+    window = getattr(config, "sliding_window", None)
+    if isinstance(window, int):
+        config.sliding_window = min(window, _WINDOW)
+    model = _empty_model(config, name)
+    stems = [block.format(layer=layer).rstrip(".") for layer in range(config.num_hidden_layers)]
+    modules = tuple(f"{stem}.{attention}" for stem in stems)
+    try:
+        blocks = [model.get_submodule(stem) for stem in stems]
+        attentions = [model.get_submodule(module) for module in modules]
+        scales = tuple(float(module.scaling) for module in attentions)  # type: ignore[arg-type]
+    except (AttributeError, TypeError) as error:
+        raise ConvertAttnError(
+            f"{type(model).__name__} has no attention with a scale of its scores as this tool knows it: {_words(error)}"
+        ) from None
+    if not all(getattr(module, "is_causal", True) for module in attentions):  # what attention without a mask goes by
+        raise _no_window(type(model).__name__)
+    calls = _calls(model, blocks, name)
+    head_dim = getattr(attentions[0], "head_dim", None)
+    return ClassFacts(
+        name=type(model).__name__,
+        parameters={path: tuple(parameter.shape) for path, parameter in model.named_parameters()},
+        buffers=frozenset(path for path, _ in model.named_buffers()),
+        modules=modules,
+        scales=scales,
+        windows=tuple(_window(call, window, type(model).__name__) for call in calls),
+        rotation=_rotation(model, calls[0], name),
+        head_dim=head_dim if isinstance(head_dim, int) else None,
+    )
+
+
+def _empty_model(config: PreTrainedConfig, name: str) -> nn.Module:
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    except Exception as error:  # the class decides what it raises
+        raise ConvertAttnError(
+            f"config.json of '{name}' is refused by its class in transformers: {_words(error)}"
+        ) from None
+    return model.eval()
+
+
+def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[list[Any]]:
+    """What each block is called with, besides the states; neither weights nor blocks are used."""
+    calls: list[list[Any]] = []
+
+    def passing(last: bool) -> Callable[..., Tensor]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls.append([*args, *kwargs.values()])
+            if last:
+                raise _EnoughError
+            return hidden_states
+
+        return forward
+
+    def embedded(module: nn.Embedding) -> Callable[[Tensor], Tensor]:
+        return lambda ids: torch.zeros(*ids.shape, module.embedding_dim)
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.forward = embedded(module)  # type: ignore[assignment, method-assign]
+    for block in blocks:
+        block.forward = passing(block is blocks[-1])
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long), use_cache=False)
+    except _EnoughError:
+        return calls
+    except Exception as error:  # the class decides what it raises
+        raise ConvertAttnError(
+            f"{type(model).__name__} cannot be called with the config.json of '{name}': {_words(error)}"
+        ) from None
+    raise ConvertAttnError(f"{type(model).__name__} does not call the decoder blocks that it has")
+
+
+def _window(call: list[Any], window: object, name: str) -> int | None:
+    """The window of one block, by the mask it was given.
+
+    Args:
+        window: what the config says of it.
+    """
+    square = (_TOKENS, _TOKENS)
+    masks = [value for value in call if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == square]
+    offset = torch.arange(_TOKENS)[:, None] - torch.arange(_TOKENS)
+    for mask in masks:
+        seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > -1
+        if torch.equal(seen, offset >= 0):
+            return None
+        if isinstance(window, int) and torch.equal(seen, (offset >= 0) & (offset < min(window, _WINDOW))):
+            return window
+    if not masks:
+        raise ConvertAttnError(f"{name} gives its blocks no mask of the tokens they see, which this tool reads")
+    raise _no_window(name)
+
+
+def _no_window(name: str) -> ConvertAttnError:
+    return ConvertAttnError(
+        f"{name}, with this config.json, lets tokens see others than those before them within one window: "
+        "such attention cannot be converted"
+    )
+
+
+def _rotation(model: nn.Module, call: list[Any], name: str) -> Rotation:
+    """The rotary module's frequencies, checked against the cosines and sines that the blocks are given."""
+    found = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(_own_buffers(module).get("inv_freq"), Tensor)
+    }
+    if not found:
+        return Rotation()
+    if len(found) > 1:
+        raise ConvertAttnError(
+            f"{type(model).__name__} has {len(found)} rotary modules ({', '.join(found)}), expected one for all layers"
+        )
+    (module,) = found.values()
+    inv_freq = _own_buffers(module)["inv_freq"].to(torch.float64)
+    scale = float(getattr(module, "attention_scaling", 1.0))
+    tables = next((value for value in call if isinstance(value, tuple) and len(value) == 2), None)
+    angle = torch.arange(_TOKENS)[:, None] * inv_freq
+    if tables is not None and not all(
+        table[0].shape[-1] == 2 * len(inv_freq)
+        and torch.allclose(table[0].double(), want.repeat(1, 2) * scale, atol=_CLOSE)
+        for table, want in zip(tables, (angle.cos(), angle.sin()), strict=True)
+    ):
+        raise ConvertAttnError(
+            f"{type(model).__name__} with the config.json of '{name}' turns queries and keys in other planes than "
+            "(p, p + half), which this tool cannot follow"
+        )
+    kind = getattr(module, "rope_type", "default")
+    return Rotation(tuple(inv_freq.tolist()), str(kind), scale)
+
+
+def _own_buffers(module: nn.Module) -> dict[str, Any]:
+    """A module's own buffers."""
+    return dict(module.named_buffers(recurse=False))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
