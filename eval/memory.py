@@ -13,6 +13,7 @@ import torch
 
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.eval.contenders import Recipe
+from convert_attn.eval.decoding import cache_of, with_cache
 
 _SHORT, _LONG = 8, 24  # tokens; the difference leaves out what does not grow
 
@@ -37,7 +38,7 @@ def cache_bytes_per_token(model: Any) -> float:
     sizes = []
     for length in (_SHORT, _LONG):
         tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)
-        sizes.append(cache_nbytes(model(tokens, use_cache=True).past_key_values))
+        sizes.append(cache_nbytes(cache_of(model(tokens, use_cache=True))))
     return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
 
 
@@ -46,7 +47,7 @@ def _run(recipe: Recipe, context: int, batch: int) -> None:
     model = recipe.build()
     tokens = torch.zeros(batch, context, dtype=torch.int64, device=model.device)
     made = model(tokens[:, :-1], use_cache=True)
-    model(tokens[:, -1:], past_key_values=made.past_key_values, use_cache=True)
+    model(tokens[:, -1:], use_cache=True, **with_cache(model, cache_of(made)))
 
 
 def _status(field: str) -> int | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
 from convert_attn.eval.contenders import free_bytes
+from convert_attn.eval.decoding import cache_of, with_cache
 from convert_attn.eval.figures import size
 from convert_attn.eval.memory import cache_bytes_per_token
 from convert_attn.eval.quality import Advance
@@ -101,12 +102,11 @@ class _Runner:
     def decode(self) -> Timed:
         """The T-th token, after which the cache is set back to T - 1."""
         made = self._model(self._tokens[:, :-1], use_cache=True, **self._keep)
-        self._cache = made.past_key_values
+        self._cache = cache_of(made)
         self._held = [dict(vars(layer)) for layer in self._cache.layers]
         self.clock.end_call()
-        return Timed(
-            lambda: self._model(self._tokens[:, -1:], past_key_values=self._cache, use_cache=True), self._reset
-        )
+        cached = with_cache(self._model, self._cache)
+        return Timed(lambda: self._model(self._tokens[:, -1:], use_cache=True, **cached), self._reset)
 
     def _reset(self) -> None:
         # a dynamic layer holds new tensors after every step: the old ones are still what they were

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
 from .configuration_latent_attention import LatentAttentionFields  # noqa: TID251 - beside this file in a checkpoint
 
@@ -20,7 +20,8 @@ class LlamaMLAConfig(LatentAttentionFields, PreTrainedConfig):
     """
 
     model_type = "llama_mla"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    if hasattr(LlamaConfig, "keys_to_ignore_at_inference"):  # up to transformers 5.23; then the trainer's default
+        keys_to_ignore_at_inference: ClassVar[list[str]] = LlamaConfig.keys_to_ignore_at_inference
     base_model_tp_plan: ClassVar[dict[str, Any]] = {  # heads are split, the latent and the rotary key are not
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.kv_a_proj_with_mqa": "mla_kv_a_proj",

@@ -15,9 +15,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+
+from .transformers_api import CACHE_NAME, answers_like, takes_kv_cache  # noqa: TID251 - beside this file, too
+
+make_causal_mask = takes_kv_cache(create_causal_mask)
+make_output = takes_kv_cache(BaseModelOutputWithPastAndCrossAttentions)
 
 
 class BackboneBlock(GradientCheckpointingLayer):
@@ -38,9 +43,18 @@ class BackboneBlock(GradientCheckpointingLayer):
         for projection in projections:
             projection.adds_to_residual = True
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    @answers_like(GPT2Block.forward)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        kv_cache: Cache | None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.attn(self.ln_1(hidden_states), **kwargs)
+        arguments = kwargs | {CACHE_NAME: kv_cache, "attention_mask": attention_mask}
+        attended, _ = self.attn(self.ln_1(hidden_states), **arguments)
         hidden_states = self.resid_dropout(attended) + hidden_states
         output: torch.Tensor = hidden_states + self.mlp(self.ln_2(hidden_states))
         return output
@@ -83,12 +97,14 @@ class BackboneModel(BackbonePreTrainedModel, GPT2Model):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @answers_like(GPT2Model.forward)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
+        *,
+        kv_cache: Cache | None,
         input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
@@ -100,7 +116,8 @@ class BackboneModel(BackbonePreTrainedModel, GPT2Model):
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """input_ids [B, S] or inputs_embeds [B, S, D] -> last_hidden_state [B, S, D].
 
-        The arguments are GPT2Model's, in its order. What is left over in kwargs reaches the attention function.
+        The arguments are those of the installed GPT2Model, in its order; `kv_cache` is the cache by any of its names.
+        What is left over in kwargs reaches the attention function.
         """
         if encoder_hidden_states is not None or encoder_attention_mask is not None:
             raise ValueError(f"{self.config.model_type} has no cross attention: encoder_hidden_states cannot be used")
@@ -109,15 +126,15 @@ class BackboneModel(BackbonePreTrainedModel, GPT2Model):
         if inputs_embeds is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.wte(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and kv_cache is None:
+            kv_cache = DynamicCache(config=self.config)
         if position_ids is None:
-            position_ids = _next_positions(inputs_embeds, past_key_values)
-        causal_mask = create_causal_mask(
+            position_ids = _next_positions(inputs_embeds, kv_cache)
+        causal_mask = make_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            kv_cache=kv_cache,
             position_ids=position_ids,
         )
 
@@ -125,17 +142,13 @@ class BackboneModel(BackbonePreTrainedModel, GPT2Model):
         if token_type_ids is not None:  # GPT-2 reads them from the token embedding
             hidden_states = hidden_states + self.wte(token_type_ids)
         hidden_states = self.drop(hidden_states)
+        arguments = kwargs | {CACHE_NAME: kv_cache, "attention_mask": causal_mask, "position_ids": position_ids}
         for block in self.h:
-            hidden_states = block(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values if use_cache else None
+            hidden_states = block(hidden_states, **arguments)
+        output: BaseModelOutputWithPastAndCrossAttentions = make_output(
+            last_hidden_state=self.ln_f(hidden_states), kv_cache=kv_cache if use_cache else None
         )
+        return output
 
 
 def _next_positions(inputs_embeds: torch.Tensor, cache: Cache | None) -> torch.Tensor:

@@ -35,10 +35,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+
+from .transformers_api import has_pages, is_paged, take_cache, update_cache  # noqa: TID251 - beside this file, too
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -142,18 +143,22 @@ class LatentAttention(nn.Module):
         *,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, S, D], positions [B or 1, S] -> [B, S, D] and, from eager attention, the weights [B, H, S, T]."""
+        """[B, S, D], positions [B or 1, S] -> [B, S, D] and, from eager attention, the weights [B, H, S, T].
+
+        The cache is among kwargs, by any of its names; what else there is reaches the attention function.
+        """
+        kv_cache = take_cache(kwargs)
+        pages = is_paged(kv_cache)  # sized for keys and values of every head: they are filled below
         query_nope, query_rope = self._queries(hidden_states)
         latent, rope_key = self._compress(hidden_states)
         if self.rotary is not None:
             cos, sin = self.rotary(position_ids)
             query_rope, rope_key = rotate(query_rope, cos, sin), rotate(rope_key, cos, sin)
         entries = latent if self.rotary is None else torch.cat([latent, rope_key], dim=-1)  # [B, 1, S, r + R]
-        if past_key_values is not None:  # -> [B, 1, T, r + R]
-            entries, _ = past_key_values.update(entries, entries[..., :0], self.layer_idx)
+        if kv_cache is not None and not pages:  # -> [B, 1, T, r + R]
+            entries, _ = kv_cache.update(entries, entries[..., :0], self.layer_idx)
 
         attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -164,12 +169,16 @@ class LatentAttention(nn.Module):
             # No mask for several new tokens means that nothing came before them. A static cache has room behind
             # them, for which nothing needs to be computed.
             entries = entries[:, :, :tokens]
-        keys = entries.shape[2] if past_key_values is not None else None
-        if self._absorbs(attend, tokens, keys, kwargs):
+        keys = entries.shape[2] if kv_cache is not None else None
+        if self._absorbs(attend, tokens, keys, pages or has_pages(kwargs)):
             query = self._absorbed_query(query_nope, query_rope)
             output, weights = self._absorb(attend, query, entries, attention_mask, causal)
             return self.o_proj(output), weights
-        query, key, value = self._expand(attend, torch.cat([query_nope, query_rope], dim=-1), entries)
+        # The fused kernels of SDPA and the caches of engines want one size for all three.
+        widen = pages or attend is not eager_attention_forward
+        query, key, value = self._expand(torch.cat([query_nope, query_rope], dim=-1), entries, widen)
+        if pages:
+            key, value = update_cache(kv_cache, key, value, self.layer_idx, kwargs)
         # Called here, in `forward`: vLLM reads this function's source to see that it may replace `attend`.
         output, weights = attend(
             self,
@@ -207,14 +216,16 @@ class LatentAttention(nn.Module):
         is_causal = self.is_causal if flag is None else bool(flag)
         return attend is sdpa_attention_forward and attention_mask is None and tokens > 1 and is_causal
 
-    def _absorbs(self, attend: AttentionFunction, tokens: int, keys: int | None, kwargs: dict[str, Any]) -> bool:
-        """Which of the two ways to take; keys is None when there is no cache."""
+    def _absorbs(self, attend: AttentionFunction, tokens: int, keys: int | None, pages: bool) -> bool:
+        """Which of the two ways to take; keys is None when there is no cache, pages tells of a paged one."""
         mode = self.latent_attention_mode or self.config.latent_attention_mode
         if mode == "expand":
             return False
-        # An engine's own attention function must see attention, and one that brings a paged cache must fill it.
-        ours = attend in (eager_attention_forward, sdpa_attention_forward) and kwargs.get("cache") is None
+        # An engine's own attention function must see attention, and a paged cache holds keys and values.
+        ours = attend in (eager_attention_forward, sdpa_attention_forward) and not pages
         if mode == "absorb":
+            if pages:
+                raise ValueError("latent_attention_mode='absorb' has no use for a paged cache: set the mode to 'auto'")
             if not ours:
                 raise ValueError(
                     "latent_attention_mode='absorb' works with attn_implementation 'eager' and 'sdpa' only, got "
@@ -236,18 +247,17 @@ class LatentAttention(nn.Module):
         return type(self.kv_b_proj) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta
 
     def _expand(
-        self, attend: AttentionFunction, query: torch.Tensor, entries: torch.Tensor
+        self, query: torch.Tensor, entries: torch.Tensor, widen: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> query, key, value of all heads, for `attend`."""
+        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> query, key, value of all heads; widened, of one size."""
         latent, rope_key = entries.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self._up_size)).transpose(1, 2)
         # [B, H, T, n + v]
         key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         if self.qk_rope_head_dim > 0:
             key = torch.cat([key, rope_key.expand(-1, key.shape[1], -1, -1)], dim=-1)
-        if attend is eager_attention_forward:
+        if not widen:
             return query, key, value
-        # The fused kernels of SDPA and the caches of engines want one size for all three.
         return _widen(query, self.head_dim), _widen(key, self.head_dim), _widen(value, self.head_dim)
 
     def _up_projections(self) -> tuple[torch.Tensor, torch.Tensor]:

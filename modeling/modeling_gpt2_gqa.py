@@ -26,7 +26,6 @@ from transformers import (
     GPT2ForTokenClassification,
     GPT2LMHeadModel,
 )
-from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -35,6 +34,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_gpt2_gqa import GPT2GQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
 from .gpt2_backbone import BackboneBlock, BackboneModel, BackbonePreTrainedModel, count_labels  # noqa: TID251
+from .transformers_api import answers_like, has_pages, take_cache, update_cache  # noqa: TID251
 
 logger = logging.get_logger(__name__)
 
@@ -117,8 +117,8 @@ def sdpa_grouped_attention(
     query [B, H, S, d], key and value [B, G, T, d], boolean or additive mask [B, 1 or H, S, T]
     -> output [B, S, H, d], None in place of the weights
     """
-    if kwargs.get("cache") is not None:
-        # Continuous batching hands the cache to the attention function; only transformers' own reads its pages.
+    if has_pages(kwargs):
+        # Here continuous batching hands its cache to the attention function; only transformers' own fills its pages.
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)
     if kwargs.get("output_attentions"):
         logger.warning_once("`sdpa` attention returns no weights: load with attn_implementation='eager'.")
@@ -183,14 +183,18 @@ class GPT2GQAAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        *,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T]."""
+        """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T].
+
+        The cache is among kwargs, by any of its names; what else there is reaches the attention function.
+        """
+        kv_cache = take_cache(kwargs)
         query, key, value = self._project(hidden_states)
-        if past_key_values is not None:  # [B, G, S, d] -> [B, G, T, d]
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if kv_cache is not None:  # [B, G, S, d] -> [B, G, T, d]
+            key, value = update_cache(kv_cache, key, value, self.layer_idx, kwargs)
         # Looked up and called here, in `forward`: vLLM reads this function's source to see that it may replace it.
         attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_grouped_attention
@@ -230,6 +234,8 @@ class GPT2GQAModel(GPT2GQAPreTrainedModel, BackboneModel):
 class GPT2GQAForCausalLM(GPT2GQAPreTrainedModel, GPT2LMHeadModel):
     """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
 
+    forward = answers_like(GPT2LMHeadModel.forward)(GPT2LMHeadModel.forward)
+
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
         self.transformer = GPT2GQAModel(config)
@@ -239,6 +245,8 @@ class GPT2GQAForCausalLM(GPT2GQAPreTrainedModel, GPT2LMHeadModel):
 
 class GPT2GQAForSequenceClassification(GPT2GQAPreTrainedModel, GPT2ForSequenceClassification):
     """One label for a text, read at its last token."""
+
+    forward = answers_like(GPT2ForSequenceClassification.forward)(GPT2ForSequenceClassification.forward)
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
@@ -250,6 +258,8 @@ class GPT2GQAForSequenceClassification(GPT2GQAPreTrainedModel, GPT2ForSequenceCl
 
 class GPT2GQAForTokenClassification(GPT2GQAPreTrainedModel, GPT2ForTokenClassification):
     """One label for each token."""
+
+    forward = answers_like(GPT2ForTokenClassification.forward)(GPT2ForTokenClassification.forward)
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)
@@ -270,6 +280,8 @@ def _classifier_dropout(config: GPT2GQAConfig) -> float:
 
 class GPT2GQAForQuestionAnswering(GPT2GQAPreTrainedModel, GPT2ForQuestionAnswering):
     """Where in the text an answer starts and ends."""
+
+    forward = answers_like(GPT2ForQuestionAnswering.forward)(GPT2ForQuestionAnswering.forward)
 
     def __init__(self, config: GPT2GQAConfig) -> None:
         super().__init__(config)

@@ -10,6 +10,7 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 from .configuration_gpt2_mla import GPT2MLAConfig  # noqa: TID251 - beside this file in a checkpoint, too
 from .gpt2_backbone import BackboneBlock, BackboneModel, BackbonePreTrainedModel, count_labels  # noqa: TID251
 from .latent_attention import LatentAttention, init_latent_attention  # noqa: TID251
+from .transformers_api import answers_like  # noqa: TID251
 
 
 class GPT2MLABlock(BackboneBlock):
@@ -42,6 +43,8 @@ class GPT2MLAModel(GPT2MLAPreTrainedModel, BackboneModel):
 class GPT2MLAForCausalLM(GPT2MLAPreTrainedModel, GPT2LMHeadModel):
     """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
 
+    forward = answers_like(GPT2LMHeadModel.forward)(GPT2LMHeadModel.forward)
+
     def __init__(self, config: GPT2MLAConfig) -> None:
         super().__init__(config)
         self.transformer = GPT2MLAModel(config)
@@ -51,6 +54,8 @@ class GPT2MLAForCausalLM(GPT2MLAPreTrainedModel, GPT2LMHeadModel):
 
 class GPT2MLAForSequenceClassification(GPT2MLAPreTrainedModel, GPT2ForSequenceClassification):
     """One label for a text, read at its last token."""
+
+    forward = answers_like(GPT2ForSequenceClassification.forward)(GPT2ForSequenceClassification.forward)
 
     def __init__(self, config: GPT2MLAConfig) -> None:
         super().__init__(config)

@@ -13,20 +13,25 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, LlamaPreTrainedModel
+from transformers import LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm, GemmaTextScaledWordEmbedding
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_llama_mla import LlamaMLAConfig  # noqa: TID251 - beside this file in a checkpoint, too
 from .latent_attention import LatentAttention, init_latent_attention  # noqa: TID251
+from .transformers_api import CACHE_NAME, answers_like, takes_kv_cache  # noqa: TID251
+
+make_causal_mask = takes_kv_cache(create_causal_mask)
+make_sliding_window_mask = takes_kv_cache(create_sliding_window_causal_mask)
+make_output = takes_kv_cache(BaseModelOutputWithPast)
 
 
 def make_norm(config: LlamaMLAConfig) -> nn.Module:
@@ -55,9 +60,19 @@ class LlamaMLADecoderLayer(GradientCheckpointingLayer):
         self.mlp = Phi3MLP(config) if config.fused_gate_up else LlamaMLP(config)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+    @answers_like(LlamaDecoderLayer.forward)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        kv_cache: Cache | None,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """[B, S, D], positions [B or 1, S] -> [B, S, D]."""
+        arguments = kwargs | {CACHE_NAME: kv_cache, "attention_mask": attention_mask, "position_ids": position_ids}
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **arguments)
         hidden_states = hidden_states + self.resid_dropout(attended)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
         output: torch.Tensor = hidden_states + self.resid_dropout(transformed)
@@ -98,59 +113,60 @@ class LlamaMLAModel(LlamaMLAPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @answers_like(LlamaModel.forward)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
+        *,
+        kv_cache: Cache | None,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """input_ids [B, S] or inputs_embeds [B, S, D] -> last_hidden_state [B, S, D].
 
-        The arguments are LlamaModel's, in its order. What is left over in kwargs reaches the attention function.
+        The arguments are those of the installed LlamaModel, in its order; `kv_cache` is the cache by any of its names.
+        What is left over in kwargs reaches the attention function.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and kv_cache is None:
+            kv_cache = DynamicCache(config=self.config)
         if position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if kv_cache is None else kv_cache.get_seq_length()
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen).unsqueeze(0)
         window = self.config.sliding_window
-        make_mask = create_causal_mask if window is None else create_sliding_window_causal_mask
+        make_mask = make_causal_mask if window is None else make_sliding_window_mask
         causal_mask = make_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            kv_cache=kv_cache,
             position_ids=position_ids,
         )
+        arguments = kwargs | {CACHE_NAME: kv_cache, "attention_mask": causal_mask, "position_ids": position_ids}
         if window is not None:  # for attention functions that have no use for the mask
-            kwargs["sliding_window"] = window
+            arguments["sliding_window"] = window
 
         hidden_states = self.embed_dropout(inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            hidden_states = layer(hidden_states, **arguments)
+        output: BaseModelOutputWithPast = make_output(
+            last_hidden_state=self.norm(hidden_states), kv_cache=kv_cache if use_cache else None
         )
+        return output
 
 
 class LlamaMLAForCausalLM(LlamaMLAPreTrainedModel, LlamaForCausalLM):
     """The language model; `lm_head` shares the token embedding where tie_word_embeddings is on."""
+
+    forward = answers_like(LlamaForCausalLM.forward)(LlamaForCausalLM.forward)
 
     def __init__(self, config: LlamaMLAConfig) -> None:
         super().__init__(config)
@@ -162,6 +178,8 @@ class LlamaMLAForCausalLM(LlamaMLAPreTrainedModel, LlamaForCausalLM):
 
 class LlamaMLAForSequenceClassification(GenericForSequenceClassification, LlamaMLAPreTrainedModel):
     """One label for a text, read at its last token."""
+
+    forward = answers_like(GenericForSequenceClassification.forward)(GenericForSequenceClassification.forward)
 
     def __init__(self, config: LlamaMLAConfig) -> None:
         # Past GenericForSequenceClassification's, which asks AutoModel, and that does not know remote code.

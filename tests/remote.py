@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -68,7 +69,8 @@ def loads_without_the_package(model: Any, ids: Tensor, auto_classes: list[str], 
         capture_output=True,
         text=True,
         check=False,
-        env={"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         cwd=home,
     )
     assert result.returncode == 0, result.stderr

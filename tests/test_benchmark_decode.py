@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from convert_attn.eval.benchmarks import common, decode, decode_contenders
 from convert_attn.eval.benchmarks.timing import SLOW_REPEATS, Timed, take_turns
+from convert_attn.eval.decoding import with_cache
 
 CONTEXTS = [16, 32]
 SIZES = decode_contenders.Sizes(heads=4, head_dim=8, rank=16, rope_dim=8, layers=1)
@@ -48,7 +49,7 @@ def test_every_step_sees_the_same_context(name: str, kind: str) -> None:
     token = torch.tensor([[3]])
     outputs = []
     for _ in range(3):
-        outputs.append(model(token, past_key_values=filled.cache, use_cache=True).logits)
+        outputs.append(model(token, **with_cache(model, filled.cache), use_cache=True).logits)
         assert filled.cache.get_seq_length() == 17
         filled.reset()
         assert filled.cache.get_seq_length() == 16
@@ -63,7 +64,7 @@ def test_both_kinds_of_cache_give_the_same_step() -> None:
             torch.manual_seed(0)
             filled = decode_contenders.fill(model, 16, kind)
             with torch.inference_mode():
-                logits.append(model(torch.tensor([[3]]), past_key_values=filled.cache, use_cache=True).logits)
+                logits.append(model(torch.tensor([[3]]), **with_cache(model, filled.cache), use_cache=True).logits)
         torch.testing.assert_close(logits[0], logits[1])
 
 

@@ -19,6 +19,7 @@ from convert_attn.convert.attention import (
     replicate_kv_heads,
 )
 from convert_attn.convert.methods import methods
+from convert_attn.eval.decoding import cache_of, with_cache
 
 LAYERS = 2
 SHARING = [name for name, method in methods().items() if method.share]
@@ -83,10 +84,10 @@ def test_cached_decode_equals_uncached(model_type: str, to: str, tmp_path: Path)
         out = model(input_ids=tokens[:, :5], use_cache=True)
         pieces = [out.logits]
         for t in range(5, 12):
-            out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=tokens[:, t : t + 1], **with_cache(model, cache_of(out)), use_cache=True)
             pieces.append(out.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=1e-5)
-    cached = sum(layer.keys.numel() + layer.values.numel() for layer in out.past_key_values.layers)
+    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache_of(out).layers)
     per_head = 2 * 12 * LAYERS * 2 * model.config.head_dim  # batch x tokens x layers x (K, V)
     assert cached == per_head * model.config.num_key_value_heads
 

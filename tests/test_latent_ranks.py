@@ -20,6 +20,7 @@ from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.progress import silent
 from convert_attn.convert.targets import fitting as targets_for
+from convert_attn.eval.decoding import cache_of, with_cache
 
 HIDDEN, LAYERS, VOCABULARY = SIZES["hidden_size"], SIZES["num_hidden_layers"], SIZES["vocab_size"]
 _SIZES = Geometry(HIDDEN, LAYERS, HEADS, HEADS, HIDDEN // HEADS, 64)
@@ -135,9 +136,9 @@ def _check_cached(model: Any, per_token: int) -> None:
     """The bytes are those that were promised, and going on from the cache gives the same."""
     tokens = _tokens(1, 11)
     whole = model(input_ids=tokens)
-    assert _cache_bytes(whole.past_key_values) == 11 * per_token
+    assert _cache_bytes(cache_of(whole)) == 11 * per_token
     first = model(input_ids=tokens[:, :6])
-    rest = model(input_ids=tokens[:, 6:], past_key_values=first.past_key_values)
+    rest = model(input_ids=tokens[:, 6:], **with_cache(model, cache_of(first)))
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole.logits, atol=1e-5, rtol=1e-5)
 
 
@@ -177,7 +178,7 @@ def test_a_native_class_keeps_one_rank(model_type: str, tmp_path: Path, command:
     assert model.config.model_type == "deepseek_v3"
     tokens = torch.arange(10)[None]
     with torch.no_grad():
-        cache = model(input_ids=tokens, use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=tokens, use_cache=True))
     assert _cache_bytes(cache) == 10 * found["cache_bytes_per_token_after"]
 
 

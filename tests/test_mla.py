@@ -19,6 +19,7 @@ from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.methods import methods
 from convert_attn.convert.request import Request, choose_form
 from convert_attn.convert.targets import fitting
+from convert_attn.eval.decoding import cache_of, with_cache
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
 _SIZES = Geometry(HIDDEN, 2, HEADS, HEADS, HEAD_DIM, 64)
@@ -90,10 +91,10 @@ def test_measured_cache_is_the_predicted_and_decode_equals_prefill(
         out = converted(input_ids=tokens[:, :4], use_cache=True)
         pieces = [out.logits]
         for t in range(4, 10):
-            out = converted(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = converted(input_ids=tokens[:, t : t + 1], **with_cache(converted, cache_of(out)), use_cache=True)
             pieces.append(out.logits)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=1e-5)
-    layers = out.past_key_values.layers
+    layers = cache_of(out).layers
     measured = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
     assert measured == 2 * 10 * 2 * (20 + rotary.get("rope_dim", 0)) * 4  # batch, tokens, layers, numbers, fp32
 
@@ -143,7 +144,7 @@ def test_latent_norm_normalises_what_is_cached(model_type: str, tmp_path: Path, 
     assert [plan["latent_norm"] for plan in plans] == [False, True]
     assert plans[0]["cache_bytes_per_token_after"] == plans[1]["cache_bytes_per_token_after"]
     with torch.no_grad():
-        layers = load(tmp_path / "normed")(torch.arange(10)[None], use_cache=True).past_key_values.layers
+        layers = cache_of(load(tmp_path / "normed")(torch.arange(10)[None], use_cache=True)).layers
     measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     assert measured == 10 * plans[1]["cache_bytes_per_token_after"]
     for layer in layers:  # every token's latent has the one size that the weight gives it
@@ -208,7 +209,7 @@ def test_native_cache_has_the_predicted_bytes(model_type: str, tmp_path: Path, c
     outcome = command(tmp_path / "in", *arguments, "--output", tmp_path / "out")
     with torch.no_grad():
         tokens = torch.ones(1, 10, dtype=torch.long)
-        layers = load(tmp_path / "out")(tokens, use_cache=True).past_key_values.layers
+        layers = cache_of(load(tmp_path / "out")(tokens, use_cache=True)).layers
     measured = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
     assert json.loads(outcome.out)["cache_bytes_per_token_after"] * 10 == measured
 

@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
+from convert_attn.eval.decoding import cache_of, with_cache
 from convert_attn.modeling.configuration_gpt2_gqa import GPT2GQAConfig
 from convert_attn.modeling.modeling_gpt2_gqa import (
     MAX_PACKED_TOKENS,
@@ -222,7 +223,7 @@ def test_cached_steps_equal_one_pass(groups: int, attn: str, kind: str) -> None:
     expected = model(ids, use_cache=False).logits
     start = 0
     for end in (6, 7, 8, 12, 40):  # a prompt, single tokens, a short chunk and a long one
-        out = model(ids[:, start:end], past_key_values=cache)
+        out = model(ids[:, start:end], **with_cache(model, cache))
         assert_close(out.logits, expected[:, start:end], 1e-4)
         start = end
 
@@ -234,10 +235,10 @@ def _cache(kind: str, model: Any, length: int) -> Any:
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_cache_holds_the_groups_and_nothing_else(groups: int) -> None:
     model = build(groups)
-    cache = model(tokens(batch=1, length=23)).past_key_values
+    cache = cache_of(model(tokens(batch=1, length=23)))
     numbers = sum(t.untyped_storage().nbytes() // 4 for layer in cache.layers for t in (layer.keys, layer.values))
     assert numbers == LAYERS * 2 * groups * d * 23
-    assert model(tokens(), use_cache=False).past_key_values is None
+    assert model(tokens(), use_cache=False).keys() == {"logits"}
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -383,9 +384,11 @@ def decode_step(model: Any, kind: str, padded: bool) -> tuple[Any, dict[str, Any
     position_ids = batch.pop("position_ids", torch.arange(T)[None])
     ids, mask = batch["input_ids"], batch["attention_mask"]
     prompt = slice(None, T - 1)
-    model(ids[:, prompt], attention_mask=mask[:, prompt], position_ids=position_ids[:, prompt], past_key_values=cache)
+    model(
+        ids[:, prompt], attention_mask=mask[:, prompt], position_ids=position_ids[:, prompt], **with_cache(model, cache)
+    )
     step = {"input_ids": ids[:, -1:], "attention_mask": mask, "position_ids": position_ids[:, -1:]}
-    return cache, step | {"past_key_values": cache}
+    return cache, step | with_cache(model, cache)
 
 
 def largest_in_decode_step(model: Any, kind: str, padded: bool) -> int:
@@ -523,7 +526,12 @@ def test_auto_map_and_source_files_are_complete() -> None:
     assert names["AutoConfig"] == "configuration_gpt2_gqa.GPT2GQAConfig"
     assert {auto: f"modeling_gpt2_gqa.{cls.__name__}" for auto, cls in HEAD_CLASSES.items()}.items() <= names.items()
     files = modeling.source_files("gpt2_gqa")
-    assert [path.name for path in files] == ["configuration_gpt2_gqa.py", "gpt2_backbone.py", "modeling_gpt2_gqa.py"]
+    assert [path.name for path in files] == [
+        "configuration_gpt2_gqa.py",
+        "gpt2_backbone.py",
+        "modeling_gpt2_gqa.py",
+        "transformers_api.py",
+    ]
     assert not any("convert_attn" in path.read_text() for path in files)
     with pytest.raises(ValueError, match="no model family 'gpt5', known are gpt2_gqa"):
         modeling.auto_map("gpt5")

@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
+from convert_attn.eval.decoding import with_cache
 from convert_attn.modeling.configuration_gpt2_mla import GPT2MLAConfig
 from convert_attn.modeling.configuration_llama_mla import LlamaMLAConfig
 from convert_attn.modeling.latent_attention import LatentAttention, absorbing_is_cheaper
@@ -111,7 +112,7 @@ def in_steps(model: Any, batch: dict[str, Tensor], ends: tuple[int, ...], cache:
         piece = {name: tensor[:, start:end] for name, tensor in batch.items()}
         if "attention_mask" in batch:  # covers what is in the cache, too
             piece["attention_mask"] = batch["attention_mask"][:, :end]
-        logits.append(model(**piece, past_key_values=cache).logits)
+        logits.append(model(**piece, **with_cache(model, cache)).logits)
         start = end
     return torch.cat(logits, dim=1)
 
@@ -370,7 +371,7 @@ def test_cache_holds_latent_and_rotary_key_and_nothing_else(family: str, kind: s
         held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         numbers = LAYERS * (R_LATENT + model.config.qk_rope_head_dim) * 3 * 23
         assert sum(tensor.untyped_storage().nbytes() for tensor in held) == numbers * dtype.itemsize
-    assert model(tokens(), use_cache=False).past_key_values is None
+    assert model(tokens(), use_cache=False).keys() == {"logits"}
 
 
 @both_functions
@@ -869,9 +870,11 @@ def decode_step(model: Any, kind: str, padded: bool) -> tuple[Any, dict[str, Any
     position_ids = batch.pop("position_ids", torch.arange(T)[None])
     ids, mask = batch["input_ids"], batch["attention_mask"]
     prompt = slice(None, T - 1)
-    model(ids[:, prompt], attention_mask=mask[:, prompt], position_ids=position_ids[:, prompt], past_key_values=cache)
+    model(
+        ids[:, prompt], attention_mask=mask[:, prompt], position_ids=position_ids[:, prompt], **with_cache(model, cache)
+    )
     step = {"input_ids": ids[:, -1:], "attention_mask": mask, "position_ids": position_ids[:, -1:]}
-    return cache, step | {"past_key_values": cache}
+    return cache, step | with_cache(model, cache)
 
 
 def positions(family: str) -> dict[str, Any]:
@@ -1067,7 +1070,8 @@ def test_auto_map_and_source_files_are_complete(family: str) -> None:
     assert names == {auto: f"modeling_{family}.{cls.__name__}" for auto, cls in CLASSES[family].items()}
     files = [path.name for path in modeling.source_files(family)]
     own = [f"configuration_{family}.py", f"modeling_{family}.py", *(["gpt2_backbone.py"] * (family == "gpt2_mla"))]
-    assert files == sorted([*own, "configuration_latent_attention.py", "latent_attention.py"])
+    shared = ["configuration_latent_attention.py", "latent_attention.py", "transformers_api.py"]
+    assert files == sorted([*own, *shared])
     assert not any("convert_attn" in path.read_text() for path in modeling.source_files(family))
 
 

@@ -30,6 +30,7 @@ from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.decode_contenders import PROMPT, SHARING, Filled, Sizes, check_same, fill, make_models
 from convert_attn.eval.benchmarks.decode_report import conditions, draw, markdown
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
+from convert_attn.eval.decoding import with_cache
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,16 +40,17 @@ def _block_step(model: Any, filled: Filled) -> Callable[[], object]:
     weight, tokens = model.lm_head.weight, filled.held[0][0].shape[2]
     hidden = torch.randn(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
     positions = torch.tensor([[tokens]], device=weight.device)
-    arguments: dict[str, Any] = {"position_ids": positions, "past_key_values": filled.cache, "attention_mask": None}
+    block = model.model.layers[0].self_attn
+    arguments = {"position_ids": positions, "attention_mask": None, **with_cache(block, filled.cache)}
     if hasattr(model.model, "rotary_emb"):  # made once for all layers; our blocks have frequencies of their own
         arguments["position_embeddings"] = model.model.rotary_emb(hidden, positions)
-    block = model.model.layers[0].self_attn
     return lambda: block(hidden_states=hidden, **arguments)
 
 
 def _model_step(model: Any, filled: Filled) -> Callable[[], object]:
     token = torch.tensor([[1]], device=model.lm_head.weight.device)
-    return lambda: model(input_ids=token, past_key_values=filled.cache, use_cache=True)
+    cached = with_cache(model, filled.cache)
+    return lambda: model(input_ids=token, use_cache=True, **cached)
 
 
 def _calls(models: dict[str, Any], caches: dict[str, Filled]) -> dict[str, Timed]:

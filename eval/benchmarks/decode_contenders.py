@@ -24,6 +24,7 @@ from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.targets import deepseek_v3, llama_mla
 from convert_attn.convert.targets.base import Blueprint, Config, Target
+from convert_attn.eval.decoding import cache_of, with_cache
 
 CONTENDERS = {
     "mha": "MHA (Llama)",
@@ -228,7 +229,7 @@ def difference(first: Any, second: Any) -> float:
     logits = []
     for model in (first, second):
         prompt = model(tokens[:, :-1], use_cache=True)
-        step = model(tokens[:, -1:], past_key_values=prompt.past_key_values, use_cache=True)
+        step = model(tokens[:, -1:], use_cache=True, **with_cache(model, cache_of(prompt)))
         logits.append(torch.cat([prompt.logits, step.logits], 1))
     return (logits[0] - logits[1]).abs().max().item()
 
