@@ -31,7 +31,7 @@ def cache_argument(function: Callable[..., Any]) -> str | None:
     for parameter in inspect.signature(function).parameters.values():
         declared = parameter.annotation
         if isinstance(declared, str):
-            found = re.search(r"\bCache\b", declared) is not None
+            found = re.search(r"Cache\b", declared) is not None
         else:
             found = any(isinstance(part, type) and issubclass(part, Cache) for part in (declared, *get_args(declared)))
         if found:

@@ -400,21 +400,6 @@ def test_static_cache_with_a_prompt_in_chunks_finds_its_own_sizes(family: str) -
     assert torch.equal(model.generate(tokens(), **options), expected)
 
 
-@both_families
-def test_continuous_batching_generates_the_same(family: str) -> None:
-    """Engines, and this one of transformers, have caches of their own, with one head size."""
-    model = build(family)
-    prompts = [[5, 6, 7, 8], [9, 10, 11]]
-    expected = [
-        model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
-    options = transformers.GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=VOCAB, pad_token_id=0)
-    small = transformers.ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # by default, all memory there is
-    answers = model.generate_batch(prompts, options, small, progress_bar=False)
-    assert sorted(answer.generated_tokens for answer in answers.values()) == sorted(expected)
-
-
 @both_functions
 @both_ways
 @both_families
