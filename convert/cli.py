@@ -16,6 +16,7 @@ from rich.table import Table
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
+from convert_attn.convert.serving_rules import ENGINES
 from convert_attn.convert.values import Count, Share
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
@@ -75,6 +76,12 @@ def cli() -> None:
     default="auto",
     show_default=True,
     help="native: only classes that transformers ships; custom: our modeling file; auto: native where one fits.",
+)
+@click.option(
+    "--for",
+    "engine",
+    type=click.Choice([engine.option for engine in ENGINES]),
+    help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
 @click.option(

@@ -121,6 +121,9 @@ def serving_table(model_type: str, rules: list[Rule]) -> Table:
         table.add_column(column, overflow="fold")  # commands and addresses are of use as a whole
     for rule in rules:
         kept = {True: "kept", False: "not kept", None: "-"}[rule.kept]
-        known = f"{rule.evidence}, {rule.version}: {rule.where}"
-        table.add_row(rule.engine, rule.loads, kept, escape(rule.change), escape(known))
+        todo = "\n".join(filter(None, (rule.change, *(note.text for note in rule.notes))))
+        known = "\n".join(
+            (f"{rule.evidence}, {rule.version}: {rule.where}", *(f"{n.evidence}: {n.where}" for n in rule.notes))
+        )
+        table.add_row(rule.engine, rule.loads, kept, escape(todo), escape(known))
     return table
