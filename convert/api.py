@@ -19,7 +19,7 @@ from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.request import Request
 from convert_attn.convert.run import Result, execute
 from convert_attn.convert.source import Source
-from convert_attn.convert.verify import check_names
+from convert_attn.convert.verification.stored import check_names
 from convert_attn.convert.writer import check_output
 
 

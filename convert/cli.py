@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,21 +141,19 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         result = api.execute(plan, advance)
     if not as_json:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
-    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, private, overwrite=False, as_json=as_json)}
+    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, as_json, private=private)}
     if as_json:
         made = plan_dict(result.plan, result.tokens)
         made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
         click.echo(json.dumps(made | pushed, indent=2))
 
 
-def _push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> dict[str, Any]:
+def _push(folder: Path, repo: str, as_json: bool, **options: Any) -> dict[str, Any]:
     """Push a folder and say where it is; as a dict for --json."""
-    from dataclasses import asdict
-
     from convert_attn.convert.push import push as send
 
     try:
-        pushed = send(folder, repo, private=private, overwrite=overwrite)
+        pushed = send(folder, repo, **options)
     except UsageError:
         raise
     except ConvertAttnError as error:
@@ -168,14 +167,38 @@ def _push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool
 
 
 @cli.command()
+@click.argument("model", metavar="DIR")
+@click.option("--against", metavar="SOURCE", help="What DIR was made from: all but attention must be the same.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code in DIR that is not of this version of convert-attn.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def verify(model: str, against: str | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Run DIR in the installed transformers and check that it does what its files say.
+
+    Its Auto class loads it in a process of its own, where convert-attn cannot be imported: decoding with and without a
+    cache, a padded batch, the cache's size, attention against its weights, the stored dtype, the tokenizer.
+    """
+    from convert_attn.convert.report import verified_lines
+    from convert_attn.convert.verification.folder import verify as run
+
+    found = run(model, against, trust_remote_code=trust_remote_code)
+    if as_json:
+        click.echo(json.dumps({"model": model, **asdict(found)}, indent=2))
+        return
+    click.echo("\n".join(verified_lines(model, found)))
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--overwrite", is_flag=True, help="Replace a model there that convert-attn did not make.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run code in FOLDER that is not of this version of convert-attn."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> None:
+def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Verify a converted FOLDER and put it into REPO on the Hub, in one commit."""
-    pushed = _push(folder, repo, private, overwrite, as_json)
+    pushed = _push(folder, repo, as_json, **options)
     if as_json:
         click.echo(json.dumps(pushed, indent=2))
 
