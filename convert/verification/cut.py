@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert_attn import modeling
-from convert_attn.convert.geometry import typed_config
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.source import Source
 from convert_attn.convert.tensors import TensorInfo
 from convert_attn.convert.writer import ShardWriter

@@ -10,10 +10,11 @@ import torch
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.card import auto_class_of
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.functional import Rule
-from convert_attn.convert.geometry import geometry, typed_config
+from convert_attn.convert.geometry import geometry
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods import DEFAULT, methods

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,9 @@ import transformers
 from torch import Tensor, nn
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
-from convert_attn.convert.functional import Attention, Rule, turn
+from convert_attn.convert.functional import Attention, Rule, layer_rule, turn
 from convert_attn.convert.isolated.behaviour import feed, probe_length
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.plan import Plan
@@ -91,21 +91,15 @@ class _Judge:
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._layers = plan, Layers(plan)
-        skeleton = Skeleton(plan.source, plan.prefix)
-        self._windowed = self._shorten(skeleton.model.config)
-        self._skeleton = Skeleton(plan.source, plan.prefix, config=self._windowed)
+        config = typed_config(plan.source.config, plan.source.origin.name)
+        window = getattr(config, "sliding_window", None)
+        if isinstance(window, int):
+            config.sliding_window = min(window, _WINDOW)
+        self._skeleton = Skeleton(plan.source, plan.prefix, config=config)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]
         self._outside = self._skeleton.names(lambda name: not name.startswith((self._skeleton.stem, *tables)))
-
-    def _shorten(self, config: Any) -> Any:
-        """The same config with a window so short that it shows, where there is one."""
-        config = deepcopy(config)
-        window = getattr(config, "sliding_window", None)
-        if window is not None and window < config.max_position_embeddings:
-            config.sliding_window = _WINDOW
-        return config
 
     def check(self, layer: int) -> Probe:
         """Compare one layer at both sizes of input.
@@ -114,7 +108,7 @@ class _Judge:
             ConvertAttnError: the class and our reading disagree.
         """
         plan = self._plan
-        rule = layer_rule(self._skeleton, plan.arch, plan.geometry, layer)
+        rule = layer_rule(plan.geometry, layer)
         short = replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
         weights = self._layers.read(layer).to(torch.float32)
         x = self._input(layer)
@@ -197,19 +191,6 @@ class _Judge:
             f"by {error:.2g} (relative; {_ALLOWED[size]:g} is allowed), so its conversion would be wrong and nothing "
             "was written: check that model_type and config.json belong to these weights"
         )
-
-
-def layer_rule(skeleton: Skeleton, arch: Any, sizes: Any, layer: int) -> Rule:
-    """TEMPORARY"""
-    attention = skeleton.blocks[layer].get_submodule(arch.output.rpartition(".")[0])
-    kinds = getattr(skeleton.model.config, "layer_types", None)
-    window = None if kinds and kinds[layer] == "full_attention" else sizes.window
-    return Rule(
-        scale=float(attention.scaling),  # type: ignore[arg-type]
-        inv_freq=sizes.plane_frequencies() if arch.position == "rope" else None,
-        rotary_scale=float(getattr(getattr(skeleton.model, "rotary_emb", None), "attention_scaling", 1.0)),
-        window=window,
-    )
 
 
 def probe_states(config: Any, layer: int) -> Tensor:
