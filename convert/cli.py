@@ -22,6 +22,8 @@ from convert_attn.convert.values import Count, Share
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
 
+_ENGINES = [engine.option for engine in ENGINES]
+
 
 class _ModelFirst(click.Group):
     """A first word that is no subcommand is the model to convert."""
@@ -81,7 +83,7 @@ def cli() -> None:
 @click.option(
     "--for",
     "engine",
-    type=click.Choice([engine.option for engine in ENGINES]),
+    type=click.Choice(_ENGINES),
     help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
@@ -208,16 +210,24 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option("--serving", "engines", is_flag=True, help="Instead: which serving engines load MODEL as it is.")
+@click.option(
+    "--for",
+    "engine",
+    type=click.Choice(_ENGINES),
+    help="Only what this engine serves by a class of its own with a small cache; with --serving: only this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(model: str, revision: str | None, subfolder: str | None, engines: bool, as_json: bool) -> None:
+def inspect(
+    model: str, revision: str | None, subfolder: str | None, engines: bool, engine: str | None, as_json: bool
+) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
     if engines:
-        _show_serving(model, revision, subfolder, as_json)
+        _show_serving(model, revision, subfolder, engine, as_json)
         return
     from convert_attn.convert.inspection import inspect as look
     from convert_attn.convert.report import inspection_tables
 
-    found = look(model, revision, subfolder)
+    found = look(model, revision, subfolder, engine)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
@@ -225,12 +235,12 @@ def inspect(model: str, revision: str | None, subfolder: str | None, engines: bo
         Console().print(table)
 
 
-def _show_serving(model: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
+def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:
     """What engines make of a checkpoint."""
     from convert_attn.convert.report import serving_table
     from convert_attn.convert.serving import as_dict, serving
 
-    model_type, rules = serving(model, revision, subfolder)
+    model_type, rules = serving(model, revision, subfolder, engine)
     if as_json:
         click.echo(json.dumps({"model_type": model_type, "serving": [as_dict(rule) for rule in rules]}, indent=2))
         return

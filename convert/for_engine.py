@@ -13,8 +13,8 @@ from convert_attn.convert.geometry import Geometry, geometry
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.plan import Plan, make_plan
 from convert_attn.convert.request import Request, choose_latent, divisors
-from convert_attn.convert.serving import verdict
-from convert_attn.convert.serving_rules import ENGINES, Engine, LatentSizes
+from convert_attn.convert.serving import named, takes, verdict
+from convert_attn.convert.serving_rules import Engine, LatentSizes
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Target
@@ -31,10 +31,7 @@ def plan_for(source: Source, request: Request) -> Plan:
     """
     if request.engine is None:
         return make_plan(source, request)
-    engine = next((engine for engine in ENGINES if engine.option == request.engine), None)
-    if engine is None:
-        options = ", ".join(engine.option for engine in ENGINES)
-        raise UsageError(f"--for '{request.engine}' is no engine that there are rules for; choose one of {options}")
+    engine = named(request.engine)
     if request.to == "mla" and not _keeps_latents(engine):
         request = _smallest(source, request)  # whatever sizes were typed: the engine is what is in the way
     elif request.to == "mla" and engine.latents:
@@ -67,17 +64,18 @@ def _smallest(source: Source, request: Request) -> Request:
 
 def _refusal(engine: Engine, plan: Plan) -> str | None:
     """Why an engine does not take a plan's result and what to do instead; None where it does."""
-    rule = verdict(engine, result_config(plan))
+    config = result_config(plan)
+    rule = verdict(engine, config)
     if rule is None:
         return f"there is no rule for what {engine.name} makes of {plan.result_type}"
-    if rule.loads == "no" or not rule.kept:
-        return f"{engine.name} does not serve {plan.result_type} with a small cache: {rule.change}"
-    if rule.loads == "custom code" and engine.option != "transformers":
+    if takes(engine, config):
+        return None
+    if rule.kept:
         return (
             f"{engine.name} has no class of its own for {plan.result_type} ({rule.change}); without --for it is made "
             f"all the same{_or_instead(engine, plan.source, plan.request)}"
         )
-    return None
+    return f"{engine.name} does not serve {plan.result_type} with a small cache: {rule.change}"
 
 
 def _or_instead(engine: Engine, source: Source, request: Request) -> str:
@@ -90,8 +88,7 @@ def _or_instead(engine: Engine, source: Source, request: Request) -> str:
             plan = make_plan(source, other)
         except UsageError:
             continue
-        rule = verdict(engine, result_config(plan))
-        if rule is not None and rule.loads == "native class" and rule.kept:
+        if takes(engine, result_config(plan)):
             return f"; --to {to} works, which ends in {plan.result_type}"
     return ""
 
@@ -112,12 +109,26 @@ def _sized(source: Source, request: Request, engine: Engine) -> Request:
         for latent in _as_asked(request, engine, target):
             reason = _misfit(request, latent, target, sizes)
             if reason is None:
-                rank = latent.rank - target.extra_latent
-                return replace(request, rank=rank, rope_dim=latent.rope_dim, cache_ratio=None, layout="native")
+                form = _form(latent, target)
+                return replace(request, rank=form.rank, rope_dim=form.rope_dim, cache_ratio=None, layout="native")
     raise UsageError(
         f"--for {engine.option}: {engine.name} cannot keep a latent of this model, as {reason}"
         f"{_or_instead(engine, source, request)}"
     )
+
+
+def latent_forms(engine: Engine, arch: Architecture, sizes: Geometry) -> list[LatentCache]:
+    """The latents that a model can have of those that an engine's kernels take; none where they take any."""
+    request, target = Request(to="mla"), _native_latent(arch)
+    if target is None or _unheld(request, arch, target, sizes) is not None:
+        return []
+    fit = (latent for latent in engine.latents if _misfit(request, latent, target, sizes) is None)
+    return [_form(latent, target) for latent in fit]
+
+
+def _form(latent: LatentSizes, target: Target) -> LatentCache:
+    """What --rank and --rope-dim are to be for these sizes of the class."""
+    return LatentCache(latent.rank - target.extra_latent, latent.rope_dim)
 
 
 def _native_latent(arch: Architecture) -> Target | None:

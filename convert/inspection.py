@@ -8,15 +8,20 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.form import SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry
+from convert_attn.convert.for_engine import latent_forms
+from convert_attn.convert.form import Form, LatentCache, SharedHeads
+from convert_attn.convert.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.hub import resolve, within
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_latent, divisors
+from convert_attn.convert.serving import named, takes
+from convert_attn.convert.serving_rules import Engine
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting
+from convert_attn.convert.targets.base import Blueprint, Config, Target
 from convert_attn.convert.tensors import DTYPES
 
 _MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -86,15 +91,19 @@ class Inspection:
         }
 
 
-def inspect(model: str | Path, revision: str | None = None, subfolder: str | None = None) -> Inspection:
+def inspect(
+    model: str | Path, revision: str | None = None, subfolder: str | None = None, engine: str | None = None
+) -> Inspection:
     """Look at a model without downloading its weights.
 
     Args:
         model: Hub id, local folder (config.json is enough), or sample:NAME.
+        engine: show only what this engine serves by a class of its own with a small cache; a name that --for takes.
 
     Raises:
         ConvertAttnError: not there, or not a model this package knows.
     """
+    asked = None if engine is None else named(engine)
     source = Source.open(resolve(str(model), revision, subfolder, weights=False))
     arch = architecture(source.config["model_type"])
     sizes = geometry(arch, source.config, source.origin.name)
@@ -107,7 +116,7 @@ def inspect(model: str | Path, revision: str | None = None, subfolder: str | Non
         sizes=sizes,
         dtype=dtype,
         parameters=parameters,
-        rows=tuple(_rows(arch, sizes, DTYPES[dtype].itemsize)),
+        rows=tuple(_rows(_Look(source, arch, sizes, asked), DTYPES[dtype].itemsize)),
     )
 
 
@@ -148,24 +157,60 @@ def _hub_counts(source: Source) -> dict[str, int]:
     return {str(dtype): count for dtype, count in metadata.parameter_count.items() if dtype in DTYPES}
 
 
-def _rows(arch: Architecture, sizes: Geometry, itemsize: int) -> list[CacheRow]:
-    """What it is now, every number of shared heads, and MLA at the usual shares of the cache."""
-    rows = []
+@dataclass(frozen=True)
+class _Look:
+    """A model, and the engine that its results are for."""
+
+    source: Source
+    arch: Architecture
+    sizes: Geometry
+    engine: Engine | None
+
+    def targets(self, form: Form) -> list[Target]:
+        """Every target that holds a form, and that the engine takes."""
+        fit = fitting(self.arch, self.sizes, form)
+        return [t for t in fit if self.engine is None or takes(self.engine, self.config(t, form))]
+
+    def holders(self, form: Form) -> tuple[str, ...]:
+        """ "class (layout)" of those targets."""
+        return tuple(f"{target.becomes or self.arch.model_type} ({target.layout})" for target in self.targets(form))
+
+    def config(self, target: Target, form: Form) -> Config:
+        """What a rule reads of the result's config.json."""
+        known, model_type = architectures(), target.becomes or self.arch.model_type
+        facts = facts_of(self.arch, self.source.config, self.source.origin.name)
+        biases, config = class_biases(self.arch, facts), self.source.config
+        planes = ((0.0,) * (form.rope_dim // 2),) * self.sizes.num_layers if isinstance(form, LatentCache) else ()
+        blueprint = Blueprint(self.arch, known.get(model_type, self.arch), config, self.sizes, form, biases, planes)
+        return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
+
+    def latents(self) -> list[LatentCache]:
+        """The engine's sizes of a latent, or those of the usual shares of the cache."""
+        if self.engine is not None and self.engine.latents:
+            return latent_forms(self.engine, self.arch, self.sizes)
+        forms = []
+        for share in _MLA_SHARES:
+            try:
+                forms.append(choose_latent(Request(to="mla", cache_ratio=share), self.arch, self.sizes))
+            except UsageError:  # too small for this share, or a rotation that a latent cannot have
+                continue
+        return forms
+
+
+def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
+    """What it is now, every number of shared heads, and MLA; with an engine only what it takes of them."""
+    sizes, rows = look.sizes, []
     for kv_heads in reversed(divisors(sizes.num_kv_heads)):
-        holders = tuple(
-            f"{t.becomes or arch.model_type} ({t.layout})" for t in fitting(arch, sizes, SharedHeads(kv_heads))
-        )
+        holders = look.holders(SharedHeads(kv_heads))
         name = "MQA" if kv_heads == 1 else "MHA" if kv_heads == sizes.num_heads else f"GQA-{kv_heads}"
         if kv_heads == sizes.num_kv_heads:
-            holders = (f"{arch.model_type} (source)", *holders)
-        rows.append(CacheRow(name, holders, sizes.cache_numbers(kv_heads) * itemsize))
-    for share in _MLA_SHARES:
-        try:
-            form = choose_latent(Request(to="mla", cache_ratio=share), arch, sizes)
-        except UsageError:  # too small for this share, or a rotation that a latent cannot have
-            continue
-        holders = tuple(f"{t.becomes} ({t.layout})" for t in fitting(arch, sizes, form))
+            holders = (f"{look.arch.model_type} (source)", *holders)
+        if holders or look.engine is None:
+            rows.append(CacheRow(name, holders, sizes.cache_numbers(kv_heads) * itemsize))
+    for form in look.latents():
+        holders = look.holders(form)
         if holders:
             name = f"MLA {form.rank}" + (f" + {form.rope_dim}" if form.rope_dim else "")
-            rows.append(CacheRow(name, holders, form.cache_numbers(sizes) * itemsize))
+            numbers = form.cache_numbers(sizes) + sizes.num_layers * min(t.extra_latent for t in look.targets(form))
+            rows.append(CacheRow(name, holders, numbers * itemsize))
     return rows

@@ -35,6 +35,26 @@ def verdicts(config: Config) -> list[Rule]:
     return [rule for rule in found if rule is not None]
 
 
+def named(option: str) -> Engine:
+    """The engine that --for names.
+
+    Raises:
+        UsageError: there are no rules for it.
+    """
+    for engine in ENGINES:
+        if engine.option == option:
+            return engine
+    options = ", ".join(engine.option for engine in ENGINES)
+    raise UsageError(f"--for '{option}' is no engine that there are rules for; choose one of {options}")
+
+
+def takes(engine: Engine, config: Config) -> bool:
+    """Whether an engine serves a checkpoint by a class of its own and keeps the small cache; ours are transformers'."""
+    rule = verdict(engine, config)
+    own = ("native class", "custom code") if engine.option == "transformers" else ("native class",)
+    return rule is not None and rule.loads in own and rule.kept is True
+
+
 def engines() -> list[str]:
     """Every engine that there are rules for."""
     return [engine.name for engine in ENGINES]
@@ -46,8 +66,13 @@ def as_dict(rule: Rule) -> dict[str, Any]:
     return shown | {"notes": [{"text": n.text, "evidence": n.evidence, "where": n.where} for n in rule.notes]}
 
 
-def serving(model: str | Path, revision: str | None = None, subfolder: str | None = None) -> tuple[str, list[Rule]]:
+def serving(
+    model: str | Path, revision: str | None = None, subfolder: str | None = None, engine: str | None = None
+) -> tuple[str, list[Rule]]:
     """The model type of a checkpoint and what engines make of it, from config.json alone.
+
+    Args:
+        engine: only this one, by the name that --for takes.
 
     Raises:
         ConvertAttnError: it is not there, or no rule knows its type.
@@ -59,4 +84,5 @@ def serving(model: str | Path, revision: str | None = None, subfolder: str | Non
         raise UsageError(
             f"no rules for '{source.config['model_type']}', which no conversion makes; there are rules for {known}"
         )
-    return str(source.config["model_type"]), rules
+    asked = None if engine is None else named(engine).name
+    return str(source.config["model_type"]), [rule for rule in rules if asked in (None, rule.engine)]

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from convert_attn.convert.api import plan
 from convert_attn.convert.config import result_config
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.inspection import inspect
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.serving import verdict
 from convert_attn.convert.serving_rules import ENGINES, Engine
@@ -159,3 +160,28 @@ def test_from_the_command_line(tmp_path: Path, command: Command) -> None:
     refused = command("convert", edit_config(source), "--to", "mla", "--rank", "32", "--for", "vllm")
     assert refused.code == 2
     assert refused.err.startswith("Error: --for vllm: ")
+
+
+def test_inspect_shows_what_an_engine_takes(tmp_path: Path, command: Command) -> None:
+    source = save_headers(tmp_path / "in", "llama")
+    shown = json.loads(command("inspect", source, "--for", "vllm", "--json").out)["cache"]
+    assert [row["name"] for row in shown] == ["MHA", "MQA", "MLA 511 + 64", "MLA 255 + 64"]
+    assert [row["bytes_per_token"] for row in shown[2:]] == [2 * 576, 2 * 320]  # with the constant channel
+    for option in ("sglang", "tgi", "llama.cpp", "ctranslate2"):
+        rows = json.loads(command("inspect", source, "--for", option, "--json").out)["cache"]
+        assert not any(row["name"].startswith("MLA") for row in rows)
+    (only,) = json.loads(command("inspect", source, "--serving", "--for", "tgi", "--json").out)["serving"]
+    assert only["engine"] == "TGI"
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.option)
+def test_what_inspect_shows_for_an_engine_is_what_can_be_made(engine: Engine, tmp_path: Path) -> None:
+    source = save_headers(tmp_path / "in", "llama")
+    for row in inspect(source, engine=engine.option).rows[1:]:
+        name = row.name.removeprefix("GQA-").removeprefix("MLA ")
+        options: dict[str, Any] = {"to": "mqa"}
+        if row.name.startswith("MLA"):
+            rank, rope_dim = map(int, name.split(" + "))
+            options = {"to": "mla", "rank": rank, "rope_dim": rope_dim}
+        made = plan(source, engine=engine.option, **options)
+        assert made.cache_bytes[1] == row.bytes_per_token
