@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
 from convert_attn.convert.serving_rules import ENGINES
@@ -23,6 +24,7 @@ from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
 
 _ENGINES = [engine.option for engine in ENGINES]
+_TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
 
 
 class _ModelFirst(click.Group):
@@ -107,7 +109,8 @@ def cli() -> None:
 @click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Accept a source whose config names code of its own (the code is not run: its weights are read as data).",
+    help="Accept a source that names code of its own. It is not run here (weights are read as data); the tokenizer's "
+    "goes with the result.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
 @click.option("--push", "repo", metavar="REPO", help="Put the result on the Hub when it is done.")
@@ -225,7 +228,7 @@ def inspect(
         _show_serving(model, revision, subfolder, engine, as_json)
         return
     from convert_attn.convert.inspection import inspect as look
-    from convert_attn.convert.report import inspection_tables
+    from convert_attn.convert.report import inspection_tables, warning_lines
 
     found = look(model, revision, subfolder, engine)
     if as_json:
@@ -233,6 +236,8 @@ def inspect(
         return
     for table in inspection_tables(found):
         Console().print(table)
+    for line in warning_lines(found.warnings):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:
@@ -305,15 +310,29 @@ def main() -> None:
 
         transformers.logging.set_verbosity_error()
         code = cli.main(sys.argv[1:] or ["--help"], prog_name="convert-attn", standalone_mode=False)
-    except ConvertAttnError as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        _fail(_usage_sentence(error), error.exit_code)
-    except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # Rust panics of libraries are no Exception
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        _fail(*_sentence(error))
     sys.exit(code)  # --help and --version hand back 0, a command None
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    """What to say of a failure, and the exit code."""
+    if isinstance(error, ConvertAttnError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        return _usage_sentence(error), error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted", 130
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
+    said = first_line(error)
+    kind = type(error).__name__
+    what = kind if said == kind else f"{kind}: {said}"
+    return f"{what} (a failure that convert-attn does not know; {_TRACEBACK}=1 shows where it comes from)", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:

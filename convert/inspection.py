@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.hub import resolve, within
 from convert_attn.convert.model_types import architecture
+from convert_attn.convert.names import block_prefix
+from convert_attn.convert.quantised import QuantisedError, check_plain, leftover_warning
 from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_latent, divisors
 from convert_attn.convert.serving import named, takes
 from convert_attn.convert.serving_rules import Engine
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.targets.base import Blueprint, Config, Target
-from convert_attn.convert.tensors import DTYPES
+from convert_attn.convert.tensors import DTYPES, TensorInfo
 
 _MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 CONTEXTS = (1024, 8192, 131072)
@@ -56,6 +60,7 @@ class Inspection:
         position: "rope" or "learned".
         dtype: safetensors' name of the weights' dtype, which is taken for the cache's.
         parameters: how many numbers the weights hold, None where only config.json could be read.
+        warnings: sentences for the user.
     """
 
     model: str
@@ -66,6 +71,7 @@ class Inspection:
     dtype: str
     parameters: int | None
     rows: tuple[CacheRow, ...]
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -88,6 +94,7 @@ class Inspection:
             "dtype": self.dtype,
             "parameters": self.parameters,
             "cache": rows,
+            "warnings": list(self.warnings),
         }
 
 
@@ -101,13 +108,13 @@ def inspect(
         engine: show only what this engine serves by a class of its own with a small cache; a name that --for takes.
 
     Raises:
-        ConvertAttnError: not there, or not a model this package knows.
+        ConvertAttnError: not there, not a model this package knows, or one that is quantised.
     """
     asked = None if engine is None else named(engine)
     source = Source.open(resolve(str(model), revision, subfolder, weights=False))
     arch = architecture(source.config["model_type"])
     sizes = geometry(arch, source.config, source.origin.name)
-    dtype, parameters = _weights_facts(source)
+    dtype, parameters = _weights_facts(source, arch)
     return Inspection(
         model=source.origin.name,
         commit=source.origin.commit,
@@ -117,44 +124,54 @@ def inspect(
         dtype=dtype,
         parameters=parameters,
         rows=tuple(_rows(_Look(source, arch, sizes, asked), DTYPES[dtype].itemsize)),
+        warnings=(leftover_warning(source.leftovers, parameters is not None),) if source.leftovers else (),
     )
 
 
-def _weights_facts(source: Source) -> tuple[str, int | None]:
+def _weights_facts(source: Source, arch: Architecture) -> tuple[str, int | None]:
     """The dtype most numbers have, and how many there are; from config.json where there are no headers."""
-    counts = _local_counts(source)
-    if not counts and source.origin.commit is not None and not source.origin.subfolder:
-        counts = _hub_counts(source)
-    if counts:
+    infos = _local_tensors(source)
+    if infos:
+        block_prefix(arch, source)
+    elif source.origin.commit is not None and not source.origin.subfolder:
+        infos = _hub_tensors(source)
+        check_plain(source.origin.name, infos, source.leftovers)
+    if infos:
+        counts: Counter[str] = Counter()
+        for info in infos:
+            counts[info.dtype] += math.prod(info.shape)
         return max(counts, key=counts.__getitem__), sum(counts.values())
     named = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
     return DTYPE_OPTIONS.get(str(named), "F32"), None
 
 
-def _local_counts(source: Source) -> dict[str, int]:
+def _local_tensors(source: Source) -> list[TensorInfo]:
     """From the headers here; none where only config.json is here, or, from the Hub, not all of the shards."""
     folder = source.origin.folder
     try:
-        infos = source.weights.infos.values()
+        return list(source.weights.infos.values())
+    except QuantisedError:
+        raise
     except ConvertAttnError:
         broken = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
         if broken and source.origin.commit is None:
             raise
-        return {}
-    counts: dict[str, int] = {}
-    for info in infos:
-        counts[info.dtype] = counts.get(info.dtype, 0) + info.nbytes // DTYPES[info.dtype].itemsize
-    return counts
+        return []
 
 
-def _hub_counts(source: Source) -> dict[str, int]:
+def _hub_tensors(source: Source) -> list[TensorInfo]:
     """The Hub serves headers by byte range."""
     api, origin = HfApi(), source.origin
     try:
         metadata = within(_HEADERS_SECONDS, lambda: api.get_safetensors_metadata(origin.name, revision=origin.commit))
     except Exception:  # no safetensors, no network in the HTTP client's own words: the count is left out
-        return {}
-    return {str(dtype): count for dtype, count in metadata.parameter_count.items() if dtype in DTYPES}
+        return []
+    return [
+        TensorInfo(name, str(info.dtype), tuple(info.shape), file, 0)
+        for file, one in metadata.files_metadata.items()
+        for name, info in one.tensors.items()
+        if info.dtype in DTYPES
+    ]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import transformers
 
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.plan import Plan
-from convert_attn.convert.source import Weights
+from convert_attn.convert.shards import Weights
 
 # where the result goes, not what it is
 _NOT_REPEATED = frozenset({"output", "overwrite"})

@@ -34,6 +34,7 @@ class Request:
         dtype: "auto" or a key of DTYPE_OPTIONS.
         device: where the arithmetic runs.
         engine: what the result is served by, by the name that `--for` takes; None: no matter.
+        trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result.
     """
 
     to: str
@@ -53,6 +54,7 @@ class Request:
     seed: int = 0
     overwrite: bool = False
     engine: str | None = field(default=None, metadata={"option": "for"})
+    trust_remote_code: bool = False
 
 
 def divisors(n: int) -> list[int]:

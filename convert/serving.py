@@ -75,9 +75,10 @@ def serving(
         engine: only this one, by the name that --for takes.
 
     Raises:
-        ConvertAttnError: it is not there, or no rule knows its type.
+        ConvertAttnError: it is not there, quantised, or no rule knows its type.
     """
     source = Source.open(resolve(str(model), revision, subfolder, weights=False))
+    source.refuse_quantised()
     rules = verdicts(source.config)
     if not rules:
         known = ", ".join(sorted(frozenset().union(*(rule.types for rule in RULES))))

@@ -9,8 +9,8 @@ import torch
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.card import auto_class_of
 from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.classes import auto_class_of
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.functional import Rule
