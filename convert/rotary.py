@@ -28,6 +28,17 @@ class Rotary:
         """P = d / 2."""
         return self.inv_freq.shape[0]
 
+    def nearest(self, frequencies: tuple[float, ...]) -> list[tuple[int, int]]:
+        """For each of some frequencies the plane that turns most nearly as fast, and how often it was taken before."""
+        own = self.inv_freq.to(torch.float64).clamp_min(1e-9).log()
+        taken = [0] * self.num_planes
+        pairs = []
+        for frequency in frequencies:
+            plane = int((own - math.log(max(frequency, 1e-9))).abs().argmin())
+            pairs.append((plane, taken[plane]))
+            taken[plane] += 1
+        return pairs
+
 
 @dataclass(frozen=True)
 class Offsets:

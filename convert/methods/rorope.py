@@ -14,8 +14,11 @@ from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram
 
 
-def real_pca(weights: AttentionWeights, rope_dim: int, context: LayerContext) -> Decoupled:
-    """The rope_dim / 2 (plane, component) pairs of largest energy stay rotary, the rest acts as if at offset 0.
+def real_pca(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> Decoupled:
+    """The R / 2 (plane, component) pairs of largest energy stay rotary, the rest acts as if at offset 0.
+
+    Where the class prescribes frequencies, each takes the largest component that is left of the plane that turns most
+    nearly as fast (the same, where R is the head size), and turns it at the class's speed.
 
     Within a plane the heads are turned by one real orthogonal matrix, which commutes with every rotation; the query
     takes the same matrix (TransMLA, arXiv:2502.07864, RoRoPE).
@@ -27,12 +30,19 @@ def real_pca(weights: AttentionWeights, rope_dim: int, context: LayerContext) ->
     planes = d // 2
     both = overlap.diagonal(0, 1, 3).permute(2, 0, 1)  # [d, K, K]
     values, vectors = torch.linalg.eigh(both[:planes] + both[planes:])  # [P, K], [P, K, K]
-    picks = values.flatten().topk(rope_dim // 2).indices
-    mixing = torch.zeros(rope_dim, keys, d, dtype=torch.float64)
-    for n, pick in enumerate(picks.tolist()):
-        plane, vector = pick // keys, vectors[pick // keys, :, pick % keys]
-        mixing[n, :, plane] = vector
-        mixing[rope_dim // 2 + n, :, plane + planes] = vector
+    own = context.rotary.inv_freq.to(torch.float64)
+    if sizes.frequencies is None:
+        picks = values.flatten().topk(sizes.rope_dim // 2).indices
+        chosen = [(pick // keys, pick % keys) for pick in picks.tolist()]
+        inv_freq = own[picks // keys]
+    else:
+        chosen = [(plane, keys - 1 - before) for plane, before in context.rotary.nearest(sizes.frequencies)]
+        inv_freq = torch.tensor(sizes.frequencies, dtype=torch.float64)
+    mixing = torch.zeros(sizes.rope_dim, keys, d, dtype=torch.float64)
+    for n, (plane, component) in enumerate(chosen):
+        if component >= 0:  # else nothing is left of that plane
+            mixing[n, :, plane] = vectors[plane, :, component]
+            mixing[sizes.rope_dim // 2 + n, :, plane + planes] = vectors[plane, :, component]
     maps = mixing.transpose(0, 1).repeat_interleave(weights.queries_per_kv, 0)  # [H, R, d]
     shared = torch.stack([mixing[:, n] @ double(k) for n, k in enumerate(weights.k)]).sum(0)
     per_kv = weights.queries_per_kv
@@ -40,12 +50,12 @@ def real_pca(weights: AttentionWeights, rope_dim: int, context: LayerContext) ->
     def nope(i: int) -> Tensor:
         return double(weights.k[i // per_kv]) - maps[i].T @ shared
 
-    return Decoupled(mixing, maps, context.rotary.inv_freq.to(torch.float64)[picks // keys], nope)
+    return Decoupled(mixing, maps, inv_freq, nope)
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Keys scaled to the size of the values, then PCA of both on the inputs' moments (TransMLA, section 4.3)."""
-    decoupled = real_pca(weights, sizes.rope_dim, context)
+    decoupled = real_pca(weights, sizes, context)
     keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
     root = context.moments.root()

@@ -15,7 +15,7 @@ from convert_attn.convert.methods.rorope import pad, real_pca
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Truncated SVD of the stacked [Wk; Wv]; under rotary position of what `rorope` leaves position-free."""
-    decoupled = real_pca(weights, sizes.rope_dim, context)
+    decoupled = real_pca(weights, sizes, context)
     keys = key_rows(weights, decoupled)
     stacked = torch.cat([keys, double(weights.v).flatten(0, 1)])
     basis = torch.linalg.svd(stacked, full_matrices=False)[2][: sizes.rank]

@@ -19,7 +19,7 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     A latent [ck; cv] would need up_k to be zero on cv. One basis for the span of both halves is at least as good at
     the same size, and is what a class with one up-projection for keys and values can hold.
     """
-    decoupled = real_pca(weights, sizes.rope_dim, context)
+    decoupled = real_pca(weights, sizes, context)
     keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
     half = sizes.rank // 2

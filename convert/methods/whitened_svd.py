@@ -17,7 +17,7 @@ _SMALLEST = 1e-6  # of the largest singular value of the moments' root: smaller 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Truncated SVD of [Wk; Wv] S with S^2 = E[x x^T]; under rotary position of what `rorope` leaves position-free."""
-    decoupled = real_pca(weights, sizes.rope_dim, context)
+    decoupled = real_pca(weights, sizes, context)
     stacked = torch.cat([key_rows(weights, decoupled), double(weights.v).flatten(0, 1)])
     root = psd_sqrt(context.moments.matrix())
     basis = torch.linalg.svd(stacked @ root, full_matrices=False)[2][: sizes.rank]  # [r, D]
