@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _RANK_TOLERANCE = 1e-12
+_LEAST_DAMPING = 1e-9  # in float32: what a fit needs to be solved at all
 # torch 2.13 with MKL, after torch.set_num_threads(2): batches of 160 x 160 come out of its LU with broken pivots
 _ONE_BY_ONE = 128
 
@@ -29,16 +30,29 @@ def psd_sqrt(matrix: Tensor) -> Tensor:
     return root
 
 
-def damped_solve(matrix: Tensor, right: Tensor, damping: float = 1e-6) -> Tensor:
-    """matrix^-1 right for positive semidefinite [..., d, d], damped so that a dead head gives zeros.
+def damping(epsilon: float) -> float:
+    """The ridge that a fit needs so that its result survives being rounded.
+
+    A score is a sum of products of two numbers. Each is rounded some three times (its weight, its value, its rotated
+    value), every time by a mean square of about (epsilon / 5)^2 of itself, so a product costs epsilon^2 / 4 of its own
+    square: large numbers that cancel are not worth it. What is stored in one kind of half precision may well be run in
+    the other, so the coarser one counts for both.
 
     Args:
-        damping: what is added to the diagonal, as a share of its mean.
+        epsilon: the spacing of the numbers that the result is stored in, relative (`torch.finfo(dtype).eps`).
+    """
+    half = epsilon >= torch.finfo(torch.float16).eps
+    return torch.finfo(torch.bfloat16).eps ** 2 / 4 if half else _LEAST_DAMPING
+
+
+def damped_solve(matrix: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
+    """(matrix + diag(ridge))^-1 right for positive semidefinite [..., d, d]; a dead head gives zeros.
+
+    Args:
+        ridge: [..., d].
     """
     d = matrix.shape[-1]
-    scale = matrix.diagonal(0, -2, -1).mean(-1).clamp_min(torch.finfo(matrix.dtype).tiny * 1e20)
-    ridge = damping * scale[..., None, None] * torch.eye(d, dtype=matrix.dtype)
-    damped = matrix + ridge
+    damped = matrix + torch.diag_embed(ridge.clamp_min(torch.finfo(matrix.dtype).tiny * 1e20))
     solution: Tensor
     if d < _ONE_BY_ONE:
         solution = torch.linalg.solve(damped, right)

@@ -83,9 +83,9 @@ def _shared_heads(weights: AttentionWeights, x: Tensor, rule: Rule) -> _Heads:
 
 def _latent_heads(weights: LatentWeights, x: Tensor, rule: Rule) -> _Heads:
     latent = x @ weights.down.T
-    if weights.latent_power is not None:
+    if weights.norm:
         power = latent.square().mean(-1, keepdim=True)
-        latent = latent * ((weights.latent_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
+        latent = latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
     query = _project(weights.q_nope, weights.q_nope_bias, x)
     key, value = _project(weights.up_k, None, latent), _project(weights.up_v, None, latent)
     if weights.inv_freq.numel():

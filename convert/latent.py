@@ -27,7 +27,9 @@ class LatentWeights:
         up_k: [H, d, r].
         up_v: [H, d, r].
         o: [H, D, d]; o_bias [D] or None.
-        latent_power: E[c_j^2] averaged over the channels j of c, which a norm on the latent starts from.
+        norm: an RMSNorm normalises c in front of the cache; its gain is the typical size of c.
+        power: [r] E[c_j^2] of each channel of c, where it is known.
+        input_power: E[x_j^2] averaged over the channels of x.
         inv_freq: [R / 2] radians per token of the rotary planes, (p, p + R/2) being plane p.
     """
 
@@ -43,7 +45,14 @@ class LatentWeights:
     q_rope_bias: Tensor | None = None
     k_rope_bias: Tensor | None = None
     o_bias: Tensor | None = None
-    latent_power: float | None = None
+    norm: bool = False
+    power: Tensor | None = None
+    input_power: float = 1.0
+
+    @property
+    def mean_power(self) -> float:
+        """E[c_j^2] averaged over the channels of c, 1 where it is not known."""
+        return 1.0 if self.power is None else float(self.power.mean())
 
 
 @dataclass(frozen=True)

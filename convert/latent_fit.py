@@ -21,7 +21,12 @@ from torch import Tensor
 
 from convert_attn.convert.factor import damped_solve
 from convert_attn.convert.rotary import MeanConjugation, Offsets, characteristic, from_planes
-from convert_attn.convert.rotary_fit import RotaryKeys
+from convert_attn.convert.rotary_fit import RotaryKeys, plane_power
+
+# Prescribed frequencies may be nearly the same over the offsets that are attended to: differences of planes, however
+# large the weights they take, then fit a little better. At least so much is charged for a product, as a share of its
+# square; it is what fp16 would cost.
+_PRESCRIBED = 2.4e-7
 
 
 def _centred_turn(left: Tensor, right: Tensor, offsets: Offsets) -> MeanConjugation:
@@ -84,12 +89,8 @@ def _start(layer: RotaryKeys, planes: int, frequencies: tuple[float, ...] | None
         inv_freq = own[picks // keys]
     else:
         inv_freq = torch.tensor(frequencies, dtype=torch.float64)
-        used = [0] * len(own)
-        chosen = []
-        for frequency in inv_freq:
-            plane = int((own.clamp_min(1e-9).log() - frequency.clamp_min(1e-9).log()).abs().argmin())
-            used[plane] += 1
-            chosen.append((plane, max(keys - used[plane], 0)))
+        # a plane that is taken more often than it has components gives its weakest one again
+        chosen = [(plane, max(keys - 1 - before, 0)) for plane, before in layer.rotary.nearest(frequencies)]
     row = torch.zeros(planes, d // 2, keys, dtype=torch.complex128)
     for n, (plane, component) in enumerate(chosen):
         row[n, plane] = scalars[plane, component]
@@ -108,6 +109,7 @@ def fit_shared_rotary_key(
         sweeps: alternations; 0 leaves the complex PCA as it starts.
     """
     mixing, inv_freq = _start(layer, rope_dim // 2, frequencies)
+    damping = layer.damping if frequencies is None else max(layer.damping, _PRESCRIBED)
     own = layer.rotary.inv_freq.to(torch.float64)
     cross_turn = _centred_turn(inv_freq, own, layer.offsets)
     self_turn = _centred_turn(inv_freq, inv_freq, layer.offsets)
@@ -116,13 +118,15 @@ def fit_shared_rotary_key(
         cross = torch.einsum("rkb,kbld->lrd", mixing, layer.gram)  # [K, R, d]
         shared = torch.einsum("krd,skd->rs", cross, mixing)
         seen = self_turn(shared[None], inverse=True)
-        maps = damped_solve(seen, cross_turn(cross[layer.key_of], inverse=True), 1e-9)
+        maps = damped_solve(seen, cross_turn(cross[layer.key_of], inverse=True), damping * plane_power(shared))
         if sweep == sweeps:
             break
         moved = maps @ layer.queries  # [H, R, d]
-        weight = self_turn(moved @ maps.mT).sum(0)
+        products = moved @ maps.mT
+        weight = self_turn(products).sum(0)
         towards = cross_turn(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
-        mixing = damped_solve(weight[None], towards, 1e-9).transpose(0, 1)
+        ridge = damping * plane_power(products.sum(0))
+        mixing = damped_solve(weight[None], towards, ridge[None]).transpose(0, 1)
         mixing = mixing * (size / _size(mixing, layer.gram).clamp_min(1e-200)).sqrt()
     return SharedRotaryKey(mixing, maps, inv_freq)
 

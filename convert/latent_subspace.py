@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.factor import double
+from convert_attn.convert.factor import damping, double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
 from convert_attn.convert.latent_basis import Reading, direction_values, exact_latent, fit_latent
 from convert_attn.convert.latent_fit import fit_shared_rotary_key, mean_rotation
@@ -26,7 +26,13 @@ def decouple(weights: AttentionWeights, sizes: LatentSizes, queries: Tensor, con
     """The shared rotary key by least squares; what it leaves of the keys, averaged over offsets, is position-free."""
     if context.rotary is None:
         return without_rotary(weights)
-    keys = RotaryKeys(queries, gram(weights.k, weights.k_bias, context.key_moments), context.rotary, context.offsets)
+    keys = RotaryKeys(
+        queries,
+        gram(weights.k, weights.k_bias, context.key_moments),
+        context.rotary,
+        context.offsets,
+        damping(context.epsilon),
+    )
     fit = fit_shared_rotary_key(keys, sizes.rope_dim, sizes.frequencies)
     own_mean = mean_rotation(context.rotary.inv_freq.to(torch.float64), context.offsets)  # [H, d, d]
     shared_mean = mean_rotation(fit.inv_freq, context.offsets)  # [H, R, R]

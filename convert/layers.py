@@ -16,7 +16,6 @@ from convert_attn.convert.layout import split
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.moments import Moments, moments_from_norm
 from convert_attn.convert.plan import Plan
-from convert_attn.convert.request import DTYPE_OPTIONS
 from convert_attn.convert.rotary import Rotary, prior_offsets
 from convert_attn.convert.statistics import LayerStatistics
 from convert_attn.convert.targets.base import Converted
@@ -39,17 +38,14 @@ class Layers:
         self.generator = torch.Generator(self.plan.request.device).manual_seed(self.plan.request.seed)
 
     def read(self, layer: int) -> AttentionWeights:
-        """A block's attention weights, in the dtype they are stored in (or a wider one that the result asks for)."""
+        """A block's attention weights, in float32 or wider: nothing is rounded until it is written."""
         plan = self.plan
         names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
         present = plan.source.weights.infos
         block = plan.block(layer)
         tensors = {name: self._finite(block + name) for name in names if block + name in present}
-        wider = DTYPES.get(DTYPE_OPTIONS.get(plan.request.dtype, ""))
-        if wider is not None:
-            # --dtype float32 of a bf16 source: results are kept as precise as they are asked for
-            tensors = {name: tensor.to(torch.promote_types(tensor.dtype, wider)) for name, tensor in tensors.items()}
-        return split(plan.arch, plan.geometry, tensors)
+        wide = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
+        return split(plan.arch, plan.geometry, wide)
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.plan.source.weights.read(name).to(self.plan.request.device)
@@ -76,12 +72,13 @@ class Layers:
     def _context(self, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
         sizes = self.plan.geometry
         rotary = Rotary(sizes.plane_frequencies()) if self.plan.arch.position == "rope" else None
+        epsilon = torch.finfo(DTYPES[self.plan.cache_dtype]).eps
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
-            return LayerContext(prior, rotary, offsets, self.generator)
+            return LayerContext(prior, rotary, offsets, self.generator, epsilon=epsilon)
         tokens, keys, attended = seen.damped(prior)
         offsets = seen.offsets(sizes.context)
-        return LayerContext(tokens, rotary, offsets, self.generator, keys, attended, score_share)
+        return LayerContext(tokens, rotary, offsets, self.generator, keys, attended, score_share, epsilon)
 
     def convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None = None) -> Converted:
         """The block's new form.
@@ -103,8 +100,22 @@ class Layers:
             frequencies = plan.target.frequencies(replace(plan.blueprint, form=wanted))
             sizes = LatentSizes(wanted.rank, wanted.rope_dim, frequencies)
             converted = method.compress(weights, sizes, context)
-            return replace(converted, latent_power=context.moments.power(converted.down)) if wanted.norm else converted
+            self._check_frequencies(converted.inv_freq, frequencies)
+            moments = context.moments
+            input_power = float(moments.variance().mean())
+            return replace(converted, norm=wanted.norm, power=moments.power(converted.down), input_power=input_power)
         raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")
+
+    def _check_frequencies(self, chosen: Tensor, prescribed: tuple[float, ...] | None) -> None:
+        """A class that prescribes how fast planes turn has no place to say otherwise."""
+        if prescribed is None:
+            return
+        wanted = torch.tensor(prescribed, dtype=chosen.dtype, device=chosen.device)
+        if chosen.shape != wanted.shape or not torch.allclose(chosen, wanted):
+            raise ConvertAttnError(
+                f"method '{self.plan.method.name}' chose rotary frequencies of its own, but {self.plan.target.name} "
+                "prescribes them: give --layout custom or another --method"
+            )
 
     def losses(self, weights: AttentionWeights, context: LayerContext, form: LatentCache) -> Tensor:
         """What each direction of the latent is worth to the plan's method, largest first: [D]."""

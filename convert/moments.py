@@ -44,10 +44,12 @@ class Moments:
         columns = torch.diag(self.second.sqrt())
         return torch.cat([columns, self.mean[:, None]], 1) if bool(self.mean.any()) else columns
 
-    def power(self, weight: Tensor) -> float:
-        """E |W x|^2 / m for W [m, D]: what the outputs are in the square on average."""
-        rows = with_bias(weight, None)
-        return float(self.product(rows, rows).diagonal().mean())
+    def power(self, weight: Tensor) -> Tensor:
+        """E[(W x)_j^2] for W [m, D]: what each output is in the square, [m]."""
+        rows = weight.to(torch.float64)
+        if self._is_diagonal:
+            return rows.square() @ self.second + (rows @ self.mean).square()
+        return ((rows @ self.second) * rows).sum(1)
 
     def matrix(self) -> Tensor:
         """[D, D] E[x x^T]."""

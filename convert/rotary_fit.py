@@ -22,7 +22,15 @@ from torch import Tensor
 from convert_attn.convert.factor import Stack, damped_solve, normalised_overlap
 from convert_attn.convert.rotary import MeanConjugation, Offsets, Rotary, from_planes, to_planes
 
+_LEAST = 1e-6  # damping that the alternation itself needs
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
+
+
+def plane_power(moment: Tensor) -> Tensor:
+    """The mean square of each number of E[k k^T] [..., d, d], the same for both of a plane: [..., d]."""
+    planes = moment.shape[-1] // 2
+    mean = moment.diagonal(0, -2, -1).unflatten(-1, (2, planes)).mean(-2)
+    return torch.cat([mean, mean], -1)
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,14 @@ class RotaryKeys:
         gram: [K, d, K, d], E[k k^T].
         rotary: how each plane turns.
         offsets: how far each query head looks back.
+        damping: what a product of a query's and a key's number costs besides its error, as a share of its square.
     """
 
     queries: Tensor
     gram: Tensor
     rotary: Rotary
     offsets: Offsets
+    damping: float
 
     @cached_property
     def turn(self) -> MeanConjugation:
@@ -84,6 +94,7 @@ class _Groups:
     gram: Tensor  # [N, n, d, n, d]
     turn: MeanConjugation  # [N, m, P, P] each
     key_of: Tensor  # [m], the key head (in the group) of each query head
+    damping: float
 
     @classmethod
     def of(cls, keys: RotaryKeys, groups: list[tuple[int, ...]]) -> _Groups:
@@ -92,7 +103,7 @@ class _Groups:
         query = (index[..., None] * per_key + torch.arange(per_key)).flatten(1)
         gram = keys.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None]].permute(0, 1, 3, 2, 4)
         key_of = torch.arange(index.shape[1]).repeat_interleave(per_key)
-        return cls(keys.queries[query], gram, keys.turn.heads(query), key_of)
+        return cls(keys.queries[query], gram, keys.turn.heads(query), key_of, keys.damping)
 
     def key_gram(self, mixing: Tensor) -> Tensor:
         """E[(K y) k^T] for the shared key `mixing` [N, d, n, d] and every key head: [N, n, d, d]."""
@@ -105,7 +116,7 @@ class _Groups:
         own = self.gram.diagonal(0, 1, 3).permute(0, 3, 1, 2)  # [N, n, d, d]
         seen = self.turn(shared[:, None], inverse=True)
         against = self.turn(cross[:, self.key_of], inverse=True)
-        maps = damped_solve(seen, against)
+        maps = damped_solve(seen, against, max(self.damping, _LEAST) * plane_power(seen))
         target = self.turn(own[:, self.key_of], inverse=True)
         residual = (self.queries * (target - against.mT @ maps)).sum((-1, -2, -3))
         return maps, residual.clamp_min(0)
@@ -117,7 +128,8 @@ class _Groups:
         towards = self.turn(moved)
         n = self.gram.shape[1]
         per_key = towards.unflatten(1, (n, -1)).sum(2)  # [N, n, d, d]
-        solved = damped_solve(weight[:, None], per_key)
+        ridge = max(self.damping, _LEAST) * plane_power(weight)
+        solved = damped_solve(weight[:, None], per_key, ridge[:, None])
         return self.normalised(solved.permute(0, 2, 1, 3))
 
     def normalised(self, mixing: Tensor) -> Tensor:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from convert_attn.convert.balance import balanced
 from convert_attn.convert.card import auto_class
 from convert_attn.convert.config import write_side_files
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting import Fitting, fitting
 from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.layers import Layers, on_device
+from convert_attn.convert.layers import on_device
 from convert_attn.convert.plan import OutputTensor, Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.tensors import DTYPES, TensorInfo, tensor_bytes
-from convert_attn.convert.verification.process import ISOLATED
-from convert_attn.convert.verification.result import Answer, Verified, answer, verify_conversion
-from convert_attn.convert.verification.source import Probe, check_source
-from convert_attn.convert.verification.stored import verify_folder
+from convert_attn.convert.verify import verify_folder
 from convert_attn.convert.writer import ShardWriter, check_output, check_space, whole_or_nothing
 
 
@@ -36,7 +34,6 @@ class Result:
         plan: as carried out: sizes that were left to the calibration text are known.
         tokens: of calibration text, 0 without.
         warnings: sentences for the user.
-        verified: what was seen when the result was run.
     """
 
     output: Path
@@ -44,7 +41,6 @@ class Result:
     plan: Plan
     tokens: int = 0
     warnings: tuple[str, ...] = ()
-    verified: Verified | None = None
 
 
 def execute(plan: Plan, progress: Progress = silent) -> Result:
@@ -55,16 +51,18 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     """
     check_output(plan.output, plan.request.overwrite)
     check_space(plan.output, sum(output.info.nbytes for output in plan.outputs))
-    ISOLATED.start()  # it imports its libraries while this process works
-    probes = check_source(plan)
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         plan = found.plan
-        blueprint, answers = _write_weights(found, folder, probes, progress)
+        blueprint = _write_weights(found, folder, progress)
         write_side_files(plan, folder, blueprint, found.tokens)
         verify_folder(folder, auto_class(plan), progress)
-        verified = verify_conversion(plan, folder, auto_class(plan), answers)
-    nbytes = sum(output.info.nbytes for output in plan.outputs)
-    return Result(plan.output, nbytes, plan, found.tokens, plan.warnings + found.warnings, verified)
+    return Result(
+        plan.output,
+        sum(output.info.nbytes for output in plan.outputs),
+        plan,
+        found.tokens,
+        plan.warnings + found.warnings,
+    )
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
@@ -75,13 +73,10 @@ def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
     return {file: infos for file, infos in shards.items() if infos}
 
 
-def _write_weights(
-    fitting: Fitting, folder: Path, probes: Sequence[Probe], progress: Progress
-) -> tuple[Blueprint, list[Answer]]:
-    """All shards; the plan's blueprint with what was found on the way, and what probed layers must give."""
+def _write_weights(fitting: Fitting, folder: Path, progress: Progress) -> Blueprint:
+    """All shards; the plan's blueprint with what was found on the way."""
     plan = fitting.plan
     found: list[tuple[float, ...]] = []
-    asked, answers = {probe.layer: probe for probe in probes}, []
     writer = ShardWriter(folder, _shards(plan), plan.source.weights.metadata)
     try:
         by_layer: dict[int, list[OutputTensor]] = {}
@@ -95,8 +90,8 @@ def _write_weights(
             progress("attention", done, len(by_layer))
             with torch.no_grad():
                 converted = fitting.convert(layer)
-                if layer in asked:
-                    answers.append(answer(asked.pop(layer), converted))
+                if plan.balanced:
+                    converted = balanced(converted, plan.arch.position == "rope")
                 with on_device(plan.request.device):
                     tensors = plan.target.tensors(plan.blueprint, converted, layer)
             if isinstance(converted, LatentWeights):
@@ -112,9 +107,7 @@ def _write_weights(
             writer.put(output.info.name, _copied(plan, output))
         progress("copy", len(others), len(others))
         writer.close()
-        # layers that are copied as they are
-        answers += [answer(probe, Layers(plan).read(layer)) for layer, probe in asked.items()]
-        return replace(plan.blueprint, inv_freq=tuple(found)), answers
+        return replace(plan.blueprint, inv_freq=tuple(found))
     except BaseException:
         writer.abandon()
         raise

@@ -12,10 +12,12 @@ import torch
 from checkpoints import Command
 from tiny import HEADS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
 
-from convert_attn import convert
+from convert_attn import ConvertAttnError, convert
+from convert_attn.convert import api
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods import methods
 from convert_attn.convert.request import Request, choose_form
 from convert_attn.convert.targets import fitting
@@ -42,6 +44,29 @@ def test_full_rank_gives_the_original_logits(model_type: str, method: str, tmp_p
     rotary = {"rope_dim": HEADS * HEAD_DIM} if model_type in ROTARY else {}
     converted = _convert(model, tmp_path, rank=HIDDEN, method=method, **rotary)
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", COMPRESSING)
+def test_prescribed_frequencies_are_the_ones_that_the_weights_are_for(method: str, tmp_path: Path) -> None:
+    """One K/V head and a rotary key of its size: DeepSeek-V3 turns planes as the source does, and nothing is lost."""
+    model = tiny_model("llama", kv_heads=1)
+    converted = _convert(model, tmp_path, rank=HIDDEN, rope_dim=HEAD_DIM, layout="native", method=method)
+    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-3, rtol=1e-3)
+
+
+def test_a_method_with_frequencies_of_its_own_is_refused_where_they_are_prescribed(tmp_path: Path) -> None:
+    method = methods()["svd"]
+    assert method.compress is not None
+    compress = method.compress
+
+    def free(weights: Any, sizes: Any, context: Any) -> Any:
+        return compress(weights, replace(sizes, frequencies=None), context)
+
+    tiny_model("llama").save_pretrained(tmp_path / "in")
+    plan = api.plan(tmp_path / "in", to="mla", rank=24, rope_dim=8, layout="native", method="svd")
+    layers = Layers(replace(plan, method=replace(method, compress=free)))
+    with pytest.raises(ConvertAttnError, match="prescribes"):
+        layers.convert(layers.read(0), layers.context(0, None))
 
 
 @pytest.mark.parametrize("model_type", [name for name in LATENT if name not in ROTARY])

@@ -84,5 +84,6 @@ METHOD = Method(
     summary="averaging of neighbouring heads, each turned first to agree best with the group's mean",
     source="Jin et al. 2024, arXiv:2412.20677, section 3 (Procrustes alignment); its grouping is not included",
     share=share,
+    literal=True,
     calibration="optional",
 )

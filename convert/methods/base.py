@@ -26,6 +26,7 @@ class LayerContext:
         offsets: how far back the heads look (used under rotary position only).
         generator: seeded; the only source of randomness.
         score_share: MLA: how much errors of scores count against errors of outputs, both relative (lambda).
+        epsilon: the spacing of the numbers the result is stored in, relative (`torch.finfo(dtype).eps`).
     """
 
     moments: Moments
@@ -35,6 +36,7 @@ class LayerContext:
     keys: Moments | None = None
     attended: Moments | None = None
     score_share: float = 1.0
+    epsilon: float = torch.finfo(torch.float32).eps
 
     @property
     def key_moments(self) -> Moments:
@@ -65,6 +67,7 @@ class Method:
         losses: MLA: for a rotary key of some size, what each direction of the latent is worth, largest first [D]; for
             methods that can tell before they are asked for a rank.
         calibration: "none", "optional" or "needed": whether text is used.
+        literal: a baseline of the literature: its weights stay what it says, and are not balanced.
         refit: where there is text, the output projections are solved anew unless the user says otherwise.
     """
 
@@ -75,6 +78,7 @@ class Method:
     compress: CompressLatent | None = None
     losses: LatentLosses | None = None
     calibration: str = "none"
+    literal: bool = False
     refit: bool = False
 
     @property

@@ -16,4 +16,5 @@ METHOD = Method(
     summary="the group's first key and value head",
     source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 3.3 (ablation)",
     share=share,
+    literal=True,
 )

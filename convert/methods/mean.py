@@ -25,4 +25,5 @@ METHOD = Method(
     summary="average of the group's key and value heads",
     source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 2.1",
     share=share,
+    literal=True,
 )

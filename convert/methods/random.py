@@ -25,4 +25,5 @@ METHOD = Method(
     summary="fresh random heads of the same mean and deviation (seeded)",
     source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 3.3 (ablation)",
     share=share,
+    literal=True,
 )

@@ -20,7 +20,7 @@ from convert_attn.convert.attention import (
     drop_key_bias,
     fold_value_bias,
 )
-from convert_attn.convert.factor import Stack, double
+from convert_attn.convert.factor import Stack, damping, double
 from convert_attn.convert.grouping import Group, best_partition
 from convert_attn.convert.latent_subspace import compress, losses
 from convert_attn.convert.methods.base import LayerContext, Method
@@ -47,7 +47,7 @@ class _Layer:
         )
         if context.rotary is None:
             return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
-        return cls(RotaryKeys(queries, keys, context.rotary, context.offsets), values, per_kv)
+        return cls(RotaryKeys(queries, keys, context.rotary, context.offsets, damping(context.epsilon)), values, per_kv)
 
     def costs(self, groups: list[Group]) -> list[float]:
         """The share of score energy plus the share of output energy that each group would lose."""

@@ -2,7 +2,8 @@
 
 DeepSeek-V3 puts an RMSNorm on the latent. One more latent channel that is a large constant C (zero weight, bias C)
 makes it the identity: with norm weight C / sqrt(r + 1), the normalised latent is the latent up to |c|^2 / (2 C^2). The
-softmax scale is fixed at (d + R)^-1/2, so its ratio to d^-1/2 goes into the query.
+constant's own weight is zero, so that nothing large is cached. The softmax scale is fixed at (d + R)^-1/2, so its
+ratio to d^-1/2 goes into the query.
 
 Its query projection has no bias. For sources that have one, the class's low-rank query serves at full rank: q_a_proj
 copies the input and adds a constant channel, which neutralises the norm behind it in the same way, and q_b_proj reads
@@ -25,7 +26,9 @@ from convert_attn.convert.targets.latent import latent_form, latent_shapes, late
 from convert_attn.convert.targets.llama_mla import block_config, renamed_classes
 
 _ATTENTION = "self_attn."
-_LARGEST = 32768.0  # within fp16, and far above any latent of a normalised input
+_LARGEST = 32768.0  # within fp16
+_TYPICAL = 2.0**-12  # of a channel behind the norm, before its weight: fp16 holds it, and its square is fp32's rounding
+_MOST = 2.0**-9  # the same, where the constant cannot be large enough
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,29 @@ class _IdentityNorm:
     Rounding the norm's weight to bf16 would scale all channels alike by up to 0.4 %. So the weight is a power of two
     and the constant a bf16 number, both exact in every dtype, and what they miss of each other is known: whoever reads
     the channels multiplies by `scale`, in full precision.
+
+    Attributes:
+        typical: the root mean square of a channel. The larger the constant against it, the nearer the norm is to the
+            identity, and the smaller are the numbers between norm and weight: too small ones vanish in fp16.
     """
 
     size: int
+    typical: float
+
+    @property
+    def _largest_gain(self) -> float:
+        return math.ldexp(1.0, math.floor(math.log2(_LARGEST / math.sqrt(self.size))))
 
     @property
     def gain(self) -> float:
-        """The norm's weight, the same for all channels."""
-        return math.ldexp(1.0, math.floor(math.log2(_LARGEST / math.sqrt(self.size))))
+        """The norm's weight, the same for all channels but the constant."""
+        wanted = math.ldexp(1.0, math.ceil(math.log2(max(self.typical, 1e-30) / _TYPICAL)))
+        return min(wanted, self._largest_gain)
+
+    @property
+    def shrink(self) -> float:
+        """What to multiply the channels by in front of the norm: a power of two, 1 where they are not too large."""
+        return min(1.0, math.ldexp(1.0, math.floor(math.log2(_MOST * self.gain / max(self.typical, 1e-30)))))
 
     @property
     def constant(self) -> float:
@@ -51,8 +69,14 @@ class _IdentityNorm:
 
     @property
     def scale(self) -> float:
-        """A channel in front of the norm over the same behind it, near 1."""
-        return self.constant / (self.gain * math.sqrt(self.size))
+        """What to multiply channels by behind the norm: what rounding made of it, and the inverse of `shrink`."""
+        return self.constant / (self.gain * math.sqrt(self.size)) / self.shrink
+
+    def weight(self, like: Tensor, last: float) -> Tensor:
+        """[size] the norm's weight, `last` for the constant."""
+        gain = like.new_full((self.size,), self.gain)
+        gain[-1] = last
+        return gain
 
 
 def _with_constant(blueprint: Blueprint) -> Blueprint:
@@ -85,23 +109,23 @@ def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str
     if not isinstance(converted, LatentWeights):
         raise TypeError("a class with a latent cannot hold K/V heads")
     w, form, d = converted, latent_form(blueprint), blueprint.sizes.head_dim
-    norm, query_scale = _IdentityNorm(form.rank + 1), ((d + form.rope_dim) / d) ** 0.5
+    norm, query_scale = _IdentityNorm(form.rank + 1, w.mean_power**0.5), ((d + form.rope_dim) / d) ** 0.5
     w = _interleaved(w)
     padded = replace(
         w,
         q_nope=w.q_nope * query_scale,
         q_rope=w.q_rope * query_scale,
-        down=torch.cat([w.down, w.down.new_zeros(1, w.down.shape[1])]),
+        down=torch.cat([w.down * norm.shrink, w.down.new_zeros(1, w.down.shape[1])]),
         up_k=_widened(w.up_k * norm.scale),
         up_v=_widened(w.up_v * norm.scale),
         k_rope_bias=w.k_rope.new_zeros(w.k_rope.shape[0]) if w.k_rope_bias is None else w.k_rope_bias,
     )
     tensors = latent_tensors(_with_constant(blueprint), padded, _ATTENTION)
     tensors[f"{_ATTENTION}kv_a_proj_with_mqa.bias"][form.rank] = norm.constant
-    tensors[f"{_ATTENTION}kv_a_layernorm.weight"] = w.down.new_full((norm.size,), norm.gain)
+    tensors[f"{_ATTENTION}kv_a_layernorm.weight"] = norm.weight(w.down, last=0.0)
     if _query_rank(blueprint) is not None and w.q_nope_bias is not None and w.q_rope_bias is not None:
         bias = torch.cat([w.q_nope_bias, w.q_rope_bias], 1).flatten() * query_scale
-        query = _biased_query(tensors.pop(f"{_ATTENTION}q_proj.weight"), bias)
+        query = _biased_query(tensors.pop(f"{_ATTENTION}q_proj.weight"), bias, w.input_power**0.5)
         tensors |= {_ATTENTION + name: tensor for name, tensor in query.items()}
     return tensors
 
@@ -124,20 +148,22 @@ def _widened(up: Tensor) -> Tensor:
     return torch.cat([up, torch.zeros_like(up[..., :1])], -1)
 
 
-def _biased_query(weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """A projection [n, D] with a bias [n] as the class's low-rank query."""
+def _biased_query(weight: Tensor, bias: Tensor, typical: float) -> dict[str, Tensor]:
+    """A projection [n, D] with a bias [n] as the class's low-rank query.
+
+    Args:
+        typical: the root mean square of a channel of the input.
+    """
     hidden = weight.shape[1]
-    norm = _IdentityNorm(hidden + 1)
+    norm = _IdentityNorm(hidden + 1, typical)
     constant = weight.new_zeros(norm.size)
     constant[-1] = norm.constant
     # the constant itself is brought down to between 1 and 2: divided by 32768, a small bias would vanish in fp16
     down = math.ldexp(1.0, -math.floor(math.log2(math.sqrt(norm.size))))
-    gain = weight.new_full((norm.size,), norm.gain)
-    gain[-1] = down
     return {
-        "q_a_proj.weight": torch.eye(norm.size, hidden, dtype=weight.dtype, device=weight.device),
+        "q_a_proj.weight": torch.eye(norm.size, hidden, dtype=weight.dtype, device=weight.device) * norm.shrink,
         "q_a_proj.bias": constant,
-        "q_a_layernorm.weight": gain,
+        "q_a_layernorm.weight": norm.weight(weight, last=down),
         "q_b_proj.weight": torch.cat([weight * norm.scale, bias[:, None] / (down * math.sqrt(norm.size))], 1),
     }
 
