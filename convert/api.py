@@ -11,14 +11,15 @@ from convert_attn.convert.card import auto_class
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.config import result_config
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.for_engine import plan_for
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.model_types import architecture
-from convert_attn.convert.plan import Plan, make_plan
+from convert_attn.convert.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.request import Request
 from convert_attn.convert.run import Result, execute
 from convert_attn.convert.source import Source
-from convert_attn.convert.verify import check_names
+from convert_attn.convert.verification.stored import check_names
 from convert_attn.convert.writer import check_output
 
 
@@ -39,8 +40,8 @@ def plan(
         to: "gqa", "mqa" or "mla".
         revision: branch, tag or commit of a Hub model.
         subfolder: where below the model's folder or repository the checkpoint is.
-        trust_remote_code: accept a source that names code of its own; the code is never run.
-        options: the other fields of `Request`.
+        trust_remote_code: accept a source that names code of its own; it is not run, and the tokenizer's is carried.
+        options: the other fields of `Request`; `engine` is --for.
 
     Raises:
         ConvertAttnError: whatever stands in the way, in one sentence.
@@ -59,7 +60,13 @@ def plan(
             f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
             "names say; give --trust-remote-code to read them as its model_type all the same"
         )
-    made = make_plan(source, Request(to=to, output=folder, **options))
+    if source.tokenizer_code is not None and not trust_remote_code:
+        raise UsageError(
+            f"the tokenizer of '{model}' is made by code of its own ({source.tokenizer_code.where}), which has to go "
+            "with the result and runs wherever that is loaded; read it, then give --trust-remote-code, or convert a "
+            "copy of the folder without it"
+        )
+    made = plan_for(source, Request(to=to, output=folder, trust_remote_code=trust_remote_code, **options))
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
     check_names((output.info for output in made.outputs), config, auto_class(made))

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from convert_attn.convert.classes import auto_class_of
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.repeat import command
 from convert_attn.convert.version import __version__
@@ -59,15 +60,6 @@ def how_to_load(plan: Plan, where: str | None = None) -> str:
 def auto_class(plan: Plan) -> str:
     """The Auto class that fits the source's architecture."""
     return auto_class_of(plan.source.config)
-
-
-def auto_class_of(config: dict[str, Any]) -> str:
-    """The Auto class that fits the `architectures` of a config.json."""
-    names = config.get("architectures") or ["ForCausalLM"]
-    for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
-        if names[0].endswith(f"For{task}"):
-            return f"AutoModelFor{task}"
-    return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
 
 
 def calibrated_on(plan: Plan, tokens: int) -> str:

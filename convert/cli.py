@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,12 +15,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
+from convert_attn.convert.serving_rules import ENGINES
 from convert_attn.convert.values import Count, Share
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
+
+_ENGINES = [engine.option for engine in ENGINES]
+_TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
 
 
 class _ModelFirst(click.Group):
@@ -76,6 +82,12 @@ def cli() -> None:
     show_default=True,
     help="native: only classes that transformers ships; custom: our modeling file; auto: native where one fits.",
 )
+@click.option(
+    "--for",
+    "engine",
+    type=click.Choice(_ENGINES),
+    help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
 @click.option(
     "--dtype",
@@ -97,7 +109,8 @@ def cli() -> None:
 @click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Accept a source whose config names code of its own (the code is not run: its weights are read as data).",
+    help="Accept a source that names code of its own. It is not run here (weights are read as data); the tokenizer's "
+    "goes with the result.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
 @click.option("--push", "repo", metavar="REPO", help="Put the result on the Hub when it is done.")
@@ -133,21 +146,19 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         result = api.execute(plan, advance)
     if not as_json:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
-    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, private, overwrite=False, as_json=as_json)}
+    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, as_json, private=private)}
     if as_json:
         made = plan_dict(result.plan, result.tokens)
         made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
         click.echo(json.dumps(made | pushed, indent=2))
 
 
-def _push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> dict[str, Any]:
+def _push(folder: Path, repo: str, as_json: bool, **options: Any) -> dict[str, Any]:
     """Push a folder and say where it is; as a dict for --json."""
-    from dataclasses import asdict
-
     from convert_attn.convert.push import push as send
 
     try:
-        pushed = send(folder, repo, private=private, overwrite=overwrite)
+        pushed = send(folder, repo, **options)
     except UsageError:
         raise
     except ConvertAttnError as error:
@@ -161,14 +172,38 @@ def _push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool
 
 
 @cli.command()
+@click.argument("model", metavar="DIR")
+@click.option("--against", metavar="SOURCE", help="What DIR was made from: all but attention must be the same.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code in DIR that is not of this version of convert-attn.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def verify(model: str, against: str | None, trust_remote_code: bool, as_json: bool) -> None:
+    """Run DIR in the installed transformers and check that it does what its files say.
+
+    Its Auto class loads it in a process of its own, where convert-attn cannot be imported: decoding with and without a
+    cache, a padded batch, the cache's size, attention against its weights, the stored dtype, the tokenizer.
+    """
+    from convert_attn.convert.report import verified_lines
+    from convert_attn.convert.verification.folder import verify as run
+
+    found = run(model, against, trust_remote_code=trust_remote_code)
+    if as_json:
+        click.echo(json.dumps({"model": model, **asdict(found)}, indent=2))
+        return
+    click.echo("\n".join(verified_lines(model, found)))
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option("--overwrite", is_flag=True, help="Replace a model there that convert-attn did not make.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run code in FOLDER that is not of this version of convert-attn."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool) -> None:
+def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Verify a converted FOLDER and put it into REPO on the Hub, in one commit."""
-    pushed = _push(folder, repo, private, overwrite, as_json)
+    pushed = _push(folder, repo, as_json, **options)
     if as_json:
         click.echo(json.dumps(pushed, indent=2))
 
@@ -178,29 +213,39 @@ def push(folder: Path, repo: str, private: bool, overwrite: bool, as_json: bool)
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option("--serving", "engines", is_flag=True, help="Instead: which serving engines load MODEL as it is.")
+@click.option(
+    "--for",
+    "engine",
+    type=click.Choice(_ENGINES),
+    help="Only what this engine serves by a class of its own with a small cache; with --serving: only this one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(model: str, revision: str | None, subfolder: str | None, engines: bool, as_json: bool) -> None:
+def inspect(
+    model: str, revision: str | None, subfolder: str | None, engines: bool, engine: str | None, as_json: bool
+) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
     if engines:
-        _show_serving(model, revision, subfolder, as_json)
+        _show_serving(model, revision, subfolder, engine, as_json)
         return
     from convert_attn.convert.inspection import inspect as look
-    from convert_attn.convert.report import inspection_tables
+    from convert_attn.convert.report import inspection_tables, warning_lines
 
-    found = look(model, revision, subfolder)
+    found = look(model, revision, subfolder, engine)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2))
         return
     for table in inspection_tables(found):
         Console().print(table)
+    for line in warning_lines(found.warnings):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_serving(model: str, revision: str | None, subfolder: str | None, as_json: bool) -> None:
+def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:
     """What engines make of a checkpoint."""
     from convert_attn.convert.report import serving_table
     from convert_attn.convert.serving import as_dict, serving
 
-    model_type, rules = serving(model, revision, subfolder)
+    model_type, rules = serving(model, revision, subfolder, engine)
     if as_json:
         click.echo(json.dumps({"model_type": model_type, "serving": [as_dict(rule) for rule in rules]}, indent=2))
         return
@@ -265,15 +310,29 @@ def main() -> None:
 
         transformers.logging.set_verbosity_error()
         code = cli.main(sys.argv[1:] or ["--help"], prog_name="convert-attn", standalone_mode=False)
-    except ConvertAttnError as error:
-        _fail(str(error), error.exit_code)
-    except click.ClickException as error:
-        _fail(_usage_sentence(error), error.exit_code)
-    except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # Rust panics of libraries are no Exception
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exc()
+        _fail(*_sentence(error))
     sys.exit(code)  # --help and --version hand back 0, a command None
+
+
+def _sentence(error: BaseException) -> tuple[str, int]:
+    """What to say of a failure, and the exit code."""
+    if isinstance(error, ConvertAttnError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        return _usage_sentence(error), error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted", 130
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1
+    said = first_line(error)
+    kind = type(error).__name__
+    what = kind if said == kind else f"{kind}: {said}"
+    return f"{what} (a failure that convert-attn does not know; {_TRACEBACK}=1 shows where it comes from)", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:

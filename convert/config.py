@@ -12,12 +12,16 @@ import transformers
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.card import model_card
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.files import read_json
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.plan import Plan, result_classes
 from convert_attn.convert.repeat import command, headers_sha256, versions
 from convert_attn.convert.request import DTYPE_OPTIONS
-from convert_attn.convert.source import Source, read_json
+from convert_attn.convert.source import Source
 from convert_attn.convert.targets.base import Blueprint
+from convert_attn.convert.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
+from convert_attn.convert.tokenizer_code import TokenizerCode, json_object
 from convert_attn.convert.version import __version__
 
 
@@ -96,6 +100,7 @@ def _carry(source: Path, target: Path) -> None:
 
     That key names code, of other repositories too, which would run when the result is loaded as its card says.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     if target.suffix != ".json":
         return
@@ -108,12 +113,30 @@ def _carry(source: Path, target: Path) -> None:
 
 
 def carry_files(source: Source, result_type: str, folder: Path) -> None:
-    """Tokenizer and the like from a source, and our modeling code where the result's class is ours."""
-    for path in source.side_files():
-        _carry(path, folder / path.name)
-    if result_type in modeling.FAMILIES:
-        for path in modeling.source_files(result_type):
-            shutil.copyfile(path, folder / path.name)
+    """Tokenizer and the like from a source, and our modeling code where the result's class is ours.
+
+    Code that the tokenizer is made by goes with it: whoever does not trust it is to refuse the source before.
+
+    Raises:
+        UsageError: a link out of the source, or code of the tokenizer that has the name of ours.
+    """
+    for name in source.side_files():
+        _carry(source.origin.folder / name, folder / name)
+    if code := source.tokenizer_code:
+        _carry_tokenizer_code(source.origin.folder, code, folder)
+    for path in modeling.source_files(result_type) if result_type in modeling.FAMILIES else ():
+        if (folder / path.name).exists():
+            raise UsageError(f"the tokenizer's code in {source.origin.folder} has {path.name}, which the result needs")
+        shutil.copyfile(path, folder / path.name)
+
+
+def _carry_tokenizer_code(source: Path, code: TokenizerCode, folder: Path) -> None:
+    """The tokenizer's Python files, and its entry of `auto_map` where transformers looks for it first."""
+    for name in code.files:
+        shutil.copyfile(source / name, folder / name)
+    settings = json_object(folder / TOKENIZER_SETTINGS) | {"auto_map": {"AutoTokenizer": code.reference}}
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / TOKENIZER_SETTINGS).write_text(text, encoding="utf-8")
 
 
 def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> None:

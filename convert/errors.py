@@ -13,3 +13,8 @@ class UsageError(ConvertAttnError):
     """The request itself cannot be met, whatever the machine does (exit code 2)."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -16,7 +16,11 @@ class SharedHeads:
 
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
-        return sizes.cache_numbers(self.groups)
+        return sum(self.numbers_by_layer(sizes))
+
+    def numbers_by_layer(self, sizes: Geometry) -> list[int]:
+        """Numbers cached per token in each layer."""
+        return [2 * self.groups * sizes.head_dim] * sizes.num_layers
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
@@ -50,7 +54,11 @@ class LatentCache:
 
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
-        return sum(self.ranks or (self.rank,) * sizes.num_layers) + sizes.num_layers * self.rope_dim
+        return sum(self.numbers_by_layer(sizes))
+
+    def numbers_by_layer(self, sizes: Geometry) -> list[int]:
+        """Numbers cached per token in each layer."""
+        return [rank + self.rope_dim for rank in self.ranks or (self.rank,) * sizes.num_layers]
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from fnmatch import fnmatch
+from functools import partial
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -18,10 +21,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.carried import to_download
+from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
+from convert_attn.convert.formats import check_no_adapter, no_config, no_folder, no_weights
 from convert_attn.convert.retry import persistently
 from convert_attn.convert.samples import SAMPLES, sample_path
-from convert_attn.convert.source import SIDE_FILES, Origin
+from convert_attn.convert.source import Origin
 
 T = TypeVar("T")
 
@@ -34,8 +39,7 @@ _WEIGHTS = {
     "pytorch_model.bin": "pytorch_model.bin",
     "pytorch_model.bin.index.json": "pytorch_model*.bin",
 }
-# Subfolders hold other formats; Mistral's consolidated.safetensors is the whole model a second time.
-_NEVER = ["*/*", "consolidated*"]
+_TWICE = ("consolidated*", "adapter_*")  # Mistral's is the whole model a second time
 
 
 def resolve(model: str, revision: str | None = None, subfolder: str | None = None, *, weights: bool = True) -> Origin:
@@ -64,6 +68,8 @@ def resolve(model: str, revision: str | None = None, subfolder: str | None = Non
         if revision is not None:
             raise UsageError(f"--revision is for Hub ids, but '{model}' is a local folder: drop it")
         return Origin(model, _existing(folder / below, model, below), subfolder=below)
+    if folder.is_file():
+        raise no_folder(folder)
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UsageError(f"'{model}' is neither a folder nor a Hub id: give a folder that holds a checkpoint")
     return _from_hub(model, revision, below, weights)
@@ -98,7 +104,7 @@ def _folder(model: str) -> Path:
     try:
         return Path(model).expanduser()
     except RuntimeError as error:  # ~name of a user who does not exist
-        raise UsageError(f"'{model}' is no folder: {_first_line(error)}") from None
+        raise UsageError(f"'{model}' is no folder: {first_line(error)}") from None
 
 
 def _from_hub(model: str, revision: str | None, subfolder: str, weights: bool) -> Origin:
@@ -111,42 +117,54 @@ def _from_hub(model: str, revision: str | None, subfolder: str, weights: bool) -
         if not names:
             raise UsageError(f"'{model}' has no folder '{subfolder}'")
     # offline the cache may lack a licence or a tokenizer and still serve; missing weights are noticed below
-    patterns = ["config.json"] if names is None else [*SIDE_FILES, "README.md"]
-    if weights and names is not None:
-        patterns.append(_weight_pattern(model, names))
+    wanted = {"config.json"} if names is None else _wanted(model, names, weights)
 
     def download() -> str:
         # the revision as typed, not its commit: the cache then knows the name, for a later run without network
         return snapshot_download(
             model,
             revision=revision,
-            allow_patterns=[prefix + pattern for pattern in patterns],
-            ignore_patterns=[prefix + pattern for pattern in _NEVER],
+            allow_patterns=[escape(prefix + name) for name in sorted(wanted)],
             local_files_only=offline,
         )
 
     try:
         root = persistently(download, tries=1 if offline else 4)
     except HFValidationError as error:
-        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {_first_line(error)}") from None
+        raise UsageError(f"'{model}' is neither a folder nor a valid Hub id: {first_line(error)}") from None
     except LocalEntryNotFoundError:
         raise ConvertAttnError(_no_network(model, revision)) from None
     except GatedRepoError:
         raise ConvertAttnError(_gated(model)) from None
     except Exception as error:  # the Hub's errors, the HTTP client's own, a full disk
-        raise ConvertAttnError(f"downloading '{model}' failed: {_first_line(error)}; run again to resume") from None
+        raise ConvertAttnError(f"downloading '{model}' failed: {first_line(error)}; run again to resume") from None
     folder = Path(root) / subfolder
     if offline and (not folder.is_dir() or (weights and not any((folder / name).is_file() for name in _WEIGHTS))):
         raise ConvertAttnError(_no_network(model, revision))
-    return Origin(model, folder, Path(root).name, subfolder)
+    elsewhere = () if names is None else tuple(sorted(names - wanted))
+    return Origin(model, folder, Path(root).name, subfolder, elsewhere)
 
 
-def _weight_pattern(model: str, names: set[str]) -> str:
+def _wanted(model: str, names: set[str], weights: bool) -> set[str]:
+    """The files to download: config, card, what is carried over, and the weights in one format.
+
+    Raises:
+        UsageError: there is no checkpoint that could be converted.
+    """
+    check_no_adapter(names, model)
+    if "config.json" not in names:
+        raise no_config(names, f"'{model}'")
+    wanted = {name for name in ("config.json", "README.md") if name in names} | set(to_download(names))
+    return wanted | _weight_files(model, names) if weights else wanted
+
+
+def _weight_files(model: str, names: set[str]) -> set[str]:
     """The files that hold the weights of a repository with these files."""
     for name, pattern in _WEIGHTS.items():
         if name in names:
-            return pattern
-    raise UsageError(f"'{model}' has no weights to convert: expected one of {', '.join(_WEIGHTS)} among its files")
+            shards = {file for file in names if "/" not in file and fnmatch(file, pattern)}
+            return {name} | {file for file in shards if not any(map(partial(fnmatch, file), _TWICE))}
+    raise no_weights(names, f"'{model}'")
 
 
 def _no_network(model: str, revision: str | None) -> str:
@@ -160,10 +178,6 @@ def _no_network(model: str, revision: str | None) -> str:
 
 def _gated(model: str) -> str:
     return f"'{model}' is gated: accept its terms on its Hub page, then run `hf auth login`"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -213,6 +227,6 @@ def _ask_hub(model: str, revision: str | None) -> set[str] | None:
         ) from None
     except Exception as error:  # the HTTP client's own too: no network, refused, timed out
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
-            raise ConvertAttnError(f"the Hub refused '{model}': {_first_line(error)}") from None
+            raise ConvertAttnError(f"the Hub refused '{model}': {first_line(error)}") from None
         return None
     return {sibling.rfilename for sibling in info.siblings or []}

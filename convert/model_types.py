@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 from transformers.models.auto import modeling_auto as auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from convert_attn.convert.archs import UNSUPPORTED, architectures
 from convert_attn.convert.archs.base import Architecture
@@ -37,7 +37,7 @@ def _instead(model_type: str) -> str:
     could = f"convertible are {', '.join(convertible())}"
     if model_type in UNSUPPORTED:
         return f"{UNSUPPORTED[model_type]}; {could}"
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         near = get_close_matches(model_type, convertible(), n=1)
         hint = f" (nearest: {near[0]})" if near else ""
         return f"is not known here, nor to transformers {transformers.__version__}; {could}{hint}"
@@ -88,7 +88,7 @@ def _is_stateful(model_type: str) -> bool:
     """By the mark that transformers gives classes whose cache is a state."""
     named = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) or auto.MODEL_MAPPING_NAMES.get(model_type)
     try:
-        kind = getattr(transformers, named if isinstance(named, str) else named[0])
+        kind = getattr(transformers, named if isinstance(named, str) else (named or [""])[0])
     except Exception:  # whatever importing it needs
         return False
     return bool(getattr(kind, "_is_stateful", False))

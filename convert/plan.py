@@ -16,6 +16,7 @@ from convert_attn.convert.geometry import Geometry, class_biases, facts_of, geom
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.model_types import architecture
+from convert_attn.convert.names import block_prefix
 from convert_attn.convert.request import DTYPE_OPTIONS, Request, choose_form
 from convert_attn.convert.source import Source
 from convert_attn.convert.targets import choose
@@ -155,18 +156,6 @@ def _check_calibration(request: Request, method: Method) -> None:
     check_calibration(request.calibration)
 
 
-def _prefix(arch: Architecture, source: Source) -> str:
-    """The base prefix if this checkpoint uses it, "" for a bare base model."""
-    first = arch.block.format(layer=0) + arch.projections[0] + ".weight"
-    for prefix in (arch.base, ""):
-        if prefix + first in source.weights.infos:
-            return prefix
-    raise ConvertAttnError(
-        f"'{source.origin.name}' has no tensor '{arch.base}{first}', which every {arch.model_type} checkpoint has; "
-        "the checkpoint is incomplete or its model_type is wrong"
-    )
-
-
 def _check_attention(arch: Architecture, facts: ClassFacts, prefix: str, source: Source) -> None:
     """The attention tensors of the file are those of the class: all of them, of its shapes, and no others.
 
@@ -229,7 +218,7 @@ def make_plan(source: Source, request: Request) -> Plan:
     form = choose_form(request, arch, sizes)
     target = choose(arch, sizes, form, request.layout)
     result_classes(target, source)
-    prefix = _prefix(arch, source)
+    prefix = block_prefix(arch, source)
     facts = facts_of(arch, source.config, source.origin.name)
     _check_attention(arch, facts, prefix, source)
     blueprint = Blueprint(
@@ -259,9 +248,11 @@ def make_plan(source: Source, request: Request) -> Plan:
 def _warnings(plan: Plan) -> tuple[str, ...]:
     """What the user should know of a plan that can be carried out."""
     before, after = plan.cache_bytes
+    found = plan.source.warnings()
     if after <= before:
-        return ()
+        return found
     return (
+        *found,
         f"this MLA's cache is larger than the source's: {after:,} bytes per token, {before:,} before; give a smaller "
         "--rank or --rope-dim, or --cache-ratio",
     )

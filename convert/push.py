@@ -22,12 +22,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]
 
-from convert_attn.convert.card import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.progress import Progress
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.repeat import describe, read_provenance
 from convert_attn.convert.retry import chain, may_pass, persistently, response_of
-from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.verification.folder import verify
 from convert_attn.convert.writer import is_temporary
 
 # of a checkpoint that was there before: beside the new files, loaders could take them for the model
@@ -58,7 +57,8 @@ def push(
     *,
     private: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
 ) -> Pushed:
     """Verify a folder that this package made and put it on the Hub as one commit.
 
@@ -66,6 +66,7 @@ def push(
         repo: NAME or NAMESPACE/NAME; made where it is not there.
         private: make it private; refused for one that is there and public.
         overwrite: replace a checkpoint there that this package did not make (it stays in the repository's history).
+        trust_remote_code: run code in the folder that is not of this version of the package.
 
     Raises:
         UsageError: the folder is no whole conversion, or the repository is another's.
@@ -73,7 +74,7 @@ def push(
     """
     path = Path(folder)
     check_login(repo)
-    provenance = ready_to_push(path, progress)
+    provenance = ready_to_push(path, progress, trust_remote_code=trust_remote_code)
     api = HfApi()
     with _in_words(repo), _quiet():
         full = persistently(lambda: api.create_repo(repo, private=private or None, exist_ok=True).repo_id)
@@ -110,8 +111,8 @@ def check_login(repo: str) -> None:
         )
 
 
-def ready_to_push(folder: Path, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
-    """Check that a folder is a whole conversion.
+def ready_to_push(folder: Path, progress: Progress = silent, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Check that a folder is a whole conversion, by running it.
 
     Returns:
         its `convert_attn` block.
@@ -124,12 +125,12 @@ def ready_to_push(folder: Path, progress: Progress = lambda stage, done, total: 
         raise UsageError(f"'{folder}' is no folder: give one that convert-attn made")
     if is_temporary(folder):
         raise UsageError(f"'{folder}' is what an unfinished conversion left; run the conversion again")
-    config, provenance = read_provenance(folder)
+    _, provenance = read_provenance(folder)
     root = folder.resolve()
     for file in _files(folder):
         if not file.resolve().is_relative_to(root):
             raise UsageError(f"'{file}' is a link out of the folder and is not pushed: remove it or copy the file")
-    verify_folder(folder, auto_class_of(config), progress)
+    verify(folder, trust_remote_code=trust_remote_code, progress=progress)
     return provenance
 
 

@@ -16,7 +16,7 @@ import transformers
 
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.plan import Plan
-from convert_attn.convert.source import Weights
+from convert_attn.convert.shards import Weights
 
 # where the result goes, not what it is
 _NOT_REPEATED = frozenset({"output", "overwrite"})
@@ -33,7 +33,8 @@ def command(plan: Plan) -> str:
         value = getattr(plan.request, field.name)
         if field.name in _NOT_REPEATED or value == field.default:
             continue
-        words.append(f"--{'no-' if value is False else ''}{field.name.replace('_', '-')}")
+        option = field.metadata.get("option", field.name).replace("_", "-")
+        words.append(f"--{'no-' if value is False else ''}{option}")
         if not isinstance(value, bool):
             words.append(public(value))
     return shlex.join(words)

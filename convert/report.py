@@ -14,6 +14,7 @@ from convert_attn.convert.inspection import CONTEXTS, Inspection
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.run import Result
 from convert_attn.convert.serving_rules import Rule
+from convert_attn.convert.verification.result import Verified
 
 
 def megabytes(nbytes: float) -> str:
@@ -64,7 +65,7 @@ def summary_lines(result: Result) -> list[str]:
     plan = result.plan
     before, after = plan.cache_bytes
     return [
-        f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified against its class.",
+        f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified by running it{_version(result)}.",
         *warning_lines(result.warnings),
         *_chosen(result),
         f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",
@@ -76,6 +77,31 @@ def summary_lines(result: Result) -> list[str]:
 def warning_lines(warnings: tuple[str, ...]) -> list[str]:
     """One line for each warning."""
     return [f"Warning: {warning}." for warning in warnings]
+
+
+def _version(result: Result) -> str:
+    return "" if result.verified is None else f" in transformers {result.verified.transformers}"
+
+
+def verified_lines(model: str, found: Verified) -> list[str]:
+    """What was seen of a checkpoint that passed, a line for each check."""
+    figures = found.figures
+    said = {
+        "decodes": "decoding with its cache, alone and padded: differs by at most {:.1e} standard deviations",
+        "generates": "generate with and without a cache: logits differ by at most {:.1e} standard deviations",
+        "around_attention": "all but attention, against the source: differs by at most {:.1e} standard deviations",
+    }
+    lines = [text.format(figures[name]) for name, text in said.items() if name in figures]
+    if "cached_numbers" in figures:
+        numbers = sorted({f"{number:g}" for number in figures["cached_numbers"]})
+        lines.append(f"cache, measured: {' to '.join(numbers)} numbers per token and layer")
+    for name, dtype in (("block_errors", "float32"), ("block_errors_stored", str(figures.get("dtype")))):
+        if figures.get(name):
+            lines.append(f"attention against its weights, in {dtype}: off by at most {max(figures[name].values()):.1e}")
+    if "tokenizer" in figures:
+        lines.append(f"tokenizer: {figures['tokenizer']}")
+    notes = [f"Note: {note}." for note in found.notes]
+    return [f"{model} works in transformers {found.transformers}:", *(f"  {line}" for line in lines), *notes]
 
 
 def _chosen(result: Result) -> list[str]:
@@ -121,6 +147,9 @@ def serving_table(model_type: str, rules: list[Rule]) -> Table:
         table.add_column(column, overflow="fold")  # commands and addresses are of use as a whole
     for rule in rules:
         kept = {True: "kept", False: "not kept", None: "-"}[rule.kept]
-        known = f"{rule.evidence}, {rule.version}: {rule.where}"
-        table.add_row(rule.engine, rule.loads, kept, escape(rule.change), escape(known))
+        todo = "\n".join(filter(None, (rule.change, *(note.text for note in rule.notes))))
+        known = "\n".join(
+            (f"{rule.evidence}, {rule.version}: {rule.where}", *(f"{n.evidence}: {n.where}" for n in rule.notes))
+        )
+        table.add_row(rule.engine, rule.loads, kept, escape(todo), escape(known))
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convert_attn.convert.archs.base import Architecture
@@ -33,6 +33,8 @@ class Request:
         output: the folder to make, None for the default name in the working directory.
         dtype: "auto" or a key of DTYPE_OPTIONS.
         device: where the arithmetic runs.
+        engine: what the result is served by, by the name that `--for` takes; None: no matter.
+        trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result.
     """
 
     to: str
@@ -51,6 +53,8 @@ class Request:
     device: str = "cpu"
     seed: int = 0
     overwrite: bool = False
+    engine: str | None = field(default=None, metadata={"option": "for"})
+    trust_remote_code: bool = False
 
 
 def divisors(n: int) -> list[int]:

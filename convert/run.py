@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,15 @@ from convert_attn.convert.config import write_side_files
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting import Fitting, fitting
 from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.layers import on_device
+from convert_attn.convert.layers import Layers, on_device
 from convert_attn.convert.plan import OutputTensor, Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.tensors import DTYPES, TensorInfo, tensor_bytes
-from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.verification.process import ISOLATED
+from convert_attn.convert.verification.result import Answer, Verified, answer, verify_conversion
+from convert_attn.convert.verification.source import Probe, check_source
+from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.writer import ShardWriter, check_output, check_space, whole_or_nothing
 
 
@@ -34,6 +37,7 @@ class Result:
         plan: as carried out: sizes that were left to the calibration text are known.
         tokens: of calibration text, 0 without.
         warnings: sentences for the user.
+        verified: what was seen when the result was run.
     """
 
     output: Path
@@ -41,6 +45,7 @@ class Result:
     plan: Plan
     tokens: int = 0
     warnings: tuple[str, ...] = ()
+    verified: Verified | None = None
 
 
 def execute(plan: Plan, progress: Progress = silent) -> Result:
@@ -51,18 +56,16 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     """
     check_output(plan.output, plan.request.overwrite)
     check_space(plan.output, sum(output.info.nbytes for output in plan.outputs))
+    ISOLATED.start()  # it imports its libraries while this process works
+    probes = check_source(plan)
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         plan = found.plan
-        blueprint = _write_weights(found, folder, progress)
+        blueprint, answers = _write_weights(found, folder, probes, progress)
         write_side_files(plan, folder, blueprint, found.tokens)
         verify_folder(folder, auto_class(plan), progress)
-    return Result(
-        plan.output,
-        sum(output.info.nbytes for output in plan.outputs),
-        plan,
-        found.tokens,
-        plan.warnings + found.warnings,
-    )
+        verified = verify_conversion(plan, folder, auto_class(plan), answers)
+    nbytes = sum(output.info.nbytes for output in plan.outputs)
+    return Result(plan.output, nbytes, plan, found.tokens, plan.warnings + found.warnings, verified)
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
@@ -73,10 +76,13 @@ def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
     return {file: infos for file, infos in shards.items() if infos}
 
 
-def _write_weights(fitting: Fitting, folder: Path, progress: Progress) -> Blueprint:
-    """All shards; the plan's blueprint with what was found on the way."""
+def _write_weights(
+    fitting: Fitting, folder: Path, probes: Sequence[Probe], progress: Progress
+) -> tuple[Blueprint, list[Answer]]:
+    """All shards; the plan's blueprint with what was found on the way, and what probed layers must give."""
     plan = fitting.plan
     found: list[tuple[float, ...]] = []
+    asked, answers = {probe.layer: probe for probe in probes}, []
     writer = ShardWriter(folder, _shards(plan), plan.source.weights.metadata)
     try:
         by_layer: dict[int, list[OutputTensor]] = {}
@@ -90,6 +96,8 @@ def _write_weights(fitting: Fitting, folder: Path, progress: Progress) -> Bluepr
             progress("attention", done, len(by_layer))
             with torch.no_grad():
                 converted = fitting.convert(layer)
+                if layer in asked:
+                    answers.append(answer(asked.pop(layer), converted))
                 if plan.balanced:
                     converted = balanced(converted, plan.arch.position == "rope")
                 with on_device(plan.request.device):
@@ -107,7 +115,9 @@ def _write_weights(fitting: Fitting, folder: Path, progress: Progress) -> Bluepr
             writer.put(output.info.name, _copied(plan, output))
         progress("copy", len(others), len(others))
         writer.close()
-        return replace(plan.blueprint, inv_freq=tuple(found))
+        # layers that are copied as they are
+        answers += [answer(probe, Layers(plan).read(layer)) for layer, probe in asked.items()]
+        return replace(plan.blueprint, inv_freq=tuple(found)), answers
     except BaseException:
         writer.abandon()
         raise

@@ -11,6 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModel
+from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
@@ -37,6 +38,7 @@ class Skeleton:
         prefix: what names of the base model's tensors start with in the checkpoint; None: found out.
         device: where tensors go.
         attention: `attn_implementation`.
+        config: of the class; None: the source's own.
 
     Attributes:
         model: the base model.
@@ -45,10 +47,15 @@ class Skeleton:
     """
 
     def __init__(
-        self, source: Source, prefix: str | None = None, device: str = "cpu", attention: str = "eager"
+        self,
+        source: Source,
+        prefix: str | None = None,
+        device: str = "cpu",
+        attention: str = "eager",
+        config: PreTrainedConfig | None = None,
     ) -> None:
         self._source, self.device = source, device
-        config = typed_config(source.config, source.origin.name)
+        config = config or typed_config(source.config, source.origin.name)
         with init_empty_weights(include_buffers=False):
             self.model = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
         self.model.requires_grad_(False)
@@ -72,10 +79,10 @@ class Skeleton:
         """A parameter's name in the checkpoint."""
         return f"{self.prefix}{name}"
 
-    def fill(self, names: list[str]) -> None:
+    def fill(self, names: list[str], dtype: torch.dtype = torch.float32) -> None:
         """Read parameters."""
         for name in names:
-            self._put(name, self._source.weights.read(self.stored(name)).to(self.device, torch.float32))
+            self._put(name, self._source.weights.read(self.stored(name)).to(self.device, dtype))
 
     def empty(self, names: list[str]) -> None:
         """Let parameters go."""
@@ -88,9 +95,9 @@ class Skeleton:
         setattr(self.model.get_submodule(parent), own, nn.Parameter(value, requires_grad=False))
 
     @contextmanager
-    def filled(self, names: list[str]) -> Iterator[None]:
+    def filled(self, names: list[str], dtype: torch.dtype = torch.float32) -> Iterator[None]:
         """Parameters read for as long as the block lasts."""
-        self.fill(names)
+        self.fill(names, dtype)
         try:
             yield
         finally:
@@ -118,6 +125,21 @@ class Skeleton:
                         yield caught.pop()
         finally:
             handle.remove()
+
+    @contextmanager
+    def passing_before(self, layer: int) -> Iterator[None]:
+        """Blocks in front of a layer hand on what they are given."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden_states
+
+        try:
+            for block in self.blocks[:layer]:
+                block.forward = forward
+            yield
+        finally:
+            for block in self.blocks[:layer]:
+                vars(block).pop("forward", None)  # the class's own shows again
 
     def calls(self, batch: Tensor) -> list[Call]:
         """What each block is called with for windows [B, T] of this shape; no block runs."""

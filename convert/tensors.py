@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -31,6 +31,14 @@ DTYPES: dict[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -116,8 +124,9 @@ def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> Ten
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has a shape or offsets that are no counts")
     if entry["dtype"] not in DTYPES:
-        raise ConvertAttnError(
-            f"tensor '{name}' in shard '{file}' has dtype {entry['dtype']}, which cannot be converted; "
+        packed = ": its weights are quantised" if str(entry["dtype"]).startswith(("F4", "F6", "I4", "U4")) else ""
+        raise UsageError(
+            f"tensor '{name}' in shard '{file}' has dtype {entry['dtype']}, which cannot be converted{packed}; "
             "use the original in fp32, fp16 or bf16"
         )
     info = TensorInfo(name, entry["dtype"], shape, file, start + begin)

@@ -14,8 +14,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.isolated.behaviour import MisbehaviourError, attention_modules, check_decode, probe_tokens
 from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
 from convert_attn.eval.contenders import free_bytes
 from convert_attn.eval.decoding import cache_of, with_cache
@@ -67,16 +70,6 @@ class AttentionClock:
         """Take the hooks off the model."""
         for hook in self._hooks:
             hook.remove()
-
-
-def attention_modules(model: Any) -> list[Any]:
-    """The outermost modules whose class name says attention."""
-    names = [name for name, module in model.named_modules() if "Attention" in type(module).__name__]
-    return [
-        model.get_submodule(name)
-        for name in names
-        if not any(name != outer and name.startswith(f"{outer}.") for outer in names)
-    ]
 
 
 def _last_logits(model: Any) -> dict[str, int]:
@@ -163,6 +156,17 @@ def _cell(models: Mapping[str, Any], context: int, batch: int, repeats: int) -> 
             runner.clock.remove()
 
 
+def _check_cache(name: str, model: Any) -> None:
+    """A step that does not read its cache is fast and worth nothing."""
+    try:
+        check_decode(model, probe_tokens(model.config).to(model.device))
+    except MisbehaviourError as error:
+        raise ConvertAttnError(
+            f"the {name} model ({type(model).__name__} in transformers {transformers.__version__}) {error}: its "
+            "decoding is not timed; `convert-attn verify` tells more, --no-speed leaves the times out"
+        ) from None
+
+
 def compare_speed(
     original: Any,
     converted: Any,
@@ -176,8 +180,13 @@ def compare_speed(
     Returns:
         one entry each: `context`, `batch_size`, and `prefill`, `decode`, `prefill_attention`, `decode_attention`, or
         `skipped`, a sentence.
+
+    Raises:
+        ConvertAttnError: a model does not decode with its cache what it computes without.
     """
     models = {ORIGINAL: original, CONVERTED: converted}
+    for name, model in models.items():
+        _check_cache(name, model)
     per_token = sum(cache_bytes_per_token(model) for model in models.values())
     cells = [(context, batch) for batch in batch_sizes for context in contexts]
     rows = []

@@ -251,10 +251,6 @@ CHECKPOINTS = {
     "config a list": Bad(_write("config.json", b"[]"), r"config\.json of '.*' has no model_type"),
     "no model type": Bad(_config(model_type=None), r"config\.json of '.*' has no model_type"),
     "architectures": Bad(_config(architectures="GPT2"), r"has architectures 'GPT2', expected class names"),
-    "quantised": Bad(
-        _config(quantization_config={"quant_method": "awq"}), r"is quantised \(awq\): convert the original", USAGE
-    ),
-    "quantised somehow": Bad(_config(quantization_config="yes"), r"is quantised \(unknown method\)", USAGE),
     "heads no multiple": Bad(
         _config(num_key_value_heads=3), r"8 query heads and 3 K/V heads, expected a multiple", model_type="llama"
     ),
@@ -327,7 +323,11 @@ CHECKPOINTS = {
         lambda folder: edit_tensors(folder, lambda tensors: tensors.update({"v_head.weight": torch.ones(1)})),
         r"tensor 'v_head\.weight' is not expected by the result's class",
     ),
-    "integers": Bad(_set(C_ATTN, lambda tensor: tensor.to(torch.int8)), r"dtype I8: quantised weights", USAGE),
+    "integers": Bad(
+        _set(C_ATTN, lambda tensor: tensor.to(torch.int8)),
+        r"is quantised \(tensor '.*c_attn\.weight' has dtype I8\): convert the original",
+        USAGE,
+    ),
     **{
         f"{value} in {what}": Bad(_poison(name, value), rf"'{re.escape(name)}' .*NaN or infinite")
         for value in (torch.nan, torch.inf)
@@ -347,7 +347,13 @@ CHECKPOINTS = {
     "header negative shape": Bad(_header({"a": _entry(0, 8, [-1, -2])}), LIES),
     "header other size": Bad(_header({"a": _entry(0, 8, [3])}), r"spans 8 bytes where its shape \[3\] needs 12"),
     "header of words": Bad(_header({"a": _entry("0", "8", ["two"])}), LIES),
-    "header unknown dtype": Bad(_header({"a": _entry(0, 2, [2], "F8_E4M3")}, 2), r"has dtype F8_E4M3, which cannot be"),
+    "header of 8 bits": Bad(
+        _header({"a": _entry(0, 2, [2], "F8_E4M3")}, 2), r"quantised \(tensor 'a' has dtype F8_E4M3\): convert", USAGE
+    ),
+    "header of 4 bits": Bad(
+        _header({"a": _entry(0, 2, [4], "F4")}, 2), r"dtype F4, which cannot be converted: its weights are quant", USAGE
+    ),
+    "header unknown dtype": Bad(_header({"a": _entry(0, 2, [2], "C8")}, 2), r"has dtype C8, which cannot be", USAGE),
     "header odd dtype": Bad(_header({"a": _entry(0, 8, [2], ["F32"])}, 8), LIES),
     "header twice the same": Bad(_header(b'{"a":{"dtype":"F32"},"a":{"dtype":"F32"}}'), r"a name appears twice"),
     "header no offsets": Bad(_header({"a": {"shape": [2]}}), r"cannot be read \(it has no 'data_offsets'\)"),

@@ -17,7 +17,7 @@ from tiny import HEADS, load, logits_of, tiny_model
 
 import convert_attn
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
-from convert_attn.convert import api, source
+from convert_attn.convert import api, shards
 from convert_attn.convert.methods import DEFAULT, methods
 
 if sys.version_info >= (3, 11):
@@ -145,10 +145,10 @@ def test_json_is_one_object_alone_on_stdout(dry: bool, gpt2: Path, tmp_path: Pat
 def _unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor can be read."""
 
-    def refuse(self: source.Weights, name: str) -> Iterator[bytes]:
+    def refuse(self: shards.Weights, name: str) -> Iterator[bytes]:
         raise AssertionError(f"'{name}' was read")
 
-    for kind in (source.SafetensorsWeights, source.PickleWeights):
+    for kind in (shards.SafetensorsWeights, shards.PickleWeights):
         for method in ("read", "chunks"):
             monkeypatch.setattr(kind, method, refuse)
 

@@ -286,6 +286,29 @@ def test_mlx_lm_keeps_the_small_cache(name: str, numbers: int, tmp_path: Path) -
         assert sum(shape[1] * shape[3] for shape in held) == numbers
 
 
+def quantised_step(work: Path, *, head_dim: int, **options: Any) -> None:
+    """A token of a random Llama through mlx-lm, its cache quantised as --kv-bits 8 --kv-group-size 32 does."""
+    pytest.importorskip("mlx_lm")
+    tiny_model("llama", head_dim=head_dim).save_pretrained(work / "in")
+    convert(work / "in", **options, output=work / "out")
+    engine = MlxLm(work / "out", work)
+    engine.generate([5, 7, 9], 1)
+    cache = [layer.to_quantized(group_size=32, bits=8) for layer in engine.cache]
+    engine.mx.eval(engine.model(engine.mx.array([[7]]), cache=cache))
+
+
+def test_mlx_lm_quantises_the_cache_of_heads_of_a_multiple_of_32(tmp_path: Path) -> None:
+    quantised_step(tmp_path / "32", head_dim=32, to="gqa", groups=2)
+    with pytest.raises(ValueError, match="divisible by the quantization group size"):
+        quantised_step(tmp_path / "48", head_dim=48, to="gqa", groups=2)
+
+
+def test_mlx_lm_cannot_quantise_the_cache_of_a_latent(tmp_path: Path) -> None:
+    """Not even of a size that its groups divide."""
+    with pytest.raises(AttributeError, match="swapaxes"):
+        quantised_step(tmp_path, head_dim=32, to="mla", rank=63, rope_dim=32, layout="native")
+
+
 @pytest.mark.parametrize(("name", "numbers"), [("llama GQA", 2 * 2 * 16), ("llama MQA", 2 * 16), ("gpt2 MQA", 2 * 16)])
 def test_llama_cpp_keeps_the_small_cache(name: str, numbers: int, tmp_path: Path) -> None:
     """Per layer and token, and some bytes for a token's place; with all heads it were 2 x 8 x 16 numbers."""

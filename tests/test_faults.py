@@ -25,7 +25,7 @@ from test_hub import hub, waits  # noqa: F401  fixtures
 
 from convert_attn import ConvertAttnError, UsageError, convert
 from convert_attn.convert import writer
-from convert_attn.convert.source import own_file
+from convert_attn.convert.files import own_file
 from convert_attn.eval.store import Store
 
 FAST = ["--to", "gqa", "--groups", "2", "--method", "mean"]
@@ -470,17 +470,3 @@ def test_a_hub_cannot_write_beside_its_snapshot(name: str, hub: Hub, tmp_path: P
     assert not Path("/tmp/evil.json").exists()
     assert not any("evil" in str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*"))
     assert commit
-
-
-# --- code in the side files
-
-
-def test_code_named_by_a_side_file_is_not_carried_into_a_result_that_asks_for_trust(tmp_path: Path) -> None:
-    """Our classes are loaded with trust_remote_code, the tokenizer too: `auto_map` there may name any repository."""
-    folder = save_tiny(tmp_path / "in")
-    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["org/evil--own.Own", None]}, "é": 1}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "vocab.json").write_text('{"auto_map2": 1,   "x": 2}')
-    convert(folder, to="gqa", groups=2, method="mean", output=tmp_path / "out")
-    assert json_of(tmp_path / "out/tokenizer_config.json") == {"tokenizer_class": "Own", "é": 1}
-    assert (tmp_path / "out/vocab.json").read_text() == '{"auto_map2": 1,   "x": 2}'

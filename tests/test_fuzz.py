@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from convert_attn import ConvertAttnError
 from convert_attn.convert import cli
-from convert_attn.convert.source import open_weights
+from convert_attn.convert.shards import open_weights
 from convert_attn.convert.tensors import DTYPES, build_header, read_header
 
 Test = Callable[..., None]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from tiny import load
 
 from convert_attn import modeling
-from convert_attn.convert.card import auto_class_of
+from convert_attn.convert.classes import auto_class_of
 from convert_attn.convert.repeat import describe, read_provenance
-from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.verification.stored import verify_folder
 
 HERE = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.parent for path in HERE.glob("*/config.json"))

@@ -21,7 +21,7 @@ from convert_attn import UsageError
 from convert_attn.convert import api
 from convert_attn.convert.methods import methods
 from convert_attn.convert.repeat import headers_sha256
-from convert_attn.convert.source import open_weights
+from convert_attn.convert.shards import open_weights
 from convert_attn.convert.targets import targets
 
 FORMS: list[dict[str, Any]] = [

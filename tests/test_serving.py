@@ -16,12 +16,23 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import LatentCache, SharedHeads
 from convert_attn.convert.serving import engines, verdicts
 from convert_attn.convert.serving_rules import CUSTOM, RULES, Rule
+from convert_attn.convert.serving_rules import ENGINES as RULED
 from convert_attn.convert.targets import targets
 
+NOTES = [note for engine in RULED for note in engine.notes]
 ROOT = Path(__file__).parents[1]
 ASKED = ["transformers", "vLLM", "SGLang", "llama.cpp", "CTranslate2", "mlx-lm", "TGI"]
 NAMES = {"ctranslate2": "CTranslate2", "mlx_lm": "mlx-lm", "llama_cpp": "llama.cpp"}
-CONFIG: dict[str, Any] = {"head_dim": 8, "num_attention_heads": 8, "hidden_size": 64}
+CONFIG: dict[str, Any] = {
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "hidden_size": 512,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "attention_bias": True,
+}
 
 
 def result_types() -> set[str]:
@@ -46,13 +57,13 @@ def test_rules_say_what_to_do_where_it_does_not_load_or_the_cache_grows() -> Non
 
 
 def test_what_was_tried_is_in_this_repository() -> None:
-    for rule in RULES:
+    for rule in (*RULES, *NOTES):
         assert (ROOT / rule.where).is_file() == (rule.evidence == "tried"), rule.where
 
 
 def test_what_was_read_is_a_line_that_will_stay() -> None:
     """Of a release or a commit, not of a branch that moves."""
-    for rule in RULES:
+    for rule in (*RULES, *NOTES):
         if rule.evidence == "source":
             assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/blob/(v[\d.]+|[0-9a-f]{40})/\S+#L\d+", rule.where)
 
@@ -123,10 +134,61 @@ def test_gpt_bigcode_with_the_gelu_that_an_engine_has_needs_no_warning(engine: s
 @pytest.mark.parametrize(("engine", "model_type"), [("vLLM", "qwen2"), ("TGI", "llama")])
 def test_engines_that_do_not_look_for_the_size_of_a_head(engine: str, model_type: str) -> None:
     assert verdict(engine, model_type=model_type).loads == "native class"
-    assert verdict(engine, model_type=model_type, head_dim=16).loads == "no"
+    assert verdict(engine, model_type=model_type, head_dim=128).loads == "no"
     without = {key: value for key, value in CONFIG.items() if key != "head_dim"} | {"model_type": model_type}
     assert {rule.engine: rule.loads for rule in verdicts(without)}[engine] == "native class"
 
 
 def test_forms_are_those_that_rules_speak_of() -> None:
     assert {target.form for target in targets()} == {SharedHeads, LatentCache}
+
+
+def filled_texts(config: dict[str, Any]) -> list[str]:
+    return [text for rule in verdicts(config) for text in (rule.change, *(note.text for note in rule.notes))]
+
+
+@pytest.mark.parametrize("model_type", sorted(result_types()))
+@pytest.mark.parametrize("sizes", [{}, {"kv_lora_rank": 400}, {"qk_nope_head_dim": 36, "v_head_dim": 36}])
+def test_what_is_said_of_sizes_names_them(model_type: str, sizes: dict[str, Any]) -> None:
+    for head_dim in (36, 64):
+        for text in filled_texts(CONFIG | {"model_type": model_type, "head_dim": head_dim} | sizes):
+            assert "{" not in text
+            assert "unknown" not in text
+    filled_texts({"model_type": model_type})  # a file that says little is no error
+
+
+@pytest.mark.parametrize(
+    ("sizes", "loads", "says"),
+    [
+        ({}, "native class", "--model-impl transformers"),
+        ({"kv_lora_rank": 256}, "native class", "on a GPU only"),
+        ({"qk_nope_head_dim": 64, "v_head_dim": 64}, "native class", "on a CPU only"),
+        ({"kv_lora_rank": 513}, "no", "a latent of 513 with a rotary key of 64 and heads of 128"),
+        ({"qk_rope_head_dim": 32}, "no", "a latent of 512 with a rotary key of 32 and heads of 128"),
+        ({"kv_lora_rank": 256, "qk_nope_head_dim": 64, "v_head_dim": 64}, "no", "256 with a rotary key of 64"),
+    ],
+)
+def test_vllm_keeps_a_latent_of_the_sizes_that_its_kernels_take(sizes: dict[str, Any], loads: str, says: str) -> None:
+    rule = verdict("vLLM", model_type="deepseek_v3", **sizes)
+    assert (rule.loads, rule.kept) == (loads, None if loads == "no" else True)
+    assert says in rule.change
+    if loads == "no":
+        assert "take a latent of 512 or 256 with a rotary key of 64 and heads of 128" in rule.change
+
+
+@pytest.mark.parametrize(
+    ("engine", "fits", "odd"), [("vLLM", 96, 100), ("vLLM", 256, 264), ("TGI", 128, 96), ("mlx-lm", 96, 80)]
+)
+def test_heads_that_the_best_kernels_do_not_take_are_said(engine: str, fits: int, odd: int) -> None:
+    def notes(size: int) -> list[str]:
+        config = {"head_dim": size, "num_attention_heads": 8, "hidden_size": 8 * size}
+        return [note.text for note in verdict(engine, model_type="llama", **config).notes]
+
+    assert notes(fits) == []
+    (text,) = notes(odd)
+    assert f"heads of {odd}" in text or f"here {odd}" in text
+
+
+def test_a_deepseek_without_biases_is_not_said_to_stop_at_them() -> None:
+    found = {rule.engine: rule for rule in verdicts(CONFIG | {"model_type": "deepseek_v3", "attention_bias": False})}
+    assert not any("bias" in rule.change for rule in found.values())

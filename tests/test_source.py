@@ -303,18 +303,12 @@ def test_a_source_card_that_cannot_be_read_is_no_obstacle(card: str, tmp_path: P
 # --- what no source can be
 
 
-def test_a_quantised_config_is_refused(tmp_path: Path) -> None:
-    edit_config(save_tiny(tmp_path / "in"), quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UsageError, match=r"is quantised \(gptq\): convert the original"):
-        convert(tmp_path / "in", **FAST, output=tmp_path / "out")
-
-
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_quantised_weights_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     name = "transformer.h.1.attn.c_attn.weight"
     save_tiny(tmp_path / "in")
     edit_tensors(tmp_path / "in", lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
-    with pytest.raises(ConvertAttnError, match=rf"'{re.escape(name)}'.* has dtype .*use the original in fp32"):
+    with pytest.raises(UsageError, match=rf"quantised \(tensor '{re.escape(name)}' has dtype .*original in fp32"):
         convert(tmp_path / "in", **FAST, output=tmp_path / "out")
 
 
@@ -512,30 +506,47 @@ def answer_with(online: pytest.MonkeyPatch, *names: str) -> list[dict[str, Any]]
 @pytest.mark.parametrize(
     ("names", "weights"),
     [
-        (["model.safetensors", "pytorch_model.bin", "consolidated.safetensors"], "model.safetensors"),
-        (["model.safetensors.index.json", "model-1.safetensors", "pytorch_model.bin"], "*.safetensors"),
-        (["pytorch_model.bin", "onnx/model.safetensors", "adapter_model.safetensors"], "pytorch_model.bin"),
-        (["pytorch_model.bin.index.json"], "pytorch_model*.bin"),
+        ("model.safetensors pytorch_model.bin consolidated.safetensors", "model.safetensors"),
+        ("model.safetensors pytorch_model.bin.index.json pytorch_model-1.bin", "model.safetensors"),
+        (
+            "model.safetensors.index.json model-1.safetensors pytorch_model.bin",
+            "model-1.safetensors model.safetensors.index.json",
+        ),
+        ("pytorch_model.bin onnx/model.safetensors model.fp16.safetensors", "pytorch_model.bin"),
+        (
+            "pytorch_model.bin.index.json pytorch_model-1.bin tf_model.h5",
+            "pytorch_model-1.bin pytorch_model.bin.index.json",
+        ),
     ],
 )
 def test_only_the_weights_that_are_read_are_downloaded(
-    names: list[str], weights: str, online: pytest.MonkeyPatch, tmp_path: Path
+    names: str, weights: str, online: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = answer_with(online, *names)
+    beside = ["tokenizer.json", "README.md", "additional_chat_templates/x.jinja", "1_Pooling/config.json", "own.py"]
+    asked = answer_with(online, "config.json", "modules.json", "vae/a.json", "x[1].txt", *beside, *names.split())
     # the terms of a gated model are asked for when its files are, not before
     with pytest.raises(ConvertAttnError, match="'org/x' is gated: accept its terms"):
         convert("org/x", **FAST, output=tmp_path / "out")
-    patterns = asked[0]["allow_patterns"]
-    assert [pattern for pattern in patterns if "safetensors" in pattern or "bin" in pattern] == [weights]
-    assert {"*/*", "consolidated*"} <= set(asked[0]["ignore_patterns"])
+    others = {"config.json", "modules.json", "x[[]1].txt", *beside}
+    assert set(asked[0]["allow_patterns"]) == others | set(weights.split())
     assert asked[0]["local_files_only"] is False
 
 
-def test_a_repository_without_weights_is_refused_before_any_download(
-    online: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("config.json model-q4.gguf", r"no weights in 'org/x' .* found model-q4\.gguf: GGUF"),
+        ("config.json tokenizer.json", r"no weights in 'org/x': expected model\.safetensors"),
+        ("adapter_config.json adapter_model.safetensors", r"'org/x' is a PEFT adapter .* `merge_and_unload\(\)`"),
+        ("config.json model.safetensors adapter_config.json", r"'org/x' has a PEFT adapter .*beside its weights"),
+        ("model_index.json unet/config.json", r"'org/x' has no config\.json: .*diffusers pipeline"),
+    ],
+)
+def test_a_repository_that_cannot_be_converted_is_refused_before_any_download(
+    names: str, sentence: str, online: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = answer_with(online, "config.json", "model-q4.gguf", "adapter_model.safetensors")
-    with pytest.raises(UsageError, match=r"'org/x' has no weights to convert: expected one of"):
+    asked = answer_with(online, *names.split())
+    with pytest.raises(ConvertAttnError, match=sentence):
         convert("org/x", **FAST, output=tmp_path / "out")
     assert not asked
 

@@ -22,7 +22,7 @@ from convert_attn import ConvertAttnError, UsageError, convert
 from convert_attn.convert import api, run
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.run import execute
-from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.writer import ShardWriter, whole_or_nothing
 
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}

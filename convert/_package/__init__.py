@@ -11,6 +11,7 @@ from convert_attn.convert.api import convert
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.inspection import inspect
 from convert_attn.convert.push import Pushed, push
+from convert_attn.convert.verification.folder import verify
 from convert_attn.convert.version import __version__
 
 modeling.register()
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from convert_attn.convert.heal.run import heal
     from convert_attn.eval.run import evaluate
 
-__all__ = ["ConvertAttnError", "Pushed", "UsageError", "__version__", "convert", "evaluate", "heal", "inspect", "push"]
+__all__ = [
+    "ConvertAttnError",
+    "Pushed",
+    "UsageError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "heal",
+    "inspect",
+    "push",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

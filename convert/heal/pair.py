@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
-from convert_attn.convert.card import auto_class_of
 from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.classes import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import no_bars

@@ -21,7 +21,9 @@ from convert_attn.convert.progress import Progress
 from convert_attn.convert.repeat import versions
 from convert_attn.convert.source import Source
 from convert_attn.convert.tensors import DTYPES, tensor_bytes
-from convert_attn.convert.verify import verify_folder
+from convert_attn.convert.verification.folder import cached_by_layer
+from convert_attn.convert.verification.result import Expected, run_folder, workplace
+from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.version import __version__
 from convert_attn.convert.writer import ShardWriter, check_space, whole_or_nothing
 
@@ -31,6 +33,7 @@ _NOT_TRAINED = re.compile(
     r"tensor is the same\.\s*"
 )
 _NOT_MEASURED = re.compile(r"No quality was measured for this card\.\s*?\n")
+_AUTO_CLASS = "AutoModelForCausalLM"
 _AGAIN = "The same bytes again, with"
 
 
@@ -100,7 +103,10 @@ def write_result(
         drawn = draw(records, folder / CURVE)
         _write_config(student, entry, folder)
         _write_card(student, entry, drawn, folder, output.absolute().name)
-        verify_folder(folder, "AutoModelForCausalLM", progress)
+        verify_folder(folder, _AUTO_CLASS, progress)
+        expected = Expected(source=student, numbers=cached_by_layer(student))
+        with workplace(folder) as work:
+            run_folder(folder, _AUTO_CLASS, expected, "nothing was written: the healed model", work)
 
 
 def _write_weights(student: Source, trained: Trained, folder: Path, progress: Progress) -> None:

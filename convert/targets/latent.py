@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +90,39 @@ def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -
     if has.o:
         tensors["o_proj.bias"] = w.o.new_zeros(w.o.shape[1]) if w.o_bias is None else w.o_bias
     return {attention + name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def read_latent(config: Any, tensors: Mapping[str, Tensor], layer: int) -> LatentWeights:
+    """Read a layer of our classes with a latent back: the inverse of `latent_tensors`.
+
+    Args:
+        config: typed, one with `LatentAttentionFields`.
+        tensors: by name below the attention module, "q_proj.weight" and so on.
+    """
+    heads, nope, rope = config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim
+    query = tensors["q_proj.weight"].unflatten(0, (heads, nope + rope))
+    compressed, up = tensors["kv_a_proj_with_mqa.weight"], tensors["kv_b_proj.weight"]
+    rank = compressed.shape[0] - rope
+    up = up.unflatten(0, (heads, -1))
+    q_bias, kv_bias = tensors.get("q_proj.bias"), tensors.get("kv_a_proj_with_mqa.bias")
+    q_biases = (None, None) if q_bias is None else q_bias.unflatten(0, (heads, -1)).split([nope, rope], 1)
+    gain = tensors.get("kv_a_layernorm.weight")
+    frequencies = config.rope_inv_freq[layer] if rope else []
+    return LatentWeights(
+        q_nope=query[:, :nope],
+        q_rope=query[:, nope:],
+        down=compressed[:rank],
+        k_rope=compressed[rank:],
+        up_k=up[:, :nope],
+        up_v=up[:, nope:],
+        o=tensors["o_proj.weight"].unflatten(1, (heads, -1)).transpose(0, 1),
+        inv_freq=torch.tensor(frequencies, dtype=torch.float64),
+        q_nope_bias=q_biases[0],
+        q_rope_bias=q_biases[1],
+        k_rope_bias=None if kv_bias is None else kv_bias[rank:],
+        o_bias=tensors.get("o_proj.bias"),
+        latent_power=None if gain is None else float(gain.double().square().mean()) - NORM_EPS,
+    )
 
 
 def latent_config(blueprint: Blueprint) -> Config:

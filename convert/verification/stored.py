@@ -14,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import Progress
-from convert_attn.convert.source import SafetensorsWeights, Weights, open_weights
+from convert_attn.convert.shards import SafetensorsWeights, Weights, open_weights
 from convert_attn.convert.tensors import DTYPES, FLOATS, TensorInfo
 
 

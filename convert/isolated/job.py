@@ -1,0 +1,235 @@
+"""One job: load a checkpoint as its user does, run it, and tell what was seen."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import GenerationConfig
+
+from . import behaviour, tokenizer
+from .behaviour import MisbehaviourError
+
+_EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
+_NOT_COMPARED = ("transformers_version", "_from_model_config", "_commit_hash")
+
+
+@dataclass
+class Report:
+    """What was seen.
+
+    Attributes:
+        findings: what is wrong, clauses that follow the folder's name.
+        figures: what was measured.
+        notes: what could not be looked at, sentences.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, doing: str) -> Iterator[None]:
+        """Turn what goes wrong into a finding; the first one is the cause of what follows."""
+        try:
+            yield
+        except MisbehaviourError as error:
+            self.findings.append(str(error))
+        except Exception as error:  # the class decides what it raises
+            lines = str(error).strip().splitlines() or [""]
+            self.findings.append(f"fails while {doing} ({type(error).__name__}: {lines[0]})")
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Do a job as `verification.result` writes it.
+
+    Args:
+        job: `folder` (the whole checkpoint), `model` (the same, or a cut of it), `auto_class`, `trust`; and where it is
+            known `source` (of the tokenizer), `trust_source`, `source_model` (a cut of the source), `trust_model`,
+            `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what the dtype alone
+            costs, by the number of the attention module), `numbers` (cached per layer).
+
+    Returns:
+        the fields of `Report`.
+    """
+    torch.set_num_threads(int(job.get("threads", 1)))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    report = Report()
+    with report.step("its tokenizer is loaded"):
+        _tokenizer(job, report)
+    with report.step("its generation_config.json is read"):
+        if (Path(job["folder"]) / "generation_config.json").is_file():
+            GenerationConfig.from_pretrained(job["folder"])
+    model = None
+    with report.step(f"{job['auto_class']}.from_pretrained loads it"):
+        model = _load(job, "model", "trust", torch.float32)
+    if model is not None:
+        _run(job, model, report)
+    return {"findings": report.findings, "figures": report.figures, "notes": report.notes}
+
+
+def _load(job: dict[str, Any], folder: str, trust: str, dtype: Any) -> Any:
+    """Load with the Auto class; every tensor has its place and every place its tensor."""
+    auto = getattr(transformers, job["auto_class"])
+    model, info = auto.from_pretrained(
+        job[folder], trust_remote_code=job.get(trust, False), dtype=dtype, output_loading_info=True
+    )
+    for what, names in info.items():
+        if names:
+            shown = sorted(map(str, names))[0]
+            raise MisbehaviourError(f"is loaded with {what.replace('_', ' ')}: {shown} and {len(names) - 1} more")
+    return model.eval()
+
+
+def _base(model: Any) -> Any:
+    return getattr(model, model.base_model_prefix, model)
+
+
+def _run(job: dict[str, Any], model: Any, report: Report) -> None:
+    """Everything that the loaded model is asked."""
+    ids = behaviour.probe_tokens(model.config)
+    language = job["auto_class"] == "AutoModelForCausalLM"
+    decoding: list[tuple[str, Callable[[Any, Tensor], float], Any]] = [
+        ("it decodes", behaviour.check_decode, model if language else _base(model))
+    ]
+    if language:
+        decoding.append(("it generates", behaviour.check_generate, model))
+    for doing, check, tried in decoding:
+        with report.step(doing):
+            report.figures[doing.removeprefix("it ")] = check(tried, ids)
+    with report.step("its cache is measured"):
+        _cache(job, _base(model), ids, report)
+    with report.step("its blocks are compared with the converted weights"):
+        report.figures["block_errors"] = _compare_blocks(job, model, ids, "in float32")
+    with report.step("it is compared with its source"):
+        _source(job, model, ids, report)
+    _run_stored(job, report)
+
+
+def _cache(job: dict[str, Any], base: Any, ids: Tensor, report: Report) -> None:
+    found = behaviour.cached_numbers(base, ids)
+    report.figures["cached_numbers"] = found
+    expected = job.get("numbers")
+    if expected is not None and found != expected:
+        raise MisbehaviourError(
+            f"caches {sum(found):g} numbers per token in the layers that were run, expected {sum(expected):g}"
+        )
+
+
+def _probes(job: dict[str, Any], kind: str) -> dict[int, Tensor]:
+    """Tensors x.<number of the attention module> (or y., what it is to give) of the file of probes."""
+    if job.get("probes") is None:
+        return {}
+    held = load_file(job["probes"])
+    return {int(name.split(".")[1]): tensor for name, tensor in held.items() if name.startswith(f"{kind}.")}
+
+
+def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, where: str) -> dict[str, float]:
+    """Each probed attention module gives what its converted weights give, but for rounding; the relative errors."""
+    expected, rounding = _probes(job, "y"), job.get("rounding", {})
+    found = behaviour.attention_outputs(model, ids, _probes(job, "x"))
+    errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
+    for number, error in errors.items():
+        allowed = max(rounding.get(number, 0.0), _EXACT)
+        if not error <= allowed:
+            raise MisbehaviourError(
+                f"does not compute {where} what was converted: attention module {number} of those that were run is off "
+                f"by {error:.2g} (relative), where rounding explains {allowed:.2g}"
+            )
+    return errors
+
+
+def _relative(values: Tensor, reference: Tensor) -> float:
+    return float((values.float() - reference).norm() / reference.norm().clamp_min(1e-30))
+
+
+def _source(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
+    """With the same numbers in the place of attention, source and result are the same function."""
+    if job.get("source_model") is None:
+        return
+    source = _load(job, "source_model", "trust_model", torch.float32)
+    if job.get("cast") is not None:  # the conversion has rounded all weights to another dtype
+        source = source.to(getattr(torch, job["cast"])).float()
+    hidden = source.config.hidden_size
+    outputs = [
+        torch.randn(1, ids.shape[1], hidden, generator=torch.Generator().manual_seed(layer))
+        for layer in range(len(behaviour.attention_modules(model)))
+    ]
+    gap = behaviour.difference(
+        behaviour.around_attention(model, ids, outputs), behaviour.around_attention(source, ids, outputs)
+    )
+    report.figures["around_attention"] = gap
+    if not gap <= behaviour.TOLERANCE[torch.float32]:
+        raise MisbehaviourError(
+            f"differs from its source outside attention: with the same numbers in the place of every attention "
+            f"module's the outputs differ by {gap:.2g} standard deviations"
+        )
+    if job["auto_class"] == "AutoModelForCausalLM":
+        ours, theirs = (_settings(m.generation_config) for m in (model, source))
+        other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+        if other:
+            raise MisbehaviourError(
+                f"generates with {other[0]} = {ours.get(other[0])!r}, its source with {theirs.get(other[0])!r}"
+            )
+
+
+def _settings(config: GenerationConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPARED}
+
+
+def _run_stored(job: dict[str, Any], report: Report) -> None:
+    """In the dtype it is stored in: finite, and no further off than that dtype's rounding."""
+    model = None
+    with report.step("it is loaded in the dtype it is stored in"):
+        model = _load(job, "model", "trust", "auto")
+    if model is None:
+        return
+    ids = behaviour.probe_tokens(model.config)
+    with report.step("it runs in the dtype it is stored in"), torch.inference_mode():
+        dtype = next(model.parameters()).dtype
+        report.figures["dtype"] = name = str(dtype).removeprefix("torch.")
+        if not torch.isfinite(behaviour.forward(model, ids).values).all():
+            raise MisbehaviourError(f"gives numbers that are not finite in {name}, the dtype it is stored in")
+        if dtype != torch.float32:
+            report.figures["block_errors_stored"] = _compare_blocks(job, model, ids, f"in {name}")
+
+
+def _tokenizer(job: dict[str, Any], report: Report) -> None:
+    """The result's tokenizer is the source's."""
+    ours, source = job["folder"], job.get("source")
+    expected = None
+    if source is not None and tokenizer.has_tokenizer(source):
+        try:
+            expected = tokenizer.describe(source, job.get("trust_source", False))
+        except Exception as error:  # a tokenizer's class decides what it raises
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            report.notes.append(f"the source's tokenizer cannot be loaded here and was not compared ({first})")
+    if not tokenizer.has_tokenizer(ours):
+        if expected is not None:
+            raise MisbehaviourError("has no tokenizer, its source has one")
+        return
+    if expected is None and source is not None:
+        return  # no better than its source
+    found = tokenizer.describe(ours, job["trust"] or job.get("trust_source", False))
+    report.figures["tokenizer"] = found["class"]
+    if expected is not None and (clause := tokenizer.compare(expected, found)):
+        raise MisbehaviourError(clause)
+
+
+def preload(model_types: list[str]) -> None:
+    """Import the classes of model types, so that jobs find them imported."""
+    for name in model_types:
+        module = name.replace("-", "_")
+        try:
+            importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+        except ImportError:
+            continue

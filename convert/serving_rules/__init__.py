@@ -1,0 +1,21 @@
+"""What serving engines make of a converted checkpoint: rules as data, each with where it was learned.
+
+A rule says of one engine and some model types whether the checkpoint loads, by a class of the engine's own or by our
+code, whether the engine then keeps the small cache, and if not what to do. `evidence` is how it is known:
+
+    tried   by tests of this repository, with that version
+    source  read in the engine's source, at the line that `where` names, not run
+
+An engine is one module here.
+"""
+
+from convert_attn.convert.serving_rules import ctranslate2, llama_cpp, mlx_lm, sglang, tgi, transformers, vllm
+from convert_attn.convert.serving_rules.base import CUSTOM, Config, Engine, LatentSizes, Note, Rule, filled
+
+# in the order in which they are shown
+ENGINES: tuple[Engine, ...] = tuple(
+    module.ENGINE for module in (transformers, vllm, sglang, llama_cpp, ctranslate2, mlx_lm, tgi)
+)
+RULES: tuple[Rule, ...] = tuple(rule for engine in ENGINES for rule in engine.rules)
+
+__all__ = ["CUSTOM", "ENGINES", "RULES", "Config", "Engine", "LatentSizes", "Note", "Rule", "filled"]

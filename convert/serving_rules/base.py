@@ -1,0 +1,195 @@
+"""What a rule of `inspect --serving` is, and the conditions that rules of several engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from convert_attn import modeling
+
+Loads = Literal["native class", "custom code", "no"]
+Evidence = Literal["tried", "source"]
+Config = dict[str, Any]
+Condition = Callable[[Config], bool]
+
+LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "gemma", "phi3"})
+CUSTOM = frozenset(modeling.FAMILIES)
+GQA = frozenset({"gpt2_gqa"})
+LATENT = frozenset({"gpt2_mla", "llama_mla"})
+BIGCODE = frozenset({"gpt_bigcode"})
+DEEPSEEK = frozenset({"deepseek_v3"})
+GEMMA = frozenset({"gemma"})
+PHI3 = frozenset({"phi3"})
+
+TAKE_GQA = "for a small cache here convert --to gqa or mqa"
+TAKE_NATIVE = "convert to a native class: --to mqa for GPT-2; --to gqa or mqa for Llama and its relatives"
+BACKEND = "through its transformers backend: start it with --trust-remote-code"
+EXPANDED = f"{BACKEND}; it is handed K and V of every head, so its cache is no smaller than before: {TAKE_GQA}"
+BIASES = "its DeepSeek-V3 has no bias on kv_a_proj_with_mqa, which carries the constant that undoes the latent's norm"
+EXACT_GELU = "its logits differ: it has the exact GELU where the model's is the tanh approximation"
+HEAD_SIZE = "it takes a head's size to be hidden_size / num_attention_heads, which is not so here, nor in the source"
+LATENT_HERE = "a latent of {kv_lora_rank} with a rotary key of {qk_rope_head_dim} and heads of {qk_nope_head_dim}"
+
+GITHUB = "https://github.com/"
+ENGINE_TESTS = "tests/test_engines.py"
+
+
+def always(config: Config) -> bool:
+    """No condition."""
+    return True
+
+
+@dataclass(frozen=True)
+class Note:
+    """What else to know where a rule applies that loads: mostly sizes that the best kernels do not take.
+
+    Attributes:
+        types: values of `model_type`.
+        text: like `Rule.change`.
+    """
+
+    types: frozenset[str]
+    text: str
+    evidence: Evidence
+    where: str
+    applies: Condition = always
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What one engine does with some model types.
+
+    Attributes:
+        version: of the engine, as far as it is known.
+        types: values of `model_type`.
+        kept: whether the engine's cache is the small one; None where it does not load.
+        change: what to know or to do, "" where all is well; {names} stand for values of config.json (see `filled`).
+        where: address or file of the evidence.
+        applies: a further condition on config.json.
+        notes: what else to know of a checkpoint, empty in the rules themselves.
+    """
+
+    engine: str
+    version: str
+    types: frozenset[str]
+    loads: Loads
+    kept: bool | None
+    evidence: Evidence
+    where: str
+    change: str = ""
+    applies: Condition = always
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class LatentSizes:
+    """Sizes of a native latent that an engine's kernels take.
+
+    Attributes:
+        rank: the class's `kv_lora_rank`, with the channel that undoes its norm.
+        rope_dim: `qk_rope_head_dim`.
+        head_dim: `qk_nope_head_dim` and `v_head_dim`; None: any.
+    """
+
+    rank: int
+    rope_dim: int
+    head_dim: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.rank} + {self.rope_dim}"
+
+    def met_by(self, config: Config) -> bool:
+        """Whether a checkpoint has these sizes."""
+        heads = {config.get("qk_nope_head_dim"), config.get("v_head_dim")}
+        same = (config.get("kv_lora_rank"), config.get("qk_rope_head_dim")) == (self.rank, self.rope_dim)
+        return same and (self.head_dim is None or heads == {self.head_dim})
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine that serves checkpoints.
+
+    Attributes:
+        name: as its makers write it.
+        option: as a value of `--for`.
+        rules: of several that apply the first one counts.
+        notes: added to the rule, every one that applies.
+        latents: sizes of a native latent that its kernels take, the best first; empty: any, or no latent at all.
+    """
+
+    name: str
+    option: str
+    rules: tuple[Rule, ...]
+    notes: tuple[Note, ...] = ()
+    latents: tuple[LatentSizes, ...] = ()
+
+
+def head_size(config: Config) -> int | None:
+    """The size of a head where K and V are cached; None where the file does not tell."""
+    size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
+    if size is None:  # GPTBigCode's names
+        heads, hidden = heads or config.get("n_head"), hidden or config.get("n_embd")
+        size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
+    return size if isinstance(size, int) else None
+
+
+def odd_heads(config: Config) -> bool:
+    """Whether the size of a head is not what readers that do not look for it think."""
+    size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
+    return not (size is None or heads is None or hidden is None) and size * heads != hidden
+
+
+def heads_not_in(*sizes: int) -> Condition:
+    """Heads of a size that kernels for a fixed list of sizes do not take."""
+    return lambda config: head_size(config) not in (None, *sizes)
+
+
+def heads_not_multiple_of(step: int, most: int | None = None) -> Condition:
+    """Heads whose size is no multiple of `step`, or is above `most`."""
+
+    def applies(config: Config) -> bool:
+        size = head_size(config)
+        return size is not None and (size % step != 0 or (most is not None and size > most))
+
+    return applies
+
+
+def activation(*without: str) -> Condition:
+    """GPTBigCode with an activation that an engine does not compute as it is meant."""
+    return lambda config: config.get("activation_function") not in without
+
+
+def biased(config: Config) -> bool:
+    """DeepSeek-V3 whose attention has biases, as the conversion's has."""
+    return bool(config.get("attention_bias"))
+
+
+def both(first: Condition, second: Condition) -> Condition:
+    """Two conditions at once."""
+    return lambda config: first(config) and second(config)
+
+
+def latent_in(*taken: LatentSizes) -> Condition:
+    """A native latent of one of these sizes."""
+    return lambda config: any(sizes.met_by(config) for sizes in taken)
+
+
+def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[Rule]:
+    """An engine has classes of its own for these types, and they keep as many K/V heads as there are."""
+    return [
+        Rule(engine, version, frozenset({name}), "native class", True, "source", folder + place)
+        for name, place in where.items()
+    ]
+
+
+class _Values(dict[str, Any]):
+    """What a config does not say is unknown, not an error."""
+
+    def __missing__(self, key: str) -> str:
+        return "unknown"
+
+
+def filled(text: str, config: Config) -> str:
+    """A rule's or note's text with the checkpoint's own sizes; {head_size} is `head_size`."""
+    return text.format_map(_Values(config | {"head_size": head_size(config)}))

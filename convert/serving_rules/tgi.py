@@ -1,0 +1,99 @@
+"""text-generation-inference, read at the commit of its release 3.3.7."""
+
+from convert_attn.convert.serving_rules.base import (
+    BIGCODE,
+    CUSTOM,
+    DEEPSEEK,
+    EXACT_GELU,
+    GITHUB,
+    HEAD_SIZE,
+    LLAMA_LIKE,
+    TAKE_GQA,
+    TAKE_NATIVE,
+    Engine,
+    Note,
+    Rule,
+    activation,
+    biased,
+    heads_not_in,
+    known,
+    odd_heads,
+)
+
+_NAME, _VERSION = "TGI", "3.3.7"
+_CODE = GITHUB + "huggingface/text-generation-inference/blob/dfb3fbe78e0d1d69251bd33065591c61bafdfaa8/"
+_MODELS = _CODE + "server/text_generation_server/models/"
+_OWN = _MODELS + "custom_modeling/"
+
+ENGINE = Engine(
+    _NAME,
+    "tgi",
+    (
+        Rule(
+            _NAME,
+            _VERSION,
+            frozenset({"llama", "phi3", "qwen2"}),
+            "no",
+            None,
+            "source",
+            _OWN + "flash_llama_modeling.py#L148",
+            HEAD_SIZE,
+            odd_heads,
+        ),
+        Rule(
+            _NAME,
+            _VERSION,
+            BIGCODE,
+            "native class",
+            True,
+            "source",
+            _OWN + "flash_santacoder_modeling.py#L333",
+            f"{EXACT_GELU}, unless config.json calls it gelu_pytorch_tanh, the same function",
+            activation("gelu", "gelu_fast", "gelu_pytorch_tanh"),
+        ),
+        *known(
+            _NAME,
+            _VERSION,
+            _MODELS + "__init__.py",
+            {
+                "llama": "#L993",
+                "mistral": "#L1335",
+                "qwen2": "#L1439",
+                "gemma": "#L1071",
+                "phi3": "#L993",
+                "gpt_bigcode": "#L772",
+            },
+        ),
+        Rule(
+            _NAME,
+            _VERSION,
+            CUSTOM,
+            "no",
+            None,
+            "source",
+            _CODE + "server/uv.lock#L2990",
+            f"it comes with transformers 4.51, our classes need 5.16: {TAKE_NATIVE}",
+        ),
+        Rule(
+            _NAME,
+            _VERSION,
+            DEEPSEEK,
+            "no",
+            None,
+            "source",
+            _OWN + "flash_deepseek_v3_modeling.py#L240",
+            f"where attention has biases it looks for one on kv_b_proj too; and it caches every head: {TAKE_GQA}",
+            biased,
+        ),
+    ),
+    notes=(
+        Note(
+            LLAMA_LIKE | BIGCODE,
+            "its FlashInfer takes heads of 64, 128 or 256, here {head_size}: slower kernels step in, without reuse of "
+            "prefixes",
+            "source",
+            _CODE + "launcher/src/main.rs#L155",
+            heads_not_in(64, 128, 256),
+        ),
+    ),
+)

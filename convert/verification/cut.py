@@ -1,0 +1,132 @@
+"""A checkpoint cut to its first, middle and last block: what of a large model is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convert_attn import modeling
+from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.source import Source
+from convert_attn.convert.tensors import TensorInfo
+from convert_attn.convert.writer import ShardWriter
+
+SMALL = 100_000_000  # bytes: a model of this size is run whole
+_BLOCK = re.compile(r"^(.*?\.)(\d+)(\..*)$|^()(\d+)(\..*)$")
+_SHARD = "model.safetensors"
+# lists that may be as long as there are layers and are not one entry a layer
+_NOT_BY_LAYER = frozenset({"architectures", "bos_token_id", "eos_token_id", "pad_token_id"})
+# blocks that read their own number, which a cut would change
+_NUMBERED = ("scale_attn_by_inverse_layer_idx",)
+# what a loader would act upon; the cut is of plain weights in the class of `model_type`
+_LEFT_OUT = ("auto_map", "quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The decoder blocks in the names of a checkpoint's tensors.
+
+    Attributes:
+        stem: what their names start with, before the number ("model.layers.").
+        count: how many there are.
+    """
+
+    stem: str
+    count: int
+
+
+def find_blocks(names: Iterable[str]) -> Blocks:
+    """Find the longest run of numbered tensors; a stem of "" and no blocks where there is none."""
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        found = _BLOCK.match(name)
+        if found:
+            stem, number = (found[1], found[2]) if found[1] is not None else (found[4], found[5])
+            numbers.setdefault(stem, set()).add(int(number))
+    if not numbers:
+        return Blocks("", 0)
+    stem = max(numbers, key=lambda key: len(numbers[key]))
+    return Blocks(stem, max(numbers[stem]) + 1)
+
+
+def checked_layers(config: dict[str, Any], layers: int, nbytes: int) -> tuple[int, ...]:
+    """List the layers that are run: all of a small model, else the first, the middle and the last."""
+    if layers <= 3 or nbytes <= SMALL:
+        return tuple(range(layers))
+    if any(config.get(key) for key in _NUMBERED):
+        return 0, 1, 2
+    return 0, layers // 2, layers - 1
+
+
+def write_cut(source: Source, layers: Sequence[int], folder: Path, code: Path | None = None) -> None:
+    """Write a folder with these blocks, renumbered from 0, and all that is outside the blocks, as it is stored.
+
+    Args:
+        source: any checkpoint whose weights can be opened; its side files are not carried but for the generation
+            config.
+        code: where the modeling files come from that its config names; None: it is read in the class of its
+            model_type, of transformers or of this package.
+    """
+    weights, blocks = source.weights, find_blocks(source.weights.infos)
+    number = {str(layer): n for n, layer in enumerate(layers)}
+    infos: list[TensorInfo] = []
+    origin: dict[str, str] = {}
+    for info in weights.infos.values():
+        name = info.name
+        if blocks.count and name.startswith(blocks.stem):
+            layer, dot, rest = name.removeprefix(blocks.stem).partition(".")
+            if layer not in number:
+                continue
+            name = f"{blocks.stem}{number[layer]}{dot}{rest}"
+        origin[name] = info.name
+        infos.append(replace(info, name=name, file=_SHARD))
+    folder.mkdir()
+    writer = ShardWriter(folder, {_SHARD: infos}, {})
+    try:
+        for info in infos:
+            writer.put(info.name, weights.chunks(origin[info.name]))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    config = cut_config(source.config, layers, blocks.count)
+    files: list[Path] = []
+    if code is not None and "auto_map" in source.config:
+        config["auto_map"], files = source.config["auto_map"], sorted(code.glob("*.py"))
+    elif config["model_type"] in modeling.FAMILIES:
+        config["auto_map"] = modeling.auto_map(config["model_type"])
+        files = modeling.source_files(config["model_type"])
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    (folder / "config.json").write_text(json.dumps(config))
+    generation = source.origin.folder / "generation_config.json"
+    if generation.is_file():
+        shutil.copyfile(generation, folder / generation.name)
+
+
+def cut_config(raw: dict[str, Any], layers: Sequence[int], count: int) -> dict[str, Any]:
+    """Cut a config.json to these layers: their number, and lists with one entry a layer."""
+    config = {key: value for key, value in raw.items() if key not in _LEFT_OUT}
+    if len(layers) == count:
+        return config
+    typed = typed_config(raw, "the checkpoint")
+    kinds = getattr(typed, "layer_types", None)
+    if kinds:
+        config["layer_types"] = list(kinds)  # where it follows from the number of layers, it must not follow anew
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == count and key not in _NOT_BY_LAYER:
+            config[key] = [value[layer] for layer in layers]
+    own = typed.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    for key in {own, "num_hidden_layers"} & config.keys() | {own}:
+        config[key] = len(layers)
+    if "first_k_dense_replace" in config:
+        config["first_k_dense_replace"] = sum(layer < raw["first_k_dense_replace"] for layer in layers)
+    ranks = config.get("kv_lora_ranks")
+    if ranks:
+        config["kv_lora_rank"] = max(ranks)
+    return config

@@ -1,0 +1,153 @@
+"""`convert-attn verify`: any checkpoint folder, ours or not, of this version or an earlier one, run as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert_attn import modeling
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.classes import auto_class_of
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.functional import Rule
+from convert_attn.convert.geometry import geometry
+from convert_attn.convert.hub import resolve
+from convert_attn.convert.layers import Layers
+from convert_attn.convert.methods import DEFAULT, methods
+from convert_attn.convert.plan import Plan
+from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.request import Request
+from convert_attn.convert.source import Source
+from convert_attn.convert.targets import targets
+from convert_attn.convert.targets.base import Blueprint
+from convert_attn.convert.targets.latent import read_latent
+from convert_attn.convert.verification.cut import checked_layers, find_blocks
+from convert_attn.convert.verification.process import ISOLATED
+from convert_attn.convert.verification.result import Answer, Expected, Verified, answer, run_folder, workplace
+from convert_attn.convert.verification.source import Probe, check_source, probe_states
+from convert_attn.convert.verification.stored import verify_folder
+
+# relative error of an attention module of ours that is run in the dtype it is stored in
+_ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+def verify(
+    model: str | Path,
+    against: str | Path | None = None,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Verified:
+    """Run a checkpoint in the installed transformers and check that it does what its files say.
+
+    Checked are: files and tensors against the class; in a process without this package the Auto class loads it, decodes
+    with its cache what it computes without, alone and in a padded batch, and caches as many numbers as its sizes say;
+    attention computes what the weights mean; numbers are finite in the dtype that is stored; the tokenizer loads.
+
+    Args:
+        model: local folder, Hub id, or sample:NAME.
+        against: what it was made from: tokenizer, generation settings, and all that is not attention must be its own.
+        trust_remote_code: run the code in the folder although it is not that of this version of convert-attn.
+
+    Raises:
+        UsageError: nothing to verify there, or code that is not trusted.
+        ConvertAttnError: it fails a check; saying which.
+    """
+    ISOLATED.start()
+    source = Source.open(resolve(str(model)))
+    folder = source.origin.folder
+    _check_code(source, trust_remote_code)
+    original = None if against is None else Source.open(resolve(str(against)))
+    auto_class = auto_class_of(source.config)
+    verify_folder(folder, auto_class, progress)
+    expected = Expected(
+        source=original,
+        same_outside=original is not None,
+        trust_source=trust_remote_code,
+        answers=_answers(source),
+        numbers=cached_by_layer(source),
+    )
+    with workplace() as work:
+        return run_folder(folder, auto_class, expected, f"'{model}'", work)
+
+
+def _check_code(source: Source, trusted: bool) -> None:
+    """Code in the folder is ours, byte for byte, or the user trusts it.
+
+    Raises:
+        UsageError: it is another's, or that of another version.
+    """
+    if "auto_map" not in source.config or trusted:
+        return
+    model_type = source.config["model_type"]
+    ours = {path.name: path for path in modeling.source_files(model_type)} if model_type in modeling.FAMILIES else {}
+    for path in sorted(source.origin.folder.glob("*.py")):
+        if path.name not in ours or path.read_bytes() != ours[path.name].read_bytes():
+            raise UsageError(
+                f"'{source.origin.name}' brings code that is not of this version of convert-attn ('{path.name}') and "
+                "would be run: look at it and give --trust-remote-code"
+            )
+
+
+def cached_by_layer(source: Source) -> list[int] | None:
+    """Count numbers cached per token in each layer, by the sizes in config.json; None where the class is not known."""
+    config = typed_config(source.config, source.origin.name)
+    rank = getattr(config, "kv_lora_rank", None)
+    if rank:
+        ranks = getattr(config, "kv_lora_ranks", None) or [rank] * config.num_hidden_layers
+        return [one + config.qk_rope_head_dim for one in ranks]
+    arch = architectures().get(source.config["model_type"])
+    if arch is None:
+        return None
+    sizes = geometry(arch, source.config, source.origin.name)
+    return SharedHeads(sizes.num_kv_heads).numbers_by_layer(sizes)
+
+
+def _answers(source: Source) -> list[Answer]:
+    """What probed layers give by their tensors, for the classes whose tensors we read."""
+    model_type = source.config["model_type"]
+    arch = architectures().get(model_type)
+    if arch is not None:
+        plan = _as_it_is(source)
+        return [answer(probe, Layers(plan).read(probe.layer)) for probe in check_source(plan)]
+    if model_type not in modeling.FAMILIES:
+        return []
+    config, blocks = typed_config(source.config, source.origin.name), find_blocks(source.weights.infos)
+    nbytes = sum(info.nbytes for info in source.weights.infos.values())
+    layers = checked_layers(source.config, blocks.count, nbytes)
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    return [_latent_answer(source, config, blocks.stem, layer) for layer in chosen]
+
+
+def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer:
+    names = [name for name in source.weights.infos if name.startswith(f"{stem}{layer}.")]
+    attention = next(name for name in names if name.endswith("kv_b_proj.weight")).removesuffix("kv_b_proj.weight")
+    stored = {n.removeprefix(attention): source.weights.read(n) for n in names if n.startswith(attention)}
+    weights = read_latent(config, {name: tensor.float() for name, tensor in stored.items()}, layer)
+    rule = Rule(scale=float(config.softmax_scale), window=getattr(config, "sliding_window", None))
+    x = probe_states(config, layer)
+    return answer(Probe(layer, x, rule, _ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights)
+
+
+def _as_it_is(source: Source) -> Plan:
+    """A plan that changes nothing, for what reads a checkpoint through one."""
+    arch = architectures()[source.config["model_type"]]
+    sizes = geometry(arch, source.config, source.origin.name)
+    stem = find_blocks(source.weights.infos).stem
+    prefix = stem.removesuffix(arch.block.partition("{layer}")[0])
+    form = SharedHeads(sizes.num_kv_heads)
+    return Plan(
+        request=Request(to="gqa", groups=sizes.num_kv_heads),
+        source=source,
+        blueprint=Blueprint(arch, arch, source.config, sizes, form, frozenset()),
+        method=methods()[DEFAULT],
+        target=next(target for target in targets() if target.becomes is None),
+        prefix=prefix,
+        outputs=(),
+        dropped=(),
+        output=source.origin.folder,
+    )

@@ -1,0 +1,191 @@
+"""A checkpoint folder run as its user runs it: by its Auto class, in a process that has none of this package."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convert_attn import modeling
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.functional import Attention
+from convert_attn.convert.plan import Plan
+from convert_attn.convert.source import Origin, Source
+from convert_attn.convert.targets.base import Converted
+from convert_attn.convert.tensors import DTYPES, FLOATS
+from convert_attn.convert.verification.cut import checked_layers, find_blocks, write_cut
+from convert_attn.convert.verification.process import ISOLATED
+from convert_attn.convert.verification.source import Probe
+
+_WORK = ".checks"  # below the folder that is made, gone before it appears
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one layer must give when it is asked in its class.
+
+    Attributes:
+        x, y: [1, S, D] in float32, the attention's input and output.
+        rounding: relative error that the dtype may cost.
+    """
+
+    layer: int
+    x: Tensor
+    y: Tensor
+    rounding: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was seen of a folder that passed.
+
+    Attributes:
+        transformers: the version it was run in.
+        figures: what was measured: `decodes` and `generates` (largest difference with and without a cache, in standard
+            deviations), `cached_numbers` (per token, for every layer that was run), `block_errors` (relative) and
+            `block_errors_stored`, `around_attention`, `dtype`, `tokenizer`.
+        notes: what could not be looked at, sentences.
+    """
+
+    transformers: str
+    figures: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What is known of a folder beside its own files.
+
+    Attributes:
+        source: what it was made from: the tokenizer must be its tokenizer.
+        same_outside: everything but attention computes what the source's class computes.
+        trust_source: whether the source's tokenizer may bring code.
+        answers: of some layers.
+        numbers: cached per token, for every layer.
+    """
+
+    source: Source | None = None
+    same_outside: bool = False
+    trust_source: bool = False
+    answers: Sequence[Answer] = ()
+    numbers: Sequence[int] | None = None
+
+
+def answer(probe: Probe, converted: Converted) -> Answer:
+    """Compute what converted weights give for a probe, in float64."""
+    wide: dict[str, Any] = {name: part.double() for name, part in vars(converted).items() if isinstance(part, Tensor)}
+    x = probe.x.to(converted.o.device, torch.float64)
+    y = Attention(replace(converted, **wide), x, probe.rule).output()
+    return Answer(probe.layer, probe.x, y.float().cpu(), probe.rounding)
+
+
+def run_folder(folder: Path, auto_class: str, expected: Expected, subject: str, work: Path) -> Verified:
+    """Run a checkpoint folder and compare what is seen with what is expected.
+
+    Args:
+        subject: what a sentence on it begins with.
+        work: an empty folder for cuts of large models and for probes.
+
+    Raises:
+        ConvertAttnError: something is not as it should be.
+    """
+    checkpoint = Source.open(Origin(str(folder), folder))
+    nbytes = sum(info.nbytes for info in checkpoint.weights.infos.values())
+    count = find_blocks(checkpoint.weights.infos).count
+    layers = checked_layers(checkpoint.config, count, nbytes)
+    model = folder
+    if len(layers) < count:
+        model = work / "cut"
+        write_cut(checkpoint, layers, model, code=folder)
+    job: dict[str, Any] = {
+        "folder": str(folder.resolve()),
+        "model": str(model.resolve()),
+        "auto_class": auto_class,
+        "trust": "auto_map" in checkpoint.config,
+        "model_types": [checkpoint.config["model_type"]],
+    }
+    if expected.numbers is not None:
+        job["numbers"] = [expected.numbers[layer] for layer in layers]
+    if expected.source is not None:
+        job |= _source_job(expected, expected.source, layers, _float_dtypes(checkpoint), work)
+    asked = {layers.index(one.layer): one for one in expected.answers if one.layer in layers}
+    if asked:
+        job |= _probes(asked, work / "probes.safetensors")
+    report = ISOLATED.run(job)
+    if report["findings"]:
+        first, *others = report["findings"]
+        more = f" (and {len(others)} more)" if others else ""
+        raise ConvertAttnError(
+            f"{subject} {first}{more}, seen by running it in transformers {transformers.__version__}"
+        )
+    return Verified(transformers.__version__, report["figures"], tuple(report["notes"]))
+
+
+def _float_dtypes(source: Source) -> set[str]:
+    """The dtypes, safetensors' names, of all floating-point tensors."""
+    return {info.dtype for info in source.weights.infos.values() if info.dtype in FLOATS}
+
+
+def _source_job(
+    expected: Expected, source: Source, layers: Sequence[int], ours: set[str], work: Path
+) -> dict[str, Any]:
+    """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
+    job: dict[str, Any] = {"source": str(source.origin.folder.resolve()), "trust_source": expected.trust_source}
+    if expected.same_outside:
+        write_cut(source, layers, work / "source")
+        theirs = _float_dtypes(source)
+        job |= {
+            "cast": str(DTYPES[next(iter(ours))]).removeprefix("torch.") if ours != theirs and len(ours) == 1 else None,
+            "source_model": str((work / "source").resolve()),
+            "trust_model": source.config["model_type"] in modeling.FAMILIES,
+        }
+    return job
+
+
+def _probes(asked: dict[int, Answer], file: Path) -> dict[str, Any]:
+    """The probes in a file, by the number that the layer has in the model that is run."""
+    tensors = {f"x.{number}": one.x.contiguous() for number, one in asked.items()}
+    tensors |= {f"y.{number}": one.y.contiguous() for number, one in asked.items()}
+    save_file(tensors, file)
+    return {"probes": str(file.resolve()), "rounding": {str(n): one.rounding for n, one in asked.items()}}
+
+
+def verify_conversion(plan: Plan, folder: Path, auto_class: str, answers: Sequence[Answer]) -> Verified:
+    """Check what a conversion made, in the folder where it is made.
+
+    Raises:
+        ConvertAttnError: it does not do what it should; saying what.
+    """
+    extra = plan.target.extra_latent
+    expected = Expected(
+        source=plan.source,
+        same_outside=True,
+        answers=answers,
+        numbers=[count + extra for count in plan.form.numbers_by_layer(plan.geometry)],
+    )
+    with workplace(folder) as work:
+        return run_folder(folder, auto_class, expected, "nothing was written: the result", work)
+
+
+@contextmanager
+def workplace(inside: Path | None = None) -> Iterator[Path]:
+    """Make a folder for `run_folder` that is gone afterwards: in the folder that is made, or a temporary one."""
+    if inside is None:
+        with tempfile.TemporaryDirectory(prefix="convert-attn-") as made:
+            yield Path(made)
+        return
+    work = inside / _WORK
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

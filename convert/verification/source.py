@@ -1,0 +1,216 @@
+"""Our reading of a checkpoint's attention against the class that the installed transformers has for it.
+
+What a layer's tensors and config are taken to mean is one claim: `functional.Attention` of the weights that the
+conversion splits out of them, under its rule. The class's own attention module is the judge. Both get the same random
+input in float32, once of ordinary size and once so large that scores leave the range in which a cap on them, a window
+or another scale could hide. First, middle and last block; only the attention's own weights are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.errors import ConvertAttnError, first_line
+from convert_attn.convert.functional import Attention, Rule, layer_rule, turn
+from convert_attn.convert.isolated.behaviour import feed, probe_length
+from convert_attn.convert.layers import Layers
+from convert_attn.convert.plan import Plan
+from convert_attn.convert.skeleton import Skeleton
+from convert_attn.convert.tensors import DTYPES
+from convert_attn.convert.verification.cut import checked_layers
+
+_WINDOW = 6  # tokens: shorter than the probe, so that a window shows
+_LARGE = 40.0  # standard deviation of the large scores: those of trained models reach it
+_ALLOWED = {"ordinary": 1e-3, "large": 2e-2}  # relative; rounding in large scores moves a softmax
+_DTYPE_MARGIN = 8.0  # a result may lose so many times what the source loses by the dtype: it has more products
+
+
+class _EnoughError(Exception):
+    """Raised to stop a forward pass behind the attention module that was asked."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one layer is asked, and what may be lost by rounding.
+
+    Attributes:
+        x: [1, S, D] in float32, the attention's input.
+        rule: the layer's.
+        rounding: relative error that the result may have in the dtype it is stored in.
+    """
+
+    layer: int
+    x: Tensor
+    rule: Rule
+    rounding: float
+
+
+def check_source(plan: Plan) -> tuple[Probe, ...]:
+    """Check that the source's class computes what the conversion reads from its tensors.
+
+    Returns:
+        what the checked layers are to be asked again when they are converted.
+
+    Raises:
+        ConvertAttnError: it does not; naming the layer and the class.
+    """
+    nbytes = sum(info.nbytes for info in plan.source.weights.infos.values())
+    layers = checked_layers(plan.source.config, plan.geometry.num_layers, nbytes)
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    with _one_error(plan), torch.no_grad():
+        judge = _Judge(plan)
+        return tuple(judge.check(layer) for layer in chosen)
+
+
+@contextmanager
+def _one_error(plan: Plan) -> Iterator[None]:
+    """What a class raises on being run, in one sentence."""
+    try:
+        yield
+    except ConvertAttnError:
+        raise
+    except Exception as error:  # the class decides what it raises
+        raise ConvertAttnError(
+            f"the attention of '{plan.source.origin.name}' cannot be run by itself in transformers "
+            f"{transformers.__version__} ({type(error).__name__}: {first_line(error)}), so what its tensors mean "
+            "cannot be checked; nothing was written: use another version of transformers"
+        ) from None
+
+
+class _Judge:
+    """The source's base model without weights, whose attention modules are run one at a time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._layers = plan, Layers(plan)
+        config = typed_config(plan.source.config, plan.source.origin.name)
+        window = getattr(config, "sliding_window", None)
+        if isinstance(window, int):
+            config.sliding_window = min(window, _WINDOW)
+        self._skeleton = Skeleton(plan.source, plan.prefix, config=config)
+        model = self._skeleton.model
+        vocabulary = getattr(model.config, "vocab_size", None)
+        tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]
+        self._outside = self._skeleton.names(lambda name: not name.startswith((self._skeleton.stem, *tables)))
+
+    def check(self, layer: int) -> Probe:
+        """Compare one layer at both sizes of input.
+
+        Raises:
+            ConvertAttnError: the class and our reading disagree.
+        """
+        plan = self._plan
+        rule = layer_rule(plan.geometry, layer)
+        short = replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
+        weights = self._layers.read(layer).to(torch.float32)
+        x = self._input(layer)
+        large = x * (_LARGE / _score_size(weights, x, short)) ** 0.5
+        for size, given in (("ordinary", x), ("large", large)):
+            ours = Attention(weights, given, short).output()
+            error = _relative(self._run(layer, given, torch.float32), ours)
+            if not error <= _ALLOWED[size]:
+                raise ConvertAttnError(self._disagreement(layer, size, error))
+        return Probe(layer, x, rule, _DTYPE_MARGIN * self._rounding(layer, x))
+
+    def _input(self, layer: int) -> Tensor:
+        """Random numbers of the size that the block's norm gives them."""
+        drawn = probe_states(self._skeleton.model.config, layer)
+        return drawn * self._layers.prior(layer).variance().sqrt().float()
+
+    def _rounding(self, layer: int, x: Tensor) -> float:
+        """What the class itself loses in the dtype that the result is stored in."""
+        dtype = DTYPES[self._plan.cache_dtype]
+        if dtype == torch.float32:
+            return 0.0
+        return _relative(self._run(layer, x, dtype), self._run(layer, x, torch.float32))
+
+    def _run(self, layer: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the class's attention module makes of x [1, S, D]: [1, S, D] in float32."""
+        block = self._skeleton.blocks[layer]
+        local = self._plan.arch.output.rpartition(".")[0]
+        attention, norm = block.get_submodule(local), block.get_submodule(self._plan.arch.norm.name)
+        stem = f"{self._skeleton.stem}{layer}."
+        parameters = dict(self._skeleton.model.named_parameters())
+        # the attention's own, and vectors: norms in front of it
+        names = self._skeleton.names(
+            lambda name: name.startswith(stem) and (name.startswith(f"{stem}{local}.") or parameters[name].ndim == 1)
+        )
+        seen: dict[str, Tensor] = {}
+        give = feed(x)
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            seen["read"] = args[0] if args else kwargs["hidden_states"]
+            return give(module, args, kwargs)
+
+        def leave(module: nn.Module, args: Any, out: Any) -> None:
+            seen["given"] = (out[0] if isinstance(out, tuple) else out).float()
+            raise _EnoughError
+
+        def after_norm(module: nn.Module, args: Any, out: Tensor) -> None:
+            seen["norm"] = out
+
+        handles = [
+            attention.register_forward_pre_hook(enter, with_kwargs=True),
+            attention.register_forward_hook(leave),
+            norm.register_forward_hook(after_norm),
+        ]
+        embedded = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        names = [*self._outside, *names]
+        try:
+            with self._skeleton.filled(names, dtype), self._skeleton.passing_before(layer):
+                self._skeleton.model(inputs_embeds=embedded, use_cache=False)
+        except _EnoughError:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if "norm" not in seen or not torch.equal(seen["norm"], seen["read"]):
+            raise ConvertAttnError(
+                f"the attention of layer {layer} of '{self._plan.source.origin.name}' does not read what "
+                f"'{self._plan.arch.norm.name}' gives in {self._class(attention)}, which the conversion takes for "
+                "granted; nothing was written: use another version of transformers"
+            )
+        return seen["given"]
+
+    def _class(self, module: nn.Module) -> str:
+        return f"{type(module).__name__} of transformers {transformers.__version__}"
+
+    def _disagreement(self, layer: int, size: str, error: float) -> str:
+        attention = self._skeleton.blocks[layer].get_submodule(self._plan.arch.output.rpartition(".")[0])
+        return (
+            f"{self._class(attention)} does not compute what is read from the attention tensors and config.json of "
+            f"'{self._plan.source.origin.name}': in layer {layer}, on random input of {size} size, the outputs differ "
+            f"by {error:.2g} (relative; {_ALLOWED[size]:g} is allowed), so its conversion would be wrong and nothing "
+            "was written: check that model_type and config.json belong to these weights"
+        )
+
+
+def probe_states(config: Any, layer: int) -> Tensor:
+    """Draw random states [1, S, D] for a layer, the same at every call, S as `probe_length` has it."""
+    return torch.randn(1, probe_length(config), config.hidden_size, generator=torch.Generator().manual_seed(layer))
+
+
+def _is_table(module: nn.Module, vocabulary: int | None) -> bool:
+    """Whether a module is an embedding of tokens, which the probe does without."""
+    return isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary
+
+
+def _score_size(weights: AttentionWeights, x: Tensor, rule: Rule) -> float:
+    """Standard deviation of a layer's scores on x."""
+    query = torch.einsum("btD,hdD->bhtd", x, weights.q)
+    key = torch.einsum("btD,hdD->bhtd", x, weights.k).repeat_interleave(weights.queries_per_kv, 1)
+    if rule.inv_freq is not None:
+        query, key = (turn(part, rule.inv_freq, rule.rotary_scale) for part in (query, key))
+    return max(float((query @ key.mT).std()) * rule.scale, 1e-6)
+
+
+def _relative(values: Tensor, reference: Tensor) -> float:
+    return float((values - reference).norm() / reference.norm().clamp_min(1e-30))
