@@ -18,12 +18,12 @@ from rich.table import Table
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.heal.cli import heal
 from convert_attn.convert.progress import progress_bars
-from convert_attn.convert.serving_rules import ENGINES
+from convert_attn.convert.serving_rules import OPTIONS
 from convert_attn.convert.values import Count, Share
 from convert_attn.convert.version import __version__
 from convert_attn.eval.cli import evaluate
 
-_ENGINES = [engine.option for engine in ENGINES]
+_ENGINES = list(OPTIONS)
 _TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
 
 

@@ -113,8 +113,15 @@ def _sized(source: Source, request: Request, engine: Engine) -> Request:
                 return replace(request, rank=form.rank, rope_dim=form.rope_dim, cache_ratio=None, layout="native")
     raise UsageError(
         f"--for {engine.option}: {engine.name} cannot keep a latent of this model, as {reason}"
-        f"{_or_instead(engine, source, request)}"
+        f"{_elsewhere(engine, arch, sizes)}{_or_instead(engine, source, request)}"
     )
+
+
+def _elsewhere(engine: Engine, arch: Architecture, sizes: Geometry) -> str:
+    """A clause with the machines on which the engine keeps a latent of the model, "" where there are none."""
+    others = (other for other in engine.options().values() if other.option != engine.option)
+    fit = [other.option for other in others if latent_forms(other, arch, sizes)]
+    return "".join(f"; --for {option} works" for option in fit)
 
 
 def latent_forms(engine: Engine, arch: Architecture, sizes: Geometry) -> list[LatentCache]:

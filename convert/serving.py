@@ -8,7 +8,7 @@ from typing import Any
 
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.hub import resolve
-from convert_attn.convert.serving_rules import ENGINES, RULES, Config, Engine, Note, Rule, filled
+from convert_attn.convert.serving_rules import ENGINES, OPTIONS, RULES, Config, Engine, Note, Rule, filled
 from convert_attn.convert.source import Source
 
 
@@ -41,11 +41,9 @@ def named(option: str) -> Engine:
     Raises:
         UsageError: there are no rules for it.
     """
-    for engine in ENGINES:
-        if engine.option == option:
-            return engine
-    options = ", ".join(engine.option for engine in ENGINES)
-    raise UsageError(f"--for '{option}' is no engine that there are rules for; choose one of {options}")
+    if option not in OPTIONS:
+        raise UsageError(f"--for '{option}' is no engine that there are rules for; choose one of {', '.join(OPTIONS)}")
+    return OPTIONS[option]
 
 
 def takes(engine: Engine, config: Config) -> bool:

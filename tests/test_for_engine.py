@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from convert_attn.convert.errors import UsageError
 from convert_attn.convert.inspection import inspect
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.serving import verdict
-from convert_attn.convert.serving_rules import ENGINES, Engine
+from convert_attn.convert.serving_rules import OPTIONS, Engine
 
 BIG: dict[str, Any] = {
     "hidden_size": 640,
@@ -30,7 +31,7 @@ BIG: dict[str, Any] = {
     "vocab_size": 64,
 }
 TARGETS: dict[str, dict[str, Any]] = {"gqa": {"groups": 2}, "mqa": {}, "mla": {"cache_ratio": 0.5}}
-BY_OPTION = {engine.option: engine for engine in ENGINES}
+FOR = list(OPTIONS.values())
 
 
 def save_headers(folder: Path, model_type: str, **options: Any) -> Path:
@@ -60,11 +61,10 @@ def kept_by(engine: Engine, made: Plan) -> bool:
     return rule is not None and native and rule.kept is True
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.option)
 @pytest.mark.parametrize("model_type", CONVERTIBLE)
-def test_what_is_made_for_an_engine_is_kept_by_it(model_type: str, engine: Engine, tmp_path: Path) -> None:
+def test_what_is_made_for_an_engine_is_kept_by_it(model_type: str, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "in", model_type)
-    for to, options in TARGETS.items():
+    for engine, (to, options) in product(FOR, TARGETS.items()):
         try:
             made = plan(source, to=to, engine=engine.option, **options)
         except UsageError as error:
@@ -74,7 +74,7 @@ def test_what_is_made_for_an_engine_is_kept_by_it(model_type: str, engine: Engin
             assert kept_by(engine, made)
 
 
-@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine.latents], ids=lambda engine: engine.option)
+@pytest.mark.parametrize("engine", [engine for engine in FOR if engine.latents], ids=lambda engine: engine.option)
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
 def test_a_latent_has_sizes_that_the_kernels_take(model_type: str, engine: Engine, tmp_path: Path) -> None:
     options = {"sliding_window": None} if model_type == "mistral" else {}
@@ -132,6 +132,22 @@ def test_a_model_that_cannot_have_them_is_told_why_and_what_works(
     assert grouped or "; --to gqa works" in str(refusal.value)
 
 
+def test_a_cpu_takes_heads_of_any_size(tmp_path: Path) -> None:
+    source = save_headers(tmp_path / "in", "llama", head_dim=64, num_attention_heads=10, num_key_value_heads=10)
+    with pytest.raises(UsageError, match="heads of 128, and this model's are of 64; --for vllm-cpu works; --to gqa"):
+        plan(source, to="mla", engine="vllm")
+    made = plan(source, to="mla", engine="vllm-cpu")
+    assert kept_by(OPTIONS["vllm-cpu"], made)
+    assert (made.form.rank, made.form.rope_dim) == (511, 64)
+    with pytest.raises(UsageError, match="take --rank 511 --rope-dim 64 "):
+        plan(source, to="mla", engine="vllm-cpu", rank=255)
+
+
+def test_an_engine_without_rules_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--for 'triton' is no engine that there are rules for; choose one of transf"):
+        plan(save_tiny(tmp_path / "in"), to="mqa", engine="triton")
+
+
 def test_other_sizes_than_the_kernels_take_are_refused(tmp_path: Path) -> None:
     source = save_headers(tmp_path / "in", "llama")
     for options in ({"rank": 512}, {"rank": 400}, {"rope_dim": 32}):
@@ -174,7 +190,7 @@ def test_inspect_shows_what_an_engine_takes(tmp_path: Path, command: Command) ->
     assert only["engine"] == "TGI"
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.option)
+@pytest.mark.parametrize("engine", FOR, ids=lambda engine: engine.option)
 def test_what_inspect_shows_for_an_engine_is_what_can_be_made(engine: Engine, tmp_path: Path) -> None:
     source = save_headers(tmp_path / "in", "llama")
     for row in inspect(source, engine=engine.option).rows[1:]:

@@ -16,6 +16,8 @@ from convert_attn.convert.serving_rules.base import CUSTOM, Config, Engine, Late
 ENGINES: tuple[Engine, ...] = tuple(
     module.ENGINE for module in (transformers, vllm, sglang, llama_cpp, ctranslate2, mlx_lm, tgi)
 )
+# the values of --for
+OPTIONS: dict[str, Engine] = {option: meant for engine in ENGINES for option, meant in engine.options().items()}
 RULES: tuple[Rule, ...] = tuple(rule for engine in ENGINES for rule in engine.rules)
 
-__all__ = ["CUSTOM", "ENGINES", "RULES", "Config", "Engine", "LatentSizes", "Note", "Rule", "filled"]
+__all__ = ["CUSTOM", "ENGINES", "OPTIONS", "RULES", "Config", "Engine", "LatentSizes", "Note", "Rule", "filled"]

