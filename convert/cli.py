@@ -185,7 +185,9 @@ def verify(model: str, against: str | None, trust_remote_code: bool, as_json: bo
     from convert_attn.convert.report import verified_lines
     from convert_attn.convert.verification.folder import verify as run
 
-    found = run(model, against, trust_remote_code=trust_remote_code)
+    console = Console(stderr=True)
+    with progress_bars(console, quiet=not console.is_terminal) as advance:
+        found = run(model, against, trust_remote_code=trust_remote_code, progress=advance)
     if as_json:
         click.echo(json.dumps({"model": model, **asdict(found)}, indent=2))
         return

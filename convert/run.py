@@ -57,13 +57,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     check_output(plan.output, plan.request.overwrite)
     check_space(plan.output, sum(output.info.nbytes for output in plan.outputs))
     ISOLATED.start()  # it imports its libraries while this process works
-    probes = check_source(plan)
+    probes = check_source(plan, progress)
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         plan = found.plan
         blueprint, answers = _write_weights(found, folder, probes, progress)
         write_side_files(plan, folder, blueprint, found.tokens)
         verify_folder(folder, auto_class(plan), progress)
-        verified = verify_conversion(plan, folder, auto_class(plan), answers)
+        verified = verify_conversion(plan, folder, auto_class(plan), answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
     return Result(plan.output, nbytes, plan, found.tokens, plan.warnings + found.warnings, verified)
 

@@ -292,7 +292,8 @@ def test_python_has_the_same_names_and_returns_what_was_made(tmp_path: Path) -> 
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )
     assert result.output == tmp_path / "out"
-    assert [stage for stage, done, total in stages if done == total] == ["attention", "copy", "verify"]
+    finished = [stage for stage, done, total in stages if done == total]
+    assert finished == ["check source", "attention", "copy", "verify", "run result"]
     found = inspect(result.output)
     assert (found.sizes.num_kv_heads, found.dtype) == (4, "F16")
     assert result.nbytes == 2 * (found.parameters or 0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from checkpoints import save_tiny
 from tiny import tiny_model
+from transformers import Cache
 
 import convert_attn
 from convert_attn import ConvertAttnError, UsageError
@@ -85,6 +86,19 @@ def test_attention_time_is_that_of_one_module_per_layer(tmp_path: Path, model_ty
         clock.end_call()
         assert clock.seconds[0] > 0
         assert clock.seconds[1] == 0
+
+
+def test_a_decode_that_does_not_read_its_cache_is_not_timed() -> None:
+    model, broken = tiny_model("llama"), tiny_model("llama")
+    forward = broken.model.forward
+
+    def swallow(*args: Any, **kwargs: Any) -> Any:
+        kept = {name: value for name, value in kwargs.items() if not isinstance(value, Cache)}
+        return forward(*args, **kept)
+
+    broken.model.forward = swallow
+    with pytest.raises(ConvertAttnError, match=r"the converted model .* tokens in its cache .* is not timed"):
+        compare_speed(model, broken, (8,), (1,), 1, _ignore)
 
 
 def test_speed_figures_agree_with_each_other() -> None:

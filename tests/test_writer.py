@@ -60,7 +60,7 @@ def test_overwrite_replaces_the_whole_folder_at_the_end(source: Path, tmp_path: 
         assert contents(tmp_path / "out") == before
 
     convert(source, to="mqa", method="mean", output=tmp_path / "out", overwrite=True, progress=progress)
-    assert set(seen) == {"attention", "copy", "verify"}
+    assert set(seen) == {"check source", "attention", "copy", "verify", "run result"}
     after = contents(tmp_path / "out")
     assert "leftover.txt" not in after
     assert json_of(tmp_path / "out/config.json")["num_key_value_heads"] == 1
@@ -208,7 +208,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_noticed(source: Path, tmp_pat
 
 # --- killed
 
-KILLED = ["attention 1", "copy 3", "verify 5", "rename 0"]
+KILLED = ["attention 1", "copy 3", "verify 5", "run result 0", "rename 0"]
 DRIVER = textwrap.dedent(
     """
     import os, signal, sys

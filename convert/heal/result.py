@@ -106,7 +106,7 @@ def write_result(
         verify_folder(folder, _AUTO_CLASS, progress)
         expected = Expected(source=student, numbers=cached_by_layer(student))
         with workplace(folder) as work:
-            run_folder(folder, _AUTO_CLASS, expected, "nothing was written: the healed model", work)
+            run_folder(folder, _AUTO_CLASS, expected, "nothing was written: the healed model", work, progress)
 
 
 def _write_weights(student: Source, trained: Trained, folder: Path, progress: Progress) -> None:

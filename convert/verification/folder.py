@@ -72,7 +72,7 @@ def verify(
         numbers=cached_by_layer(source),
     )
     with workplace() as work:
-        return run_folder(folder, auto_class, expected, f"'{model}'", work)
+        return run_folder(folder, auto_class, expected, f"'{model}'", work, progress)
 
 
 def _check_code(source: Source, trusted: bool) -> None:

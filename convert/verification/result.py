@@ -19,6 +19,7 @@ from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.plan import Plan
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.source import Origin, Source
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.tensors import DTYPES, FLOATS
@@ -88,7 +89,9 @@ def answer(probe: Probe, converted: Converted) -> Answer:
     return Answer(probe.layer, probe.x, y.float().cpu(), probe.rounding)
 
 
-def run_folder(folder: Path, auto_class: str, expected: Expected, subject: str, work: Path) -> Verified:
+def run_folder(
+    folder: Path, auto_class: str, expected: Expected, subject: str, work: Path, progress: Progress = silent
+) -> Verified:
     """Run a checkpoint folder and compare what is seen with what is expected.
 
     Args:
@@ -120,7 +123,9 @@ def run_folder(folder: Path, auto_class: str, expected: Expected, subject: str, 
     asked = {layers.index(one.layer): one for one in expected.answers if one.layer in layers}
     if asked:
         job |= _probes(asked, work / "probes.safetensors")
+    progress("run result", 0, 1)
     report = ISOLATED.run(job)
+    progress("run result", 1, 1)
     if report["findings"]:
         first, *others = report["findings"]
         more = f" (and {len(others)} more)" if others else ""
@@ -159,7 +164,9 @@ def _probes(asked: dict[int, Answer], file: Path) -> dict[str, Any]:
     return {"probes": str(file.resolve()), "rounding": {str(n): one.rounding for n, one in asked.items()}}
 
 
-def verify_conversion(plan: Plan, folder: Path, auto_class: str, answers: Sequence[Answer]) -> Verified:
+def verify_conversion(
+    plan: Plan, folder: Path, auto_class: str, answers: Sequence[Answer], progress: Progress = silent
+) -> Verified:
     """Check what a conversion made, in the folder where it is made.
 
     Raises:
@@ -173,7 +180,7 @@ def verify_conversion(plan: Plan, folder: Path, auto_class: str, answers: Sequen
         numbers=[count + extra for count in plan.form.numbers_by_layer(plan.geometry)],
     )
     with workplace(folder) as work:
-        return run_folder(folder, auto_class, expected, "nothing was written: the result", work)
+        return run_folder(folder, auto_class, expected, "nothing was written: the result", work, progress)
 
 
 @contextmanager

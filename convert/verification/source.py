@@ -24,6 +24,7 @@ from convert_attn.convert.functional import Attention, Rule, layer_rule, turn
 from convert_attn.convert.isolated.behaviour import feed, probe_length
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.plan import Plan
+from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.skeleton import Skeleton
 from convert_attn.convert.tensors import DTYPES
 from convert_attn.convert.verification.cut import checked_layers
@@ -54,7 +55,7 @@ class Probe:
     rounding: float
 
 
-def check_source(plan: Plan) -> tuple[Probe, ...]:
+def check_source(plan: Plan, progress: Progress = silent) -> tuple[Probe, ...]:
     """Check that the source's class computes what the conversion reads from its tensors.
 
     Returns:
@@ -67,8 +68,12 @@ def check_source(plan: Plan) -> tuple[Probe, ...]:
     layers = checked_layers(plan.source.config, plan.geometry.num_layers, nbytes)
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
     with _one_error(plan), torch.no_grad():
-        judge = _Judge(plan)
-        return tuple(judge.check(layer) for layer in chosen)
+        progress("check source", 0, len(chosen))
+        judge, probes = _Judge(plan), []
+        for layer in chosen:
+            probes.append(judge.check(layer))
+            progress("check source", len(probes), len(chosen))
+        return tuple(probes)
 
 
 @contextmanager
