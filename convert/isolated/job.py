@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,19 +69,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with report.step("its generation_config.json is read"):
         if (Path(job["folder"]) / "generation_config.json").is_file():
             GenerationConfig.from_pretrained(job["folder"])
-    model = None
-    with report.step(f"{job['auto_class']}.from_pretrained loads it"):
-        model = _load(job, "model", "trust", torch.float32)
-    if model is not None:
-        _run(job, model, report)
+    # one model in memory at a time: what is needed of one is kept when the next is loaded
+    seen = _run_exact(job, report)
+    if seen is not None and job.get("source_model") is not None:
+        with report.step("it is compared with its source"):
+            _compare_source(job, seen, report)
+    if seen is not None:
+        _run_stored(job, report)
     return {"findings": report.findings, "figures": report.figures, "notes": report.notes}
 
 
-def _load(job: dict[str, Any], folder: str, trust: str, dtype: Any) -> Any:
+def _load(job: dict[str, Any], dtype: Any) -> Any:
     """Load with the Auto class; every tensor has its place and every place its tensor."""
     auto = getattr(transformers, job["auto_class"])
     model, info = auto.from_pretrained(
-        job[folder], trust_remote_code=job.get(trust, False), dtype=dtype, output_loading_info=True
+        job["model"], trust_remote_code=job["trust"], dtype=dtype, output_loading_info=True
     )
     for what, names in info.items():
         if names:
@@ -94,25 +96,48 @@ def _base(model: Any) -> Any:
     return getattr(model, model.base_model_prefix, model)
 
 
-def _run(job: dict[str, Any], model: Any, report: Report) -> None:
-    """Everything that the loaded model is asked."""
+@dataclass(frozen=True)
+class Outside:
+    """What a model makes of given numbers in the place of attention.
+
+    Attributes:
+        given: an attention module's output each, [1, S, D].
+        values: [1, S, V].
+        settings: of `generate`, none for a class that does not generate.
+    """
+
+    ids: Tensor
+    given: list[Tensor]
+    values: Tensor
+    settings: dict[str, Any]
+
+
+def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
+    """Load in float32 and ask everything that rounding would blur; None where it does not load or run."""
+    model = None
+    with report.step(f"{job['auto_class']}.from_pretrained loads it"):
+        model = _load(job, torch.float32)
+    if model is None:
+        return None
     ids = behaviour.probe_tokens(model.config)
     language = job["auto_class"] == "AutoModelForCausalLM"
-    decoding: list[tuple[str, Callable[[Any, Tensor], float], Any]] = [
-        ("it decodes", behaviour.check_decode, model if language else _base(model))
-    ]
+    with report.step("it decodes"):
+        report.figures["decodes"] = behaviour.check_decode(model if language else _base(model), ids)
     if language:
-        decoding.append(("it generates", behaviour.check_generate, model))
-    for doing, check, tried in decoding:
-        with report.step(doing):
-            report.figures[doing.removeprefix("it ")] = check(tried, ids)
+        with report.step("it generates"):
+            report.figures["generates"] = behaviour.check_generate(model, ids)
     with report.step("its cache is measured"):
         _cache(job, _base(model), ids, report)
     with report.step("its blocks are compared with the converted weights"):
         report.figures["block_errors"] = _compare_blocks(job, model, ids, "in float32")
-    with report.step("it is compared with its source"):
-        _source(job, model, ids, report)
-    _run_stored(job, report)
+    with report.step("it runs with given numbers in the place of attention"):
+        given = [
+            torch.randn(1, ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(layer))
+            for layer in range(len(behaviour.attention_modules(model)))
+        ]
+        settings = _settings(model.generation_config) if language else {}
+        return Outside(ids, given, behaviour.around_attention(model, ids, given), settings)
+    return None
 
 
 def _cache(job: dict[str, Any], base: Any, ids: Tensor, report: Report) -> None:
@@ -152,34 +177,25 @@ def _relative(values: Tensor, reference: Tensor) -> float:
     return float((values.float() - reference).norm() / reference.norm().clamp_min(1e-30))
 
 
-def _source(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
+def _compare_source(job: dict[str, Any], seen: Outside, report: Report) -> None:
     """With the same numbers in the place of attention, source and result are the same function."""
-    if job.get("source_model") is None:
-        return
-    source = _load(job, "source_model", "trust_model", torch.float32)
+    auto = getattr(transformers, job["auto_class"])
+    source = auto.from_pretrained(job["source_model"], trust_remote_code=job["trust_model"], dtype=torch.float32).eval()
     if job.get("cast") is not None:  # the conversion has rounded all weights to another dtype
         source = source.to(getattr(torch, job["cast"])).float()
-    hidden = source.config.hidden_size
-    outputs = [
-        torch.randn(1, ids.shape[1], hidden, generator=torch.Generator().manual_seed(layer))
-        for layer in range(len(behaviour.attention_modules(model)))
-    ]
-    gap = behaviour.difference(
-        behaviour.around_attention(model, ids, outputs), behaviour.around_attention(source, ids, outputs)
-    )
+    gap = behaviour.difference(seen.values, behaviour.around_attention(source, seen.ids, seen.given))
     report.figures["around_attention"] = gap
     if not gap <= behaviour.TOLERANCE[torch.float32]:
         raise MisbehaviourError(
             f"differs from its source outside attention: with the same numbers in the place of every attention "
             f"module's the outputs differ by {gap:.2g} standard deviations"
         )
-    if job["auto_class"] == "AutoModelForCausalLM":
-        ours, theirs = (_settings(m.generation_config) for m in (model, source))
-        other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-        if other:
-            raise MisbehaviourError(
-                f"generates with {other[0]} = {ours.get(other[0])!r}, its source with {theirs.get(other[0])!r}"
-            )
+    ours, theirs = seen.settings, _settings(source.generation_config) if seen.settings else {}
+    other = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    if other:
+        raise MisbehaviourError(
+            f"generates with {other[0]} = {ours.get(other[0])!r}, its source with {theirs.get(other[0])!r}"
+        )
 
 
 def _settings(config: GenerationConfig) -> dict[str, Any]:
@@ -190,7 +206,7 @@ def _run_stored(job: dict[str, Any], report: Report) -> None:
     """In the dtype it is stored in: finite, and no further off than that dtype's rounding."""
     model = None
     with report.step("it is loaded in the dtype it is stored in"):
-        model = _load(job, "model", "trust", "auto")
+        model = _load(job, "auto")
     if model is None:
         return
     ids = behaviour.probe_tokens(model.config)
