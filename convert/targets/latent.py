@@ -121,7 +121,8 @@ def read_latent(config: Any, tensors: Mapping[str, Tensor], layer: int) -> Laten
         q_rope_bias=q_biases[1],
         k_rope_bias=None if kv_bias is None else kv_bias[rank:],
         o_bias=tensors.get("o_proj.bias"),
-        latent_power=None if gain is None else float(gain.double().square().mean()) - NORM_EPS,
+        norm=gain is not None,
+        power=None if gain is None else gain.double().square() - NORM_EPS,
     )
 
 
