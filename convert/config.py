@@ -12,6 +12,8 @@ import transformers
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.card import model_card
+from convert_attn.convert.class_config import class_config
+from convert_attn.convert.derived import settle
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.files import read_json
 from convert_attn.convert.form import SharedHeads
@@ -33,11 +35,7 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None, tokens: int = 
         tokens: of calibration text.
     """
     source = plan.source.config
-    gone = plan.target.removed | {"auto_map"}
-    kept = {} if plan.target.fresh_config else source
-    config = {key: value for key, value in kept.items() if key not in gone}
-    config |= plan.target.configure(blueprint or plan.blueprint)
-    config["model_type"] = plan.result_type
+    config, _ = class_config(plan.target, blueprint or plan.blueprint, plan.source.origin.name)
     config["architectures"] = result_classes(plan.target, plan.source)
     if plan.request.dtype in DTYPE_OPTIONS:
         # transformers 4 called it torch_dtype
@@ -139,10 +137,16 @@ def _carry_tokenizer_code(source: Path, code: TokenizerCode, folder: Path) -> No
     (folder / TOKENIZER_SETTINGS).write_text(text, encoding="utf-8")
 
 
-def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> None:
-    """config.json, tokenizer and the like, modeling code where the class is ours, and the model card."""
+def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> tuple[str, ...]:
+    """config.json, tokenizer and the like, modeling code where the class is ours, and the model card.
+
+    Returns:
+        sentences on what is not as in the source.
+    """
     carry_files(plan.source, plan.result_type, folder)
     (folder / "config.json").write_text(
         json.dumps(result_config(plan, blueprint, tokens), indent=2, sort_keys=True) + "\n"
     )
     (folder / "README.md").write_text(model_card(plan, tokens))
+    origin = plan.source.origin
+    return settle(origin.folder, origin.name if origin.commit else str(origin.folder), folder)

@@ -9,6 +9,7 @@ from typing import Literal
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.calibration_text import check_calibration
+from convert_attn.convert.class_config import class_config
 from convert_attn.convert.class_facts import ClassFacts, typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
@@ -248,11 +249,11 @@ def make_plan(source: Source, request: Request) -> Plan:
 def _warnings(plan: Plan) -> tuple[str, ...]:
     """What the user should know of a plan that can be carried out."""
     before, after = plan.cache_bytes
-    found = plan.source.warnings()
+    warnings = plan.source.warnings() + class_config(plan.target, plan.blueprint, plan.source.origin.name)[1]
     if after <= before:
-        return found
+        return warnings
     return (
-        *found,
+        *warnings,
         f"this MLA's cache is larger than the source's: {after:,} bytes per token, {before:,} before; give a smaller "
         "--rank or --rope-dim, or --cache-ratio",
     )

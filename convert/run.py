@@ -61,11 +61,11 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         plan = found.plan
         blueprint, answers = _write_weights(found, folder, probes, progress)
-        write_side_files(plan, folder, blueprint, found.tokens)
+        warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, found.tokens)
         verify_folder(folder, auto_class(plan), progress)
         verified = verify_conversion(plan, folder, auto_class(plan), answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
-    return Result(plan.output, nbytes, plan, found.tokens, plan.warnings + found.warnings, verified)
+    return Result(plan.output, nbytes, plan, found.tokens, warnings, verified)
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:

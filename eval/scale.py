@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from convert_attn.convert.class_config import class_config
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry
+from convert_attn.convert.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.request import Request, choose_latent, divisors
 from convert_attn.convert.targets import choose
@@ -106,14 +107,12 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
         layout = "native" if isinstance(form, LatentCache) and contender.config.model_type == "deepseek_v3" else "auto"
         target = choose(arch, sizes, form, layout)
         result_arch = architecture(target.becomes) if target.becomes and isinstance(form, SharedHeads) else arch
-        plan = Blueprint(arch, result_arch, shape, sizes, form, frozenset())
+        plan = Blueprint(arch, result_arch, shape, sizes, form, class_biases(arch, facts_of(arch, shape, name)))
         if isinstance(form, LatentCache) and form.rope_dim:
             frequencies = target.frequencies(plan) or sizes.inv_freq[: form.rope_dim // 2]
             frequencies += (0.0,) * (form.rope_dim // 2 - len(frequencies))
             plan = replace(plan, inv_freq=(tuple(frequencies),) * sizes.num_layers)
-        kept = {} if target.fresh_config else {k: v for k, v in shape.items() if k not in target.removed}
-        model_type = target.becomes or shape["model_type"]
-        found.append(_scaled(contender, name, kept | target.configure(plan) | {"model_type": model_type}))
+        found.append(_scaled(contender, name, class_config(target, plan, name)[0]))
     return tuple(found)
 
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.form import Form, LatentCache
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes, Target
 from convert_attn.convert.targets.latent import latent_form, latent_shapes, latent_tensors
-from convert_attn.convert.targets.llama_mla import block_config, renamed_classes
+from convert_attn.convert.targets.llama_mla import renamed_classes
 
 _ATTENTION = "self_attn."
 _LARGEST = 32768.0  # within fp16
@@ -171,8 +172,8 @@ def _biased_query(weight: Tensor, bias: Tensor, typical: float) -> dict[str, Ten
 def _configure(blueprint: Blueprint) -> Config:
     form, sizes = latent_form(blueprint), blueprint.sizes
     theta = _theta(blueprint)
-    block = {key: value for key, value in block_config(blueprint).items() if key not in ("mlp_bias", "sliding_window")}
-    return block | {
+    typed = typed_config(blueprint.config, blueprint.arch.model_type)
+    return {
         "kv_lora_rank": form.rank + 1,
         "q_lora_rank": _query_rank(blueprint),
         "qk_rope_head_dim": form.rope_dim,
@@ -192,14 +193,13 @@ def _configure(blueprint: Blueprint) -> Config:
         "num_experts_per_tok": 1,
         "n_group": 1,
         "topk_group": 1,
-        "moe_intermediate_size": block["intermediate_size"],
+        "moe_intermediate_size": typed.intermediate_size,
     }
 
 
 def _theta(blueprint: Blueprint) -> float:
-    """The base of the source's frequencies, which are theta^(-2 p / d)."""
-    config = blueprint.config
-    return float((config.get("rope_parameters") or {}).get("rope_theta") or config.get("rope_theta") or 10000.0)
+    """The base of the source's frequencies, which are theta^(-2 p / d), as its class reads it."""
+    return float(typed_config(blueprint.config, blueprint.arch.model_type).rope_parameters["rope_theta"])
 
 
 def _frequencies(blueprint: Blueprint) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from convert_attn.convert.class_config import class_config
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.geometry import geometry
@@ -198,7 +199,7 @@ def states(sizes: Sizes, longest: int) -> dict[str, tuple[Config, State]]:
         "gqa": (sizes.llama(kv_heads, longest), {name: w[: shared.get(name)] for name, w in original.items()}),
     }
     for target, settings in ((llama_mla.TARGET, {"latent_attention_mode": "absorb"}), (deepseek_v3.TARGET, {})):
-        converted = target.configure(plan) | {"model_type": target.becomes} | settings
+        converted = class_config(target, plan, "benchmark")[0] | settings
         name = "mla" if target is llama_mla.TARGET else target.name
         found[name] = converted, _latent_state(target, plan, original, layers)
     return found
