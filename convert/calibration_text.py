@@ -11,11 +11,11 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.progress import no_bars
+from convert_attn.convert.loading import load_language_model
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text import read_documents
 
@@ -184,16 +184,9 @@ def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: i
 
 def _writer(folder: Path, name: str) -> Any:
     """The model, with no settings of its own for generation: penalties or an end would make another distribution."""
-    other = "give a text file as --calibration"
-    load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with no_bars():
-            model, info = load(folder, dtype="auto", trust_remote_code=False, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConvertAttnError(f"'{name}' cannot be loaded to write its own text ({reason}); {other}") from None
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ConvertAttnError(f"'{name}' cannot write its own text: it has no {missing}; {other}")
+        model = load_language_model(folder, name, dtype="auto")
+    except ConvertAttnError as error:
+        raise ConvertAttnError(f"{error}; so it cannot write its own text: give a text file as --calibration") from None
     model.generation_config = GenerationConfig()
-    return model.eval()
+    return model

@@ -15,7 +15,9 @@ from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.geometry import geometry
 from convert_attn.convert.hub import resolve
+from convert_attn.convert.loading import load_language_model
 from convert_attn.convert.model_types import architecture
+from convert_attn.convert.quantised import leftover_warning
 from convert_attn.convert.source import Origin, Source
 from convert_attn.eval.figures import size
 from convert_attn.modeling import FAMILIES
@@ -53,13 +55,15 @@ class Recipe:
         try:
             if self.config is not None:
                 return _random(self.config, dtype, self.device)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                name, revision=self.commit, dtype=dtype, trust_remote_code=self.trust_remote_code
+            model = load_language_model(
+                name, name, dtype=dtype, commit=self.commit, trust_remote_code=self.trust_remote_code
             )
-            return model.to(self.device).eval()
+            return model.to(self.device)
         except (torch.OutOfMemoryError, MemoryError):
             raise ConvertAttnError(f"'{name}' does not fit in the memory of {self.device}: {REMEDY}") from None
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        except ConvertAttnError:
+            raise
+        except Exception as error:  # the class decides what it raises
             raise ConvertAttnError(f"'{name}' cannot be loaded: {_first_line(error)}") from None
 
 
@@ -83,6 +87,7 @@ class Contender:
         config: typed config.
         recipe: how it is built.
         identity: changes when its files do.
+        warnings: sentences for the user, without their full stop.
     """
 
     name: str
@@ -90,6 +95,7 @@ class Contender:
     config: Any
     recipe: Recipe
     identity: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def context(self) -> int | None:
@@ -225,8 +231,11 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
         classes = raw.get("architectures") or []
         if classes and not any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in classes):
             raise UsageError(f"'{origin.name}' is no causal language model but {classes[0]}: nothing can be compared")
-    recipe = Recipe(dtype, device, where, commit, trust_remote_code=foreign)
-    return Contender(name, origin, config, recipe, _identity(origin))
+        _ = source.weights  # quantised or missing ones are the first thing to say
+    trusted = foreign or (trust and source.tokenizer_code is not None)
+    recipe = Recipe(dtype, device, where, commit, trust_remote_code=trusted)
+    said = (leftover_warning(source.leftovers, plain=not foreign),) if source.leftovers else ()
+    return Contender(name, origin, config, recipe, _identity(origin), said)
 
 
 def _identity(origin: Origin) -> str:

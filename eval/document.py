@@ -66,6 +66,7 @@ def _notes(job: Job, models: list[dict[str, Any]], complete: bool) -> list[str]:
     notes = []
     if not complete:
         notes.append("This run was not finished: what is missing was not measured. The same command takes it up again.")
+    notes += [f"{contender.name}: {warning}." for contender in job.contenders for warning in contender.warnings]
     limits = {contender.name: contender.context for contender in job.contenders}
     if len(set(limits.values())) > 1:
         listed = ", ".join(f"{name} {limit or 'unlimited'}" for name, limit in limits.items())

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.classes import auto_class_of
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.hub import resolve
-from convert_attn.convert.progress import no_bars
+from convert_attn.convert.loading import load_language_model
 from convert_attn.convert.repeat import headers_sha256, read_provenance
 from convert_attn.convert.source import Origin, Source
 
@@ -101,9 +101,14 @@ def _check_tokenizers(student: Source, original: Source) -> None:
     if not all(path.is_file() for path in paths) or paths[0].read_bytes() == paths[1].read_bytes():
         return
     found: list[dict[str, int]] = []
-    for path in paths:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, trust_remote_code=False)
-        found.append(tokenizer.get_vocab())
+    for source in (student, original):
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(source.origin.folder, trust_remote_code=False)
+            found.append(tokenizer.get_vocab())
+        except Exception as error:  # the tokenizer's class decides what it raises
+            raise ConvertAttnError(
+                f"the tokenizer of '{source.origin.name}' cannot be loaded: {first_line(error)}"
+            ) from None
     if found[0] != found[1]:
         token = min(found[0].items() ^ found[1].items())[0]
         raise ConvertAttnError(
@@ -128,13 +133,7 @@ def load_model(source: Source, dtype: torch.dtype) -> Any:
     Raises:
         ConvertAttnError: its class cannot be loaded.
     """
-    load: Any = AutoModelForCausalLM.from_pretrained
-    with no_bars():
-        try:
-            model: Any = load(source.origin.folder, dtype=dtype, trust_remote_code=False, attn_implementation="sdpa")
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConvertAttnError(f"'{source.origin.name}' cannot be loaded: {reason}") from None
+    model = load_language_model(source.origin.folder, source.origin.name, dtype=dtype, attention="sdpa")
     without_dropout(model)
     model.requires_grad_(False)
     return model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from convert_attn.convert.heal.training import Progressed, Training
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.quantised import leftover_warning
 from convert_attn.convert.repeat import read_provenance
 from convert_attn.convert.source import Origin
 from convert_attn.convert.writer import check_output
@@ -311,6 +312,10 @@ class _Run:
                 warnings += ("training made nothing better on the selection text: the weights are those it began with",)
         healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
         teacher = self.pair.teacher
+        warnings = self.pair.student.warnings() + warnings
+        if teacher is not None and teacher.leftovers:
+            warnings += (leftover_warning(teacher.leftovers, plain=True),)
+        healed = replace(healed, warnings=warnings)
         entry = describe_run(
             self.settings,
             self.texts.named(),
