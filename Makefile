@@ -4,7 +4,15 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 OUT ?= out
 
-.PHONY: run test types style format clean
+# The oldest transformers that pyproject.toml allows, in an environment of its own, and the tests that run there too.
+OLDEST_VENV ?= .venv-oldest
+OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+OLDEST_TESTS = $(wildcard tests/test_modeling_*.py) $(addprefix tests/test_,$(addsuffix .py, \
+	cache_names golden serving_contract \
+	identities mla latent_ranks \
+	cli bad_input eval_cli eval_speed benchmark_decode))
+
+.PHONY: run test test-oldest types style format clean
 
 # Set up and convert the bundled GPT-2 sample, offline.
 run: $(VENV)/.installed
@@ -13,6 +21,10 @@ run: $(VENV)/.installed
 # Set up and run every test.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Set up with the oldest transformers and run the tests of models, golden checkpoints, generation and commands.
+test-oldest: $(OLDEST_VENV)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -q -n 2 $(OLDEST_TESTS)
 
 types: $(VENV)/.installed
 	rm -rf build/types && mkdir -p build/types/convert_attn
@@ -32,7 +44,9 @@ format: $(VENV)/.installed
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(VENV)/.installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+$(VENV)/.installed $(OLDEST_VENV)/.installed: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" $(PIN)
 	touch $@
+
+$(OLDEST_VENV)/.installed: PIN = "transformers==$(OLDEST)"

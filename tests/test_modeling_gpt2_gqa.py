@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
+from convert_attn.convert.heal.training import checkpoint_activations
 from convert_attn.eval.decoding import cache_of, with_cache
 from convert_attn.modeling.configuration_gpt2_gqa import GPT2GQAConfig
 from convert_attn.modeling.modeling_gpt2_gqa import (
@@ -293,7 +294,7 @@ def gradients(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 def test_gradient_checkpointing_gives_the_same_gradients(attn: str, reentrant: bool) -> None:
     model = build(2, attn)
     expected = gradients(model, left_padded())
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_activations(model, reentrant)
     actual = gradients(model, left_padded())
     assert expected["transformer.h.0.attn.c_attn.weight"].abs().max() > 0
     assert all(torch.allclose(actual[name], expected[name], atol=1e-6) for name in expected)

@@ -24,6 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
+from convert_attn.convert.heal.training import checkpoint_activations
 from convert_attn.eval.decoding import with_cache
 from convert_attn.modeling.configuration_gpt2_mla import GPT2MLAConfig
 from convert_attn.modeling.configuration_llama_mla import LlamaMLAConfig
@@ -704,11 +705,10 @@ def test_gradients_are_the_same_with_checkpointing_and_either_way(family: str, a
     assert all(gradient.isfinite().all() for gradient in expected.values())
     assert all(gradient.abs().max() > 0 for name, gradient in expected.items() if "kv_" in name and "weight" in name)
     for reentrant in (False, True):
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_activations(model, reentrant)
         actual = gradients(model, left_padded())
         assert all(torch.allclose(actual[name], expected[name], atol=1e-6) for name in expected)
-    model.gradient_checkpointing_disable()
-    set_mode(model, "absorb")
+    model = build(family, attn, "absorb", latent_norm=True)
     actual = gradients(model, left_padded())
     assert all(torch.allclose(actual[name], expected[name], atol=1e-5) for name in expected)
 

@@ -33,6 +33,13 @@ _MEASUREMENTS = 20  # over a run, unless the user says otherwise
 _DIVERGED = 1.0  # nats above twice the start
 
 
+def checkpoint_activations(model: Any, reentrant: bool = False) -> None:
+    """Compute the layers' activations again in the backward pass, to save memory, by transformers' way."""
+    # the name since transformers 5.23; the other one warns since 5.24
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
 @dataclass
 class Progressed:
     """How far a run is: what a state holds besides what accelerate saves.
@@ -93,7 +100,7 @@ class Training:
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         optimizer = self.schedule.optimizer(trainable, settings.weight_decay)
         if settings.gradient_checkpointing:
-            self.student.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.student)
         self.student.train()  # gradient checkpointing asks for it; there is no dropout
         self._fully_sharded = self.accelerator.distributed_type == DistributedType.FSDP
         self._model, self._optimizer = self.accelerator.prepare(self.student, optimizer)
