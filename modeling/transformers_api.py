@@ -112,10 +112,18 @@ def take_cache(kwargs: dict[str, Any], names: tuple[str, ...] = CACHE_NAMES) -> 
 
 
 def _is_cache(given: Any) -> bool:
-    """Tell whether this is a cache of any kind, also one of the tuples of tuples of tensors that caches once were."""
-    if isinstance(given, (tuple, list)):
-        return any(isinstance(layer, (tuple, list)) and any(map(torch.is_tensor, layer)) for layer in given)
+    """Tell whether this is a cache of any kind, holds one, or is one of the tuples of tensors that caches once were."""
+    if isinstance(given, dict):
+        return any(_is_cache(part) for part in given.values())
+    if isinstance(given, (tuple, list)):  # K and V [B, G, T, d] of a layer, or a pair of them for each layer
+        return any(_is_cache(part) or _is_layer(part) for part in given)
     return isinstance(given, (Cache, PagedAttentionCache))
+
+
+def _is_layer(part: Any) -> bool:
+    if isinstance(part, (tuple, list)):
+        return any(torch.is_tensor(tensor) for tensor in part)
+    return torch.is_tensor(part) and part.ndim >= 4
 
 
 def answers_like(declared: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

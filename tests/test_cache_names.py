@@ -32,7 +32,13 @@ NAMES = ["cache", "past_key_values"]
 every_head = pytest.mark.parametrize(("family", "auto"), HEADS)
 every_family = pytest.mark.parametrize("family", modeling.FAMILIES)
 every_name = pytest.mark.parametrize("name", NAMES)
-ADDED: dict[str, Any] = {"a cache": DynamicCache(), "tuples": ((torch.ones(1), torch.ones(1)),), "none": None}
+ADDED: dict[str, Any] = {
+    "a cache": DynamicCache(),
+    "tuples": ((torch.ones(1), torch.ones(1)),),
+    "a layer's tuple": (torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8)),
+    "a list": [DynamicCache()],
+    "a dict": {"decoder": DynamicCache()},
+}
 
 
 def close(left: Tensor, right: Tensor) -> None:
@@ -143,7 +149,7 @@ def test_the_output_has_the_fields_of_the_installed_classes(family: str, auto: s
 # --- a name that is not known
 
 
-@pytest.mark.parametrize("given", ["a cache", "tuples"])
+@pytest.mark.parametrize("given", ADDED)
 @every_head
 def test_a_cache_under_another_name_is_refused_at_every_level(family: str, auto: str, given: str) -> None:
     model = build(family, auto)
@@ -158,7 +164,7 @@ def test_a_cache_under_another_name_is_refused_at_every_level(family: str, auto:
         with pytest.raises(TypeError, match=message):
             level(hidden, position_ids=positions, kv_store=ADDED[given])
     with torch.no_grad():
-        model(tokens(), kv_store=None)
+        model(tokens(), kv_store=None, pairs=(torch.ones(3), torch.ones(3)))
 
 
 @every_name
