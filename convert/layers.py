@@ -27,6 +27,10 @@ def on_device(device: str) -> AbstractContextManager[object]:
     return nullcontext() if device == "cpu" else torch.device(device)
 
 
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 @dataclass
 class Layers:
     """The blocks of a plan's source."""
@@ -43,9 +47,8 @@ class Layers:
         names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
         present = plan.source.weights.infos
         block = plan.block(layer)
-        tensors = {name: self._finite(block + name) for name in names if block + name in present}
-        wide = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
-        return split(plan.arch, plan.geometry, wide)
+        tensors = {name: _widened(self._finite(block + name)) for name in names if block + name in present}
+        return split(plan.arch, plan.geometry, tensors)
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.plan.source.weights.read(name).to(self.plan.request.device)

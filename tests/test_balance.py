@@ -186,7 +186,7 @@ def test_half_precision_loses_what_it_loses_in_the_source(
     model_type: str, form: str, dtype: str, tmp_path: Path
 ) -> None:
     options, kind = _options(model_type, form), getattr(torch, dtype)
-    model = tiny_model(model_type).to(kind)
+    model = tiny_model(model_type, kv_heads=4, num_attention_heads=4, hidden_size=32).to(kind)
     model.save_pretrained(tmp_path / "in")
     exact = _run(tmp_path / "in", torch.float32)
     own = (_run(tmp_path / "in", kind) - exact).square().mean()
@@ -197,3 +197,26 @@ def test_half_precision_loses_what_it_loses_in_the_source(
         for name, kind_ in (("half", kind), ("full", torch.float32))
     )
     assert half <= 1.2 * full + 4 * own, (float(half), float(full), float(own))
+
+
+@pytest.mark.parametrize("gain", [0.005, 1, 50])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+def test_the_norms_of_deepseek_cost_no_precision_whatever_the_inputs_size(
+    model_type: str, dtype: str, gain: float, tmp_path: Path
+) -> None:
+    """One K/V head of the rotary key's size, so that only rounding is lost; queries with and without a bias."""
+    kind = getattr(torch, dtype)
+    model = tiny_model(model_type, kv_heads=1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "input_layernorm" in name:
+                parameter.mul_(gain)
+            elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                parameter.div_(gain)
+    exact = logits_of(model)
+    model.to(kind).save_pretrained(tmp_path / "in")
+    own = (_run(tmp_path / "in", kind) - exact).square().mean()
+    convert(tmp_path / "in", to="mla", layout="native", rank=64, rope_dim=8, output=tmp_path / "out")
+    lost = (_run(tmp_path / "out", kind) - exact).square().mean()
+    assert lost <= 4 * own, (float(lost), float(own))

@@ -104,24 +104,32 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
     layer = _Layer.of(weights, context)
     affinity = layer.keys.affinity() + layer.values.affinity()
     partition = best_partition(weights.num_kv_heads, groups, weights.head_dim, layer.costs, affinity)
-    parts = [_share_group(weights, layer, group) for group in partition]
+    shared = _room(weights, groups)
+    for n, group in enumerate(partition):
+        part = vars(_share_group(weights, layer, group))
+        for name, room in vars(shared).items():
+            if room is not None and name != "o_bias":
+                size = len(part[name])
+                room[n * size : (n + 1) * size] = part[name]
+    return shared
+
+
+def _room(weights: AttentionWeights, groups: int) -> AttentionWeights:
+    """Where the groups' results go, one by one: joining them at the end would hold the layer twice."""
+
+    def fewer(heads: Tensor | None) -> Tensor | None:
+        return None if heads is None else heads.new_empty(groups, *heads.shape[1:])
 
     return replace(
         weights,
-        q=torch.cat([part.q for part in parts]),
-        k=torch.cat([part.k for part in parts]),
-        v=torch.cat([part.v for part in parts]),
-        o=torch.cat([part.o for part in parts]),
-        q_bias=_cat([part.q_bias for part in parts]),
-        k_bias=_cat([part.k_bias for part in parts]),
-        v_bias=_cat([part.v_bias for part in parts]),
+        q=torch.empty_like(weights.q),
+        k=weights.k.new_empty(groups, *weights.k.shape[1:]),
+        v=weights.v.new_empty(groups, *weights.v.shape[1:]),
+        o=torch.empty_like(weights.o),
+        q_bias=None if weights.q_bias is None else torch.empty_like(weights.q_bias),
+        k_bias=fewer(weights.k_bias),
+        v_bias=fewer(weights.v_bias),
     )
-
-
-def _cat(tensors: list[Tensor | None]) -> Tensor | None:
-    """All of them joined, or None where the layer has no such bias."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(present) if present else None
 
 
 METHOD = Method(
