@@ -147,7 +147,7 @@ class Source:
     @cached_property
     def tokenizer_code(self) -> TokenizerCode | None:
         """The code that the tokenizer is made by, None where it needs none."""
-        return tokenizer_code(self.origin.folder, self.config)
+        return tokenizer_code(self.origin.folder)
 
     def warnings(self) -> tuple[str, ...]:
         """What the user is to know of the source: a config that speaks of quantisation, files that are left."""

@@ -35,16 +35,13 @@ class TokenizerCode:
         return ", ".join(self.files) or ", ".join(_references(self.reference))
 
 
-def tokenizer_code(folder: Path, config: dict[str, Any]) -> TokenizerCode | None:
-    """What code a tokenizer comes from, as transformers looks for it: tokenizer_config.json first, then config.json.
-
-    Args:
-        config: config.json.
+def tokenizer_code(folder: Path) -> TokenizerCode | None:
+    """What code a tokenizer comes from, as transformers 5 looks for it: in tokenizer_config.json alone.
 
     Raises:
         UsageError: the code that is named is not there.
     """
-    found = _named(json_object(folder / SETTINGS).get("auto_map"), bare=True) or _named(config.get("auto_map"))
+    found = _named(json_object(folder / SETTINGS).get("auto_map"))
     if found is None:
         return None
     files: list[str] = []
@@ -72,9 +69,9 @@ def json_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _named(auto_map: Any, bare: bool = False) -> Any:
-    """The tokenizer's entry of an `auto_map`; older tokenizer_config.json have the entry itself there."""
-    found = auto_map.get(_AUTO) if isinstance(auto_map, dict) else auto_map if bare else None
+def _named(auto_map: Any) -> Any:
+    """The tokenizer's entry of an `auto_map`; older files have the entry itself there."""
+    found = auto_map.get(_AUTO) if isinstance(auto_map, dict) else auto_map
     return found if _references(found) else None
 
 
