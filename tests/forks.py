@@ -19,7 +19,7 @@ _DRIVER = textwrap.dedent(
 
     import torch, transformers
     torch.set_num_threads(1)
-    from convert_attn.convert import api, card, cli, hub, report, run, targets, verify
+    from convert_attn.convert import api, card, cli, hub, report, run, targets, verification
     from convert_attn.convert.heal import run as heal_run  # not run here: autograd threads do not survive a fork
     from convert_attn.convert.archs import architectures
     for name in architectures():  # their classes, once

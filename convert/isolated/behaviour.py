@@ -17,8 +17,9 @@ from transformers import Cache, GenerationConfig
 
 LENGTH = 16  # tokens of a probe, fewer where a model reads fewer
 _NEW = 4  # tokens that generate makes
-# how far two ways to the same numbers may differ, in standard deviations of these numbers
-TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-6, torch.float16: 5e-2, torch.bfloat16: 4e-1}
+# How far two ways to the same numbers may differ, in standard deviations of these numbers. Classes that carry a large
+# constant through a norm differ by 3e-3 in float32; a token that is not seen makes them differ by about 1.
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-6, torch.float16: 5e-2, torch.bfloat16: 4e-1}
 
 
 class MisbehaviourError(Exception):

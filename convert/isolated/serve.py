@@ -1,7 +1,7 @@
 """The process: reads jobs from standard input, one line of JSON each, and does each in a fork of its own.
 
-What is imported is imported once; what a job loads is gone with its fork. A line answers: the exit status of the fork.
-The report is in the file that the job names. Where there is no fork, jobs are done in the process itself.
+What is imported is imported once; what a job loads is gone with its fork. A line answers: the exit status of the fork
+and the file of the report, which the job names. Where there is no fork, jobs are done in the process itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(answers: IO[str]) -> None:
             else:
                 _work(job)
                 answer = 0
-            answers.write(f"{answer}\n")
+            answers.write(f"{answer} {job['report']}\n")
             answers.flush()
     finally:
         shutil.rmtree(os.environ["CONVERT_ATTN_ISOLATED"], ignore_errors=True)

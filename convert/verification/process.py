@@ -11,14 +11,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import transformers
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.writer import is_alive
 
+_ERRORS = "errors"  # what the process prints
 _HOME = Path(__file__).parent.parent / "isolated"
 # what the process runs first: no folder of ours or of the caller's on its path, answers apart from what is printed
 _LAUNCH = """
@@ -44,12 +48,12 @@ _NOT_INHERITED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 
 
 class Isolated:
-    """The process, started when it is first wanted and kept for the jobs that follow."""
+    """The process, started when it is first wanted and kept for the jobs that follow, of forks of this process too."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._owner = 0
         self._folder = Path()
-        self._errors: IO[bytes] | None = None
         self._count = 0
         self._lock = threading.Lock()
 
@@ -59,7 +63,7 @@ class Isolated:
             self._start()
 
     def _start(self) -> subprocess.Popen[str]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._alive(self._process):
             return self._process
         self._folder = Path(tempfile.mkdtemp(prefix="convert-attn-"))
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
@@ -69,18 +73,23 @@ class Isolated:
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "CONVERT_ATTN_ISOLATED": str(self._folder),
         }
-        self._errors = (self._folder / "errors").open("w+b")
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCH, str(_HOME)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=environment | {"CONVERT_ATTN_ISOLATED": str(self._folder)},
-            start_new_session=True,  # an interrupt at the terminal is for the caller, which then ends this one
-        )
+        with (self._folder / _ERRORS).open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _LAUNCH, str(_HOME)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+                start_new_session=True,  # an interrupt at the terminal is for the caller, which then ends this one
+            )
+        self._owner = os.getpid()
         return self._process
+
+    def _alive(self, process: subprocess.Popen[str]) -> bool:
+        return is_alive(process.pid) if self._owner != os.getpid() else process.poll() is None
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Do a job (see `isolated.job.run`) and return its report.
@@ -91,11 +100,12 @@ class Isolated:
         with self._lock:
             process = self._start()
             self._count += 1
-            report = self._folder / f"report-{self._count}.json"
+            report = self._folder / f"report-{os.getpid()}-{self._count}.json"
             line = json.dumps(job | {"report": str(report), "threads": torch.get_num_threads()})
             try:
-                answer = _exchange(process, line)
-            except BaseException:  # interrupted: its answer must not be taken for that of the next job
+                with _alone(self._folder / "lock"):
+                    answer = _exchange(process, line, report)
+            except BaseException:  # interrupted: what it is at is of no use any more
                 self._end(patience=0)
                 raise
             try:
@@ -109,10 +119,10 @@ class Isolated:
                 report.unlink(missing_ok=True)
 
     def _last_error(self) -> str:
-        if self._errors is None:
-            return ""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        try:
+            lines = (self._folder / _ERRORS).read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
         return lines[-1] if lines else "it printed no reason"
 
     def stop(self) -> None:
@@ -120,11 +130,12 @@ class Isolated:
         self._end(patience=5)
 
     def _end(self, patience: float) -> None:
-        if self._process is None:
+        if self._process is None or self._owner != os.getpid():
             return
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(OSError):  # what was not yet written has nobody to read it
+                    pipe.close()
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -136,20 +147,40 @@ class Isolated:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _exchange(process: subprocess.Popen[str], line: str) -> str:
-    """Hand over a line and wait for the answer, "" where the process has ended."""
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process at a time, where a process can be forked at all."""
+    if not hasattr(os, "fork"):
+        yield
+        return
+    import fcntl
+
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # released with the file, also where this process is killed
+        yield
+
+
+def _exchange(process: subprocess.Popen[str], line: str, report: Path) -> str:
+    """Hand over a line and wait for its answer, "" where the process has ended.
+
+    Answers to others, who are gone, may come first.
+    """
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         process.stdin.write(line + "\n")
         process.stdin.flush()
-        return process.stdout.readline()
+        while answer := process.stdout.readline():
+            status, _, whose = answer.strip().partition(" ")
+            if whose == str(report):
+                return status
     except OSError:
-        return ""
+        pass
+    return ""
 
 
 def _status(answer: str, process: subprocess.Popen[str]) -> str:
-    code = answer.strip() or str(process.poll())
+    code = answer or str(process.poll())
     return f"signal {code[1:]}" if code.startswith("-") else f"exit status {code}"
 
 
