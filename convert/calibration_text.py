@@ -27,6 +27,7 @@ TOKENS, SELF_TOKENS = 131072, 16384
 _WINDOW = 2048
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
+CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or convert without --calibration"
 
 
 @dataclass(frozen=True)
@@ -134,21 +135,26 @@ def _parted(windows: Tensor) -> Windows:
     return Windows(fit, fit, (note,))
 
 
-def load_tokenizer(folder: Path, name: str) -> Any:
+def load_tokenizer(folder: Path, name: str, remedy: str = CALIBRATION_REMEDY) -> Any:
+    """The tokenizer of a folder.
+
+    Args:
+        remedy: who needs it, and what to do without.
+
+    Raises:
+        ConvertAttnError: it has none that loads.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a broken or missing tokenizer raises
-        raise _no_tokenizer(name, f"no tokenizer that can be loaded ({' '.join(str(error).split())[:160]})") from None
+        raise _no_tokenizer(name, f"no tokenizer that can be loaded ({' '.join(str(error).split())})", remedy) from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes up an empty one for some classes
-        raise _no_tokenizer(name, "no tokenizer")
+        raise _no_tokenizer(name, "no tokenizer", remedy)
     return tokenizer
 
 
-def _no_tokenizer(name: str, found: str) -> ConvertAttnError:
-    return ConvertAttnError(
-        f"'{name}' has {found}: calibration needs one; put tokenizer.json into its folder, or convert without "
-        "--calibration"
-    )
+def _no_tokenizer(name: str, found: str, remedy: str) -> ConvertAttnError:
+    return ConvertAttnError(f"'{name}' has {found}: {remedy}")
 
 
 def _token_ids(documents: Iterable[str], tokenizer: Any, wanted: int) -> list[int]:

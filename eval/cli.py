@@ -31,6 +31,9 @@ from convert_attn.convert.values import Numbers
 @click.option("--limit", type=float, metavar="N", help="Documents of each task, below 1 a share of them.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each question [default: the task's].")
 @click.option(
+    "--task-batch-size", type=click.IntRange(1), metavar="N", help="Sequences of a task at once [default: what fits]."
+)
+@click.option(
     "--contexts",
     type=Numbers("512,2048", distinct=True),
     help="For speed [default: of 512,2048,8192 what all can read].",

@@ -127,7 +127,8 @@ class Contender:
             )
         except Exception as error:  # the tokenizer's class decides what it raises
             raise ConvertAttnError(
-                f"the tokenizer of '{self.origin.name}' cannot be loaded: {_first_line(error)}"
+                f"'{self.origin.name}' has no tokenizer that can be loaded ({' '.join(str(error).split())}): eval "
+                "reads its text with one; put tokenizer.json into its folder"
             ) from None
 
 
@@ -141,6 +142,8 @@ def kv_heads(config: Any) -> int:
 def cache_form(config: Any) -> str:
     """What is cached, in the field's names."""
     rank = getattr(config, "kv_lora_rank", None)
+    if ranks := getattr(config, "kv_lora_ranks", None):
+        rank = sum(ranks) // len(ranks)  # their mean, as a conversion names it
     if rank:
         rope = getattr(config, "qk_rope_head_dim", 0)
         return f"MLA {rank}" + (f" + {rope}" if rope else "")
@@ -156,7 +159,9 @@ def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
     """
     config = typed_config(raw, name)
     if getattr(config, "kv_lora_rank", None):
-        return int(config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim))
+        layers = config.num_hidden_layers
+        ranks = getattr(config, "kv_lora_ranks", None) or [config.kv_lora_rank] * layers
+        return int(sum(ranks) + layers * config.qk_rope_head_dim)
     try:
         sizes = geometry(architecture(raw["model_type"]), raw, name)
     except ConvertAttnError:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.repeat import headers_sha256, read_provenance
+from convert_attn.convert.shards import open_weights
 from convert_attn.convert.version import __version__
 from convert_attn.eval.compare import dominances
 from convert_attn.eval.contenders import Contender
@@ -62,8 +65,30 @@ def make_document(job: Job, settings: dict[str, Any], command: str | None, compl
     }
 
 
+def _strangers(job: Job) -> list[str]:
+    """Conversions whose config.json records another original than the one they are compared with."""
+    original = job.contenders[0].origin
+    found = []
+    for contender in job.contenders[1:]:
+        try:
+            _, recorded = read_provenance(contender.origin.folder)
+            headers = headers_sha256(open_weights(original.folder))
+        except ConvertAttnError:  # no conversion of ours, or nothing to compare with
+            continue
+        source, commit = recorded.get("source"), recorded.get("source_commit")
+        other_commit = bool(commit and original.commit and commit != original.commit)
+        other_weights = recorded.get("source_headers_sha256") not in (None, headers)
+        if source not in (None, original.label) or other_weights or other_commit:
+            at = f" at {commit[:12]}" if other_commit else ""
+            found.append(
+                f"'{contender.name}' was made from '{source}'{at}, by its config.json, and is compared with "
+                f"'{original.label}', which may be another model: what differs may not be the conversion's doing."
+            )
+    return found
+
+
 def _notes(job: Job, models: list[dict[str, Any]], complete: bool) -> list[str]:
-    notes = []
+    notes = _strangers(job)
     if not complete:
         notes.append("This run was not finished: what is missing was not measured. The same command takes it up again.")
     notes += [f"{contender.name}: {warning}." for contender in job.contenders for warning in contender.warnings]

@@ -24,6 +24,7 @@ class Job:
     harness: Harness | None
     limit: float | None
     num_fewshot: int | None
+    task_batch_size: int | None
     contexts: tuple[int, ...]
     batch_sizes: tuple[int, ...]
     repeats: int

@@ -64,6 +64,7 @@ def evaluate(
     include_path: str | Path | None = None,
     limit: float | None = None,
     num_fewshot: int | None = None,
+    task_batch_size: int | None = None,
     contexts: Sequence[int] | None = None,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = REPEATS,
@@ -92,6 +93,7 @@ def evaluate(
         tasks: names of lm-eval's tasks, groups or tags, or YAML files.
         include_path: folder with further YAML tasks (a YAML may name Python code, which lm-eval runs).
         limit: documents of each task, below 1 a share of them.
+        task_batch_size: sequences of a task at once; None: what fits.
         contexts, batch_sizes: for speed; None: of 512, 2048 and 8192 what the models can read.
         repeats: of every timed call.
         scale: for speed: random weights of a published shape instead, NAME or NAME:LAYERS.
@@ -149,6 +151,7 @@ def evaluate(
         harness,
         limit,
         num_fewshot,
+        task_batch_size,
         chosen if speed else (),
         tuple(batch_sizes),
         repeats,
@@ -263,7 +266,9 @@ def _measure_quality(job: Job, original: Contender, contender: Contender) -> Non
         job.part(
             contender,
             "tasks",
-            lambda advance: harness.run(job.model(contender), tokenizer, job.limit, job.num_fewshot),
+            lambda advance: harness.run(
+                job.model(contender), tokenizer, job.limit, job.num_fewshot, job.task_batch_size
+            ),
         )
     passages = job.passages
     if passages is None or contender is original:

@@ -27,7 +27,6 @@ _GENERIC = {field.name for field in fields(PreTrainedConfig)} - {"architectures"
 GENERIC: dict[str, Any] = {
     "problem_type": "multi_label_classification",
     "output_hidden_states": True,
-    "return_dict": False,
     "chunk_size_feed_forward": 3,
     "torch_dtype": "bfloat16",
 }

@@ -14,10 +14,12 @@ from tiny import HEADS, load, logits_of, tiny_geometry, tiny_model
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.functional import Attention, layer_rule
 from convert_attn.convert.geometry import class_biases, facts_of, geometry
+from convert_attn.convert.heal.settings import Settings
 from convert_attn.convert.layout import split
+from convert_attn.eval.contenders import cache_form, predicted_numbers
 
 ROTARY = ("llama", "mistral", "qwen2", "gemma", "phi3")
 # keys that some class reads and others do not, and sizes at which they would show
@@ -161,3 +163,29 @@ def test_a_latent_cache_larger_than_the_source_warns(tmp_path: Path, command: Co
     assert said in json.loads(outcome.out)["warnings"][0]
     smaller = ("--to", "mla", "--rank", "8", "--rope-dim", "8", "--output", tmp_path / "out", "--overwrite")
     assert "Warning" not in command("convert", folder, *smaller).out
+
+
+def test_predicted_sizes_of_ranks_by_layer_are_the_real_ones() -> None:
+    raw = {
+        "model_type": "llama_mla",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "kv_lora_rank": 40,
+        "kv_lora_ranks": [8, 40, 24],
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "rope_inv_freq": [[1.0, 0.1]] * 3,
+    }
+    assert predicted_numbers(raw, "tiny") == 8 + 40 + 24 + 3 * 4
+    assert cache_form(typed_config(raw, "tiny")) == "MLA 24 + 4"
+
+
+@pytest.mark.parametrize("entry", [4e-12, -8.6e-12, 0.0])
+def test_a_kl_of_rounding_is_no_learning_rate(entry: float) -> None:
+    with pytest.raises(UsageError, match="there is nothing to heal"):
+        Settings(tokens=4096, batch_size=1).rate(64, 32, entry)
+    assert Settings(tokens=4096, batch_size=1, lr=1e-4).rate(64, 32, entry) == 1e-4
+    assert Settings(tokens=4096, batch_size=1, lm_weight=1.0).rate(64, 32, entry) > 0
+    assert Settings(tokens=4096, batch_size=1).rate(64, 32, 1e-3) > 0

@@ -12,6 +12,7 @@ LAYERWISE, DISTILL, UPTRAIN = "layerwise", "distill", "uptrain"
 STAGES = (LAYERWISE, DISTILL, UPTRAIN)
 DEFAULT_STAGES = (LAYERWISE, DISTILL)
 _RATE = 0.05  # / hidden size: 2e-4 at 256, 1.2e-5 at 4096; what AdamW bears shrinks as models widen
+_NOISE = 1e-6  # nats per token: a KL that float32 gives two models that compute the same
 _FAR = 0.1  # nats per token: from here on the rate is the full one
 _LAYER_RATE = 0.25  # / hidden size, for single blocks: they are near their goal and bear more
 _STEP_TOKENS, _STEP_WINDOWS = 4096, 8
@@ -159,7 +160,15 @@ class Settings:
             length: tokens per window: smaller steps, whose gradients have more noise, are shorter by its square root.
             entry: KL to the original as it begins: AdamW's steps keep a student as far from its goal as they are long,
                 so that one that is near needs short ones. The text's own loss has no such nearness.
+
+        Raises:
+            UsageError: there is nothing to learn: the KL is what rounding leaves.
         """
+        if self.whole != UPTRAIN and not self.lm_weight and not self.lr and entry < _NOISE:
+            raise UsageError(
+                f"there is nothing to heal: the KL to the original is {max(0.0, entry):.1g} nats per token, which is "
+                "rounding; use the conversion as it is, or give --lm-weight or --lr to train it all the same"
+            )
         near = 1.0 if self.whole == UPTRAIN or self.lm_weight else min(1.0, entry / _FAR)
         small = min(1.0, math.sqrt(self.windows_per_step / _full_step(length)))
         return self.lr or near * small * _RATE / hidden

@@ -32,6 +32,7 @@ _ANY_LENGTH = 1 << 40
 _RUN = 32  # tokens: a text is known again by runs of so many
 _WEIGHTS = np.random.default_rng(0).integers(1, 2**63, _RUN, dtype=np.uint64) | np.uint64(1)
 _MOST_SELECTION = 4  # at most one window in four is kept for choosing
+_REMEDY = "healing on a text needs one; put tokenizer.json into its folder, or give token ids as --data FILE.npy"
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _stream(spec: str, folder: Path, name: str) -> Iterator[int]:
     """The tokens of a text."""
     if spec.endswith(TOKEN_FILE):
         return iter(token_file(Path(spec), _ANY_LENGTH, None).flatten().tolist())
-    return _ids([calibration_text()] if spec == SAMPLE else read_documents(spec), load_tokenizer(folder, name))
+    return _ids([calibration_text()] if spec == SAMPLE else read_documents(spec), load_tokenizer(folder, name, _REMEDY))
 
 
 def _runs(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
