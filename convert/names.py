@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.classes import base_prefix
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.source import Source
 
@@ -22,13 +23,15 @@ _SIGHT = re.compile(r"(^|\.)(language_model|text_model|llm|lm)\.")
 def block_prefix(arch: Architecture, source: Source) -> str:
     """The prefix of block tensors beyond `arch.block`: that of the base model, "" in a checkpoint of the bare one.
 
+    A head class may keep its base model under a name of its own (Llama's for question answering does).
+
     Raises:
         UsageError: the names are those of a wrapper, an adapter or a larger model.
         ConvertAttnError: there is no first block.
     """
     first = arch.block.format(layer=0) + arch.projections[0] + ".weight"
     infos = source.weights.infos
-    for prefix in (arch.base, ""):
+    for prefix in (arch.base, "", base_prefix(source.config) or arch.base):
         if prefix + first in infos:
             return prefix
     raise _misnamed(arch, list(infos), source.origin.name, first)

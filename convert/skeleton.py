@@ -14,7 +14,7 @@ from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.source import Source
 
 
@@ -56,8 +56,13 @@ class Skeleton:
     ) -> None:
         self._source, self.device = source, device
         config = config or typed_config(source.config, source.origin.name)
-        with init_empty_weights(include_buffers=False):
-            self.model = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+        try:
+            with init_empty_weights(include_buffers=False):
+                self.model = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+        except Exception as error:  # the class decides what it raises, and what has to be installed for it
+            raise ConvertAttnError(
+                f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
+            ) from None
         self.model.requires_grad_(False)
         found = next(
             ((name, part) for name, part in self.model.named_children() if isinstance(part, nn.ModuleList)), None

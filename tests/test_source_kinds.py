@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import Command, config_of, edit_config, edit_tensors, reshard, save_tiny, tensors_of, to_bin
 from tiny import CONVERTIBLE, HEADS, load, logits_of, tiny_model
+from transformers import AutoModelForQuestionAnswering
 
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
 from convert_attn.convert.api import plan
@@ -294,6 +295,18 @@ def test_names_with_another_prefix_are_told(case: str, tmp_path: Path, command: 
     # transformers would load such a folder with random numbers
     with pytest.raises(ConvertAttnError, match=r"parameters are missing.* random numbers"):
         load_language_model(folder, "in", dtype=torch.float32)
+
+
+def test_a_head_class_may_call_its_base_model_otherwise(tmp_path: Path) -> None:
+    """Llama's class for question answering says "transformer." where all others say "model."."""
+    config = tiny_model("llama").config
+    model = AutoModelForQuestionAnswering.from_config(config).eval()
+    assert model.base_model_prefix == "transformer"
+    model.save_pretrained(tmp_path / "in")
+    convert(tmp_path / "in", to="gqa", groups=HEADS, output=tmp_path / "out")
+    found = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(1, 25)[None]
+    torch.testing.assert_close(found(ids).start_logits, model(ids).start_logits)
 
 
 # --- memory that tensors share
