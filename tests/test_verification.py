@@ -204,9 +204,10 @@ def test_lie_3_a_swallowed_cache_is_caught(tmp_path: Path, name: str) -> None:
 
 
 def test_lie_3_is_caught_in_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lie(*arguments: Any) -> None:
-        write_side_files(*arguments)
+    def lie(*arguments: Any) -> Any:
+        warnings = write_side_files(*arguments)
         _ignores_its_cache(arguments[1])
+        return warnings
 
     write_side_files = run.write_side_files
     monkeypatch.setattr(run, "write_side_files", lie)
@@ -253,11 +254,12 @@ def test_lie_5_a_wrong_scale_is_caught(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_lie_6_a_wrong_tokenizer_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lie(*arguments: Any) -> None:
-        write_side_files(*arguments)
+    def lie(*arguments: Any) -> Any:
+        warnings = write_side_files(*arguments)
         held = PreTrainedTokenizerFast.from_pretrained(arguments[1])
         held.eos_token = "!"
         held.save_pretrained(arguments[1])
+        return warnings
 
     write_side_files = run.write_side_files
     monkeypatch.setattr(run, "write_side_files", lie)
