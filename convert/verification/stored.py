@@ -112,8 +112,9 @@ def _check_finite(weights: Weights, progress: Progress) -> None:
         progress("verify", done, len(names))
         dtype = DTYPES[weights.infos[name].dtype]
         for chunk in weights.chunks(name):
-            values = torch.frombuffer(bytearray(chunk), dtype=dtype)
-            if not torch.isfinite(values).all():
+            # one pass: the least and the largest number are NaN where any is
+            ends = torch.stack(torch.aminmax(torch.frombuffer(bytearray(chunk), dtype=dtype)))
+            if not torch.isfinite(ends).all():
                 raise ConvertAttnError(
                     f"tensor '{name}' has values that are NaN or infinite: the source checkpoint is broken "
                     f"(download it again) or its numbers do not fit {weights.infos[name].dtype} (give another --dtype)"
