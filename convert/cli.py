@@ -109,8 +109,8 @@ def cli() -> None:
 @click.option(
     "--trust-remote-code",
     is_flag=True,
-    help="Accept a source that names code of its own. It is not run here (weights are read as data); the tokenizer's "
-    "goes with the result.",
+    help="Accept a source that names code of its own. Weights are read as data all the same; the tokenizer's code "
+    "goes with the result and is run when that is checked.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
 @click.option("--push", "repo", metavar="REPO", help="Put the result on the Hub when it is done.")

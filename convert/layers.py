@@ -19,7 +19,6 @@ from convert_attn.convert.plan import Plan
 from convert_attn.convert.rotary import Rotary, prior_offsets
 from convert_attn.convert.statistics import LayerStatistics
 from convert_attn.convert.targets.base import Converted
-from convert_attn.convert.tensors import DTYPES
 
 
 def on_device(device: str) -> AbstractContextManager[object]:
@@ -75,7 +74,7 @@ class Layers:
     def _context(self, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
         sizes = self.plan.geometry
         rotary = Rotary(sizes.plane_frequencies()) if self.plan.arch.position == "rope" else None
-        epsilon = torch.finfo(DTYPES[self.plan.cache_dtype]).eps
+        epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
             return LayerContext(prior, rotary, offsets, self.generator, epsilon=epsilon)

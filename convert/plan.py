@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.calibration_text import check_calibration
@@ -108,6 +110,19 @@ class Plan:
         """The dtype of the result's attention projections, which is the cache's."""
         stored = self.source.weights.infos[f"{self.block(0)}{self.arch.output}.weight"].dtype
         return DTYPE_OPTIONS.get(self.request.dtype, stored)
+
+    @property
+    def run_dtypes(self) -> set[torch.dtype]:
+        """The dtype that the result is stored in, and that which config.json names and loaders go by."""
+        typed = typed_config(self.source.config, self.source.origin.name)
+        named = str(typed.dtype if self.request.dtype == "auto" else self.request.dtype).removeprefix("torch.")
+        stored = DTYPES[self.cache_dtype]
+        return {stored, DTYPES.get(DTYPE_OPTIONS.get(named, ""), stored)}
+
+    @property
+    def epsilon(self) -> float:
+        """The spacing, relative, of the coarsest numbers that the result is run in."""
+        return max(torch.finfo(dtype).eps for dtype in self.run_dtypes)
 
     @property
     def cache_bytes(self) -> tuple[int, int]:

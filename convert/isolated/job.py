@@ -54,7 +54,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `folder` (the whole checkpoint), `model` (the same, or a cut of it), `auto_class`, `trust`; and where it is
-            known `source` (of the tokenizer), `trust_source`, `source_model` (a cut of the source), `trust_model`,
+            known `source` (of the tokenizer), `trust_tokenizer`, `source_model` (a cut of the source), `trust_model`,
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what the dtype alone
             costs, by the number of the attention module), `numbers` (cached per layer).
 
@@ -226,7 +226,7 @@ def _tokenizer(job: dict[str, Any], report: Report) -> None:
     expected = None
     if source is not None and tokenizer.has_tokenizer(source):
         try:
-            expected = tokenizer.describe(source, job.get("trust_source", False))
+            expected = tokenizer.describe(source, job.get("trust_tokenizer", False))
         except Exception as error:  # a tokenizer's class decides what it raises
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             report.notes.append(f"the source's tokenizer cannot be loaded here and was not compared ({first})")
@@ -236,7 +236,7 @@ def _tokenizer(job: dict[str, Any], report: Report) -> None:
         return
     if expected is None and source is not None:
         return  # no better than its source
-    found = tokenizer.describe(ours, job["trust"] or job.get("trust_source", False))
+    found = tokenizer.describe(ours, job["trust"] or job.get("trust_tokenizer", False))
     report.figures["tokenizer"] = found["class"]
     if expected is not None and (clause := tokenizer.compare(expected, found)):
         raise MisbehaviourError(clause)

@@ -67,7 +67,7 @@ def verify(
     expected = Expected(
         source=original,
         same_outside=original is not None,
-        trust_source=trust_remote_code,
+        trust_tokenizer=trust_remote_code,
         answers=_answers(source),
         numbers=cached_by_layer(source),
     )
@@ -81,7 +81,7 @@ def _check_code(source: Source, trusted: bool) -> None:
     Raises:
         UsageError: it is another's, or that of another version.
     """
-    if "auto_map" not in source.config or trusted:
+    if trusted or ("auto_map" not in source.config and source.tokenizer_code is None):
         return
     model_type = source.config["model_type"]
     ours = {path.name: path for path in modeling.source_files(model_type)} if model_type in modeling.FAMILIES else {}
@@ -89,7 +89,7 @@ def _check_code(source: Source, trusted: bool) -> None:
         if path.name not in ours or path.read_bytes() != ours[path.name].read_bytes():
             raise UsageError(
                 f"'{source.origin.name}' brings code that is not of this version of convert-attn ('{path.name}') and "
-                "would be run: look at it and give --trust-remote-code"
+                "would be run: read it and give --trust-remote-code"
             )
 
 

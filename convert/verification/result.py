@@ -69,14 +69,14 @@ class Expected:
     Attributes:
         source: what it was made from: the tokenizer must be its tokenizer.
         same_outside: everything but attention computes what the source's class computes.
-        trust_source: whether the source's tokenizer may bring code.
+        trust_tokenizer: whether the tokenizer, the source's and the result's, may bring code.
         answers: of some layers.
         numbers: cached per token, for every layer.
     """
 
     source: Source | None = None
     same_outside: bool = False
-    trust_source: bool = False
+    trust_tokenizer: bool = False
     answers: Sequence[Answer] = ()
     numbers: Sequence[int] | None = None
 
@@ -114,6 +114,7 @@ def run_folder(
         "model": str(model.resolve()),
         "auto_class": auto_class,
         "trust": "auto_map" in checkpoint.config,
+        "trust_tokenizer": expected.trust_tokenizer,
         "model_types": [checkpoint.config["model_type"]],
     }
     if expected.numbers is not None:
@@ -144,7 +145,7 @@ def _source_job(
     expected: Expected, source: Source, layers: Sequence[int], ours: set[str], work: Path
 ) -> dict[str, Any]:
     """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
-    job: dict[str, Any] = {"source": str(source.origin.folder.resolve()), "trust_source": expected.trust_source}
+    job: dict[str, Any] = {"source": str(source.origin.folder.resolve())}
     if expected.same_outside:
         write_cut(source, layers, work / "source")
         theirs = _float_dtypes(source)
@@ -176,6 +177,7 @@ def verify_conversion(
     expected = Expected(
         source=plan.source,
         same_outside=True,
+        trust_tokenizer=plan.request.trust_remote_code,
         answers=answers,
         numbers=[count + extra for count in plan.form.numbers_by_layer(plan.geometry)],
     )

@@ -26,7 +26,6 @@ from convert_attn.convert.layers import Layers
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.skeleton import Skeleton
-from convert_attn.convert.tensors import DTYPES
 from convert_attn.convert.verification.cut import checked_layers
 
 _WINDOW = 6  # tokens: shorter than the probe, so that a window shows
@@ -131,11 +130,10 @@ class _Judge:
         return drawn * self._layers.prior(layer).variance().sqrt().float()
 
     def _rounding(self, layer: int, x: Tensor) -> float:
-        """What the class itself loses in the dtype that the result is stored in."""
-        dtype = DTYPES[self._plan.cache_dtype]
-        if dtype == torch.float32:
-            return 0.0
-        return _relative(self._run(layer, x, dtype), self._run(layer, x, torch.float32))
+        """What the class itself loses in the dtype that the result is stored in, or in that which it is loaded in."""
+        dtypes = self._plan.run_dtypes & {torch.float16, torch.bfloat16}
+        exact = self._run(layer, x, torch.float32) if dtypes else x
+        return max((_relative(self._run(layer, x, dtype), exact) for dtype in dtypes), default=0.0)
 
     def _run(self, layer: int, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What the class's attention module makes of x [1, S, D]: [1, S, D] in float32."""
