@@ -40,19 +40,17 @@ def plan(
         to: "gqa", "mqa" or "mla".
         revision: branch, tag or commit of a Hub model.
         subfolder: where below the model's folder or repository the checkpoint is.
-        trust_remote_code: accept a source that names code of its own; it is not run, and the tokenizer's is carried.
+        trust_remote_code: accept a source that names code of its own; the tokenizer's is carried, and run in the check.
         options: the other fields of `Request`; `engine` is --for.
 
     Raises:
         ConvertAttnError: whatever stands in the way, in one sentence.
     """
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        check_output(folder, bool(options.get("overwrite", False)))
+    folder, overwrite = None if output is None else Path(output), bool(options.get("overwrite", False))
+    if folder is not None and not _is_here(str(model)):
+        check_output(folder, overwrite)  # before a download
     _check_device(str(options.get("device", "cpu")))
     source = Source.open(resolve(str(model), revision, subfolder))
-    if folder is not None and source.origin.folder.resolve().is_relative_to(folder.resolve()):
-        raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
     architecture(source.config["model_type"])  # an unknown type is the first thing to say
     own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
     if own_code and not trust_remote_code:
@@ -70,7 +68,19 @@ def plan(
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
     check_names((output.info for output in made.outputs), config, auto_class(made))
+    if folder is not None:  # what is wrong with the source matters more than what lies in the way of the result
+        check_output(folder, overwrite)
+        if source.origin.folder.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
     return made
+
+
+def _is_here(model: str) -> bool:
+    """Whether nothing has to be downloaded."""
+    try:
+        return model.startswith("sample:") or Path(model).expanduser().is_dir()
+    except RuntimeError:  # ~name of a user who does not exist
+        return False
 
 
 def _check_device(device: str) -> None:

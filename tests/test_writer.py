@@ -106,7 +106,8 @@ def test_an_empty_folder_may_be_overwritten(source: Path, tmp_path: Path) -> Non
 
 def test_an_output_made_by_another_run_meanwhile_is_left(source: Path, tmp_path: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
-        (tmp_path / "out").mkdir(exist_ok=True)
+        if stage == "attention":
+            (tmp_path / "out").mkdir(exist_ok=True)
 
     with pytest.raises(UsageError, match="was made by another run meanwhile"):
         convert(source, **FAST, output=tmp_path / "out", progress=progress)
