@@ -79,7 +79,7 @@ def _strangers(job: Job) -> list[str]:
         other_commit = bool(commit and original.commit and commit != original.commit)
         other_weights = recorded.get("source_headers_sha256") not in (None, headers)
         if source not in (None, original.label) or other_weights or other_commit:
-            at = f" at {commit[:12]}" if other_commit else ""
+            at = f" at {str(commit)[:12]}" if other_commit else ""
             found.append(
                 f"'{contender.name}' was made from '{source}'{at}, by its config.json, and is compared with "
                 f"'{original.label}', which may be another model: what differs may not be the conversion's doing."

@@ -154,6 +154,17 @@ def test_dominance_follows_kl_and_cache(document: dict[str, Any]) -> None:
     ]
 
 
+def test_another_original_than_the_recorded_one_is_said(made: Path, tmp_path: Path) -> None:
+    tokenizer = sample_path("gpt2") / "tokenizer.json"
+    other = save_tiny(tmp_path / "other", "gpt2", vocab_size=json_of(sample_path("gpt2") / "config.json")["vocab_size"])
+    shutil.copyfile(tokenizer, other / "tokenizer.json")
+    options: dict[str, Any] = {"window": 16, "max_tokens": 64, "speed": False}
+    said = [note for note in evaluate(other, made / "gqa4", **options).notes if "was made from" in note]
+    assert len(said) == 1
+    assert "'gqa4' was made from 'sample:gpt2'" in said[0]
+    assert not [note for note in evaluate("sample:gpt2", made / "gqa4", **options).notes if "was made from" in note]
+
+
 def test_json_is_one_object(made: Path, tmp_path: Path, command: Command) -> None:
     done = command("eval", "sample:gpt2", made / "gqa4", *QUICK, "--no-speed", "--json", "--output", tmp_path / "r")
     assert json.loads(done.out) == json_of(tmp_path / "r" / "eval.json")
