@@ -96,12 +96,32 @@ def _settle_tokenizer(source: Path, name: str, result: Path, changed: bool) -> t
         if not (result / _TOKENIZER).exists() and hasattr(before, "backend_tokenizer"):
             before.backend_tokenizer.save(str(result / _TOKENIZER))
     different = _differences(before, _tokenizer(result), result)
+    if different and hasattr(before, "backend_tokenizer"):
+        different = _write_backend(before, result, different)
     if not different:
         return ()
     return (
         f"transformers {transformers.__version__} reads the tokenizer of the result otherwise than the source's {kind} "
         f"({', '.join(different)}): compare the two before use",
     )
+
+
+def _write_backend(before: Any, result: Path, different: tuple[str, ...]) -> tuple[str, ...]:
+    """Put what the source's class makes of its files (add_prefix_space, its own splitting) into tokenizer.json.
+
+    The class that some model types force on a folder reads that file as it stands.
+
+    Returns:
+        the differences that are left; where there are no fewer, the file is as it was.
+    """
+    file = result / _TOKENIZER
+    kept = file.read_bytes() if file.exists() else None
+    before.backend_tokenizer.save(str(file))
+    left = _differences(before, _tokenizer(result), result)
+    if len(left) < len(different):
+        return left
+    file.unlink() if kept is None else file.write_bytes(kept)
+    return different
 
 
 def _tokenizer(folder: Path, name: str | None = None) -> Any:

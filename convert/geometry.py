@@ -27,6 +27,7 @@ class Geometry:
         rotary_scale: what the turned numbers of queries and keys are multiplied by, besides.
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
+        outside_biases: whether a block has biases outside its attention.
     """
 
     hidden_size: int
@@ -40,6 +41,7 @@ class Geometry:
     rotary_scale: float = 1.0
     windows: tuple[int | None, ...] = ()
     scales: tuple[float, ...] = ()
+    outside_biases: bool = False
 
     @property
     def window(self) -> int | None:
@@ -123,6 +125,11 @@ def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
     names["o"] = arch.output
     block = arch.block.format(layer=0)
     return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
+
+
+def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
+    block, attention = arch.block.format(layer=0), facts.attention(0)
+    return any(path.startswith(block) and path.endswith(".bias") for path in facts.parameters.keys() - attention.keys())
 
 
 def _rows(arch: Architecture, facts: ClassFacts, projection: str) -> tuple[int, int]:
@@ -212,4 +219,5 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         rotary_scale=rotation.scale,
         windows=facts.windows,
         scales=facts.scales,
+        outside_biases=_outside_biases(arch, facts),
     )

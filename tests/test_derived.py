@@ -17,6 +17,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from convert_attn.convert.derived import tokenizer_differences
 from convert_attn.convert.samples import sample_path
+from convert_attn.convert.verification.folder import verify
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
 TEXT = "def  f(x):\n\treturn Éa + 1024  # <|endoftext|> 日本"
@@ -27,6 +28,8 @@ def _files(folder: Path, kind: str) -> None:
     """A tokenizer's files that leave its class to the model_type, or name one of another family."""
     whole = json_of(sample_path("gpt2") / "tokenizer.json")
     settings: dict[str, Any] | None = {"model_max_length": 1024, "chat_template": TEMPLATE}
+    if kind == "prefix space":  # the class builds it in, tokenizer.json does not have it
+        settings |= {"add_prefix_space": True}
     if kind == "vocabulary":
         (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
         merges = (" ".join(pair) if isinstance(pair, list) else pair for pair in whole["model"]["merges"])
@@ -66,7 +69,7 @@ def _same(source: Path, result: Path) -> None:
 
 KINDS = {name: ["settings"] for name, _, _ in HOMES}
 KINDS["gemma"] = ["GPT2Tokenizer"]  # its own class wants tokens that this vocabulary lacks
-KINDS["gpt2"] += ["nothing else", "vocabulary", "GPT2Tokenizer"]
+KINDS["gpt2"] += ["nothing else", "vocabulary", "prefix space", "GPT2Tokenizer"]
 KINDS["mistral"] += ["nothing else", "LlamaTokenizerFast", "GPT2Tokenizer"]
 
 
@@ -102,6 +105,16 @@ def test_no_tokenizer_is_made_of_nothing(home: tuple[str, str, str], tmp_path: P
     _convert(source, out, to, layout)
     made = {path.name for path in out.iterdir()}
     assert not made & {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"}
+
+
+@pytest.mark.parametrize("home", HOMES, ids="-".join)
+def test_settings_without_a_vocabulary_are_no_tokenizer(home: tuple[str, str, str], tmp_path: Path) -> None:
+    name, to, layout = home
+    source, out = save_tiny(tmp_path / "source", name), tmp_path / "out"
+    (source / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    _convert(source, out, to, layout)
+    assert verify(out).transformers
+    assert (out / "tokenizer_config.json").read_text() == '{"model_max_length": 64}'
 
 
 def test_without_this_package_it_is_the_sources_too(tmp_path: Path) -> None:

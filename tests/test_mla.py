@@ -276,6 +276,15 @@ BAD = {
 }
 
 
+def test_biases_of_the_mlp_have_no_native_class(tmp_path: Path, command: Command) -> None:
+    tiny_model("llama", mlp_bias=True).save_pretrained(tmp_path / "in")
+    sizes = ("--to", "mla", "--rank", "8", "--rope-dim", "8", "--output", str(tmp_path / "out"))
+    outcome = command(str(tmp_path / "in"), *sizes, "--layout", "native")
+    assert outcome.code == 2
+    assert "no native class holds llama" in outcome.err
+    assert command(str(tmp_path / "in"), *sizes).code == 0
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: Path, command: Command) -> None:
     model_type, arguments, sentence = BAD[case]

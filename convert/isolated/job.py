@@ -237,6 +237,10 @@ def _tokenizer(job: dict[str, Any], report: Report) -> None:
     if expected is None and source is not None:
         return  # no better than its source
     found = tokenizer.describe(ours, job["trust"] or job.get("trust_tokenizer", False))
+    if found is None:
+        if expected is not None:
+            raise MisbehaviourError("has no tokenizer, its source has one")
+        return
     report.figures["tokenizer"] = found["class"]
     if expected is not None and (clause := tokenizer.compare(expected, found)):
         raise MisbehaviourError(clause)

@@ -19,7 +19,6 @@ TEXTS = (
 _GIVEN = "class of its model type"
 FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
@@ -30,13 +29,26 @@ FILES = (
 
 
 def has_tokenizer(folder: str) -> bool:
-    """Tell whether a folder holds any file of a tokenizer."""
-    return any((Path(folder) / name).is_file() for name in FILES)
+    """Tell whether a folder holds any file of a tokenizer; settings that name no class are none by themselves."""
+    if any((Path(folder) / name).is_file() for name in FILES):
+        return True
+    settings = Path(folder) / "tokenizer_config.json"
+    if not settings.is_file():
+        return False
+    named = json.loads(settings.read_text(encoding="utf-8"))
+    return not isinstance(named, dict) or bool(named.get("tokenizer_class") or named.get("auto_map"))
 
 
-def describe(folder: str, trust: bool) -> dict[str, Any]:
-    """Load a folder's tokenizer and tell its class, its special tokens, its templates, and the ids of probe texts."""
+def describe(folder: str, trust: bool) -> dict[str, Any] | None:
+    """Load a folder's tokenizer and tell its class, its special tokens, its templates, and the ids of probe texts.
+
+    Returns:
+        None where the folder has no vocabulary: some classes make an empty one of nothing.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    own = {name for name in tokenizer.vocab_files_names.values() if isinstance(name, str)}
+    if own and not any((Path(folder) / name).is_file() for name in own | {*FILES}):
+        return None
     model_type = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("model_type")
     return {
         _GIVEN: TOKENIZER_MAPPING_NAMES.get(model_type),

@@ -212,14 +212,14 @@ def _frequencies(blueprint: Blueprint) -> tuple[float, ...]:
 def _holds(sizes: Geometry, form: Form) -> bool:
     if not isinstance(form, LatentCache) or form.norm:
         return False
-    plain = sizes.rope_type == "default" and sizes.window is None
+    plain = sizes.rope_type == "default" and sizes.window is None and not sizes.outside_biases
     return plain and form.rope_dim > 0
 
 
 TARGET = Target(
     name="deepseek_v3",
     layout="native",
-    # the class has no gain offset and no scaled embedding (gemma), no fused MLP (phi3) and no sliding window
+    # the class has no gain offset and no scaled embedding (gemma), no fused MLP (phi3), no biases in it, and no window
     sources=frozenset({"llama", "mistral", "qwen2"}),
     becomes="deepseek_v3",
     configure=_configure,
