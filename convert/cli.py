@@ -146,24 +146,29 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         result = api.execute(plan, advance)
     if not as_json:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
-    pushed = {} if repo is None else {"pushed": _push(plan.output, repo, as_json, private=private)}
+    pushed = {} if repo is None else {"pushed": _push_made(plan.output, repo, as_json, private=private)}
     if as_json:
         made = plan_dict(result.plan, result.tokens)
         made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
         click.echo(json.dumps(made | pushed, indent=2))
 
 
+def _push_made(folder: Path, repo: str, as_json: bool, **options: Any) -> dict[str, Any]:
+    """Push what was just made, and say that it is there where that fails."""
+    try:
+        return _push(folder, repo, as_json, **options)
+    except UsageError:
+        raise
+    except ConvertAttnError as error:
+        again = f"the conversion is in '{folder}': `convert-attn push {folder} {repo}` tries again"
+        raise ConvertAttnError(f"{error}; {again}") from None
+
+
 def _push(folder: Path, repo: str, as_json: bool, **options: Any) -> dict[str, Any]:
     """Push a folder and say where it is; as a dict for --json."""
     from convert_attn.convert.push import push as send
 
-    try:
-        pushed = send(folder, repo, **options)
-    except UsageError:
-        raise
-    except ConvertAttnError as error:
-        again = f"the folder is whole: `convert-attn push {folder} {repo}` tries again"
-        raise ConvertAttnError(f"{error}; {again}") from None
+    pushed = send(folder, repo, **options)
     if not as_json:
         click.echo(
             f"{pushed.files} files ({pushed.nbytes / 1e6:,.1f} MB) are at {pushed.url} as commit {pushed.commit}"

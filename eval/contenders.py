@@ -19,6 +19,7 @@ from convert_attn.convert.loading import load_language_model
 from convert_attn.convert.model_types import architecture
 from convert_attn.convert.quantised import leftover_warning
 from convert_attn.convert.source import Origin, Source
+from convert_attn.convert.verification.folder import other_code
 from convert_attn.eval.figures import size
 from convert_attn.modeling import FAMILIES
 
@@ -239,8 +240,13 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
         _ = source.weights  # quantised or missing ones are the first thing to say
     trusted = foreign or (trust and source.tokenizer_code is not None)
     recipe = Recipe(dtype, device, where, commit, trust_remote_code=trusted)
-    said = (leftover_warning(source.leftovers, plain=not foreign),) if source.leftovers else ()
-    return Contender(name, origin, config, recipe, _identity(origin), said)
+    said = [leftover_warning(source.leftovers, plain=not foreign)] if source.leftovers else []
+    if own and (file := other_code(source)) is not None:
+        said.append(
+            f"'{origin.name}' carries code that is not of this version of convert-attn ('{file}'): measured is the "
+            "code of this version; `convert-attn verify` runs what is carried"
+        )
+    return Contender(name, origin, config, recipe, _identity(origin), tuple(said))
 
 
 def _identity(origin: Origin) -> str:

@@ -165,6 +165,17 @@ def test_another_original_than_the_recorded_one_is_said(made: Path, tmp_path: Pa
     assert not [note for note in evaluate("sample:gpt2", made / "gqa4", **options).notes if "was made from" in note]
 
 
+def test_carried_code_of_another_version_is_said(made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made / "gqa4", tmp_path / "old"))
+    with (folder / "transformers_api.py").open("a") as code:
+        code.write("# of another version\n")
+    options: dict[str, Any] = {"window": 16, "max_tokens": 64, "speed": False}
+    said = [note for note in evaluate("sample:gpt2", folder, **options).notes if "carries code" in note]
+    assert len(said) == 1
+    assert "('transformers_api.py'): measured is the code of this version" in said[0]
+    assert not [note for note in evaluate("sample:gpt2", made / "gqa4", **options).notes if "carries code" in note]
+
+
 def test_json_is_one_object(made: Path, tmp_path: Path, command: Command) -> None:
     done = command("eval", "sample:gpt2", made / "gqa4", *QUICK, "--no-speed", "--json", "--output", tmp_path / "r")
     assert json.loads(done.out) == json_of(tmp_path / "r" / "eval.json")

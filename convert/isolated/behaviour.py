@@ -199,12 +199,13 @@ def check_generate(model: Any, ids: Tensor) -> float:
         MisbehaviourError: they differ.
     """
     length = max(1, ids.shape[1] - _NEW)
+    new = min(_NEW, max(1, ids.shape[1] - length))
     batch, mask, _ = padded_batch(ids[:, :length])
 
     def run(use_cache: bool) -> tuple[Tensor, Tensor]:
         wanted = GenerationConfig(
-            max_new_tokens=_NEW,
-            min_new_tokens=_NEW,
+            max_new_tokens=new,
+            min_new_tokens=new,
             do_sample=False,
             num_beams=1,
             use_cache=use_cache,
@@ -243,12 +244,16 @@ def layer_tensors(layer: Any) -> list[Tensor]:
 def cached_numbers(model: Any, ids: Tensor) -> list[float]:
     """Measure how many numbers one more token adds to each layer of the cache, for one sequence."""
     sizes = []
-    for length in (2, 4):
+    long = min(4, ids.shape[1])
+    short = long - 1 - long // 4
+    for length in (short, long) if short else (long,):
         held = forward(model, ids[:, :length], use_cache=True).held
         if held is None:
             raise MisbehaviourError("returns no cache when it is asked for one")
         sizes.append([sum(tensor.numel() for tensor in layer_tensors(layer)) for layer in held.cache.layers])
-    return [(long - short) / 2 for short, long in zip(*sizes, strict=True)]
+    if not short:  # a model that reads one token
+        return [float(size) for size in sizes[0]]
+    return [(more - less) / (long - short) for less, more in zip(*sizes, strict=True)]
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:

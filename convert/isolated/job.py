@@ -55,8 +55,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     Args:
         job: `folder` (the whole checkpoint), `model` (the same, or a cut of it), `auto_class`, `trust`; and where it is
             known `source` (of the tokenizer), `trust_tokenizer`, `source_model` (a cut of the source), `trust_model`,
-            `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what the dtype alone
-            costs, by the number of the attention module), `numbers` (cached per layer).
+            `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
+            may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
+            cost), `numbers` (cached per layer).
 
     Returns:
         the fields of `Report`.
@@ -130,7 +131,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     with report.step("its cache is measured"):
         _cache(job, _base(model), ids, report)
     with report.step("its blocks are compared with the converted weights"):
-        report.figures["block_errors"] = _compare_blocks(job, model, ids, "in float32")
+        report.figures["block_errors"] = _compare_blocks(job, model, ids, "rounding", "in float32")
     with report.step("it runs with given numbers in the place of attention"):
         given = [
             torch.randn(1, ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(layer))
@@ -159,9 +160,9 @@ def _probes(job: dict[str, Any], kind: str) -> dict[int, Tensor]:
     return {int(name.split(".")[1]): tensor for name, tensor in held.items() if name.startswith(f"{kind}.")}
 
 
-def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, where: str) -> dict[str, float]:
+def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str, where: str) -> dict[str, float]:
     """Each probed attention module gives what its converted weights give, but for rounding; the relative errors."""
-    expected, rounding = _probes(job, "y"), job.get("rounding", {})
+    expected, rounding = _probes(job, "y"), job.get(allowance, {})
     found = behaviour.attention_outputs(model, ids, _probes(job, "x"))
     errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
     for number, error in errors.items():
@@ -217,7 +218,7 @@ def _run_stored(job: dict[str, Any], report: Report) -> None:
         if not torch.isfinite(behaviour.forward(model, ids).values).all():
             raise MisbehaviourError(f"gives numbers that are not finite in {name}, the dtype it is stored in")
         if dtype != torch.float32:
-            report.figures["block_errors_stored"] = _compare_blocks(job, model, ids, f"in {name}")
+            report.figures["block_errors_stored"] = _compare_blocks(job, model, ids, "stored_rounding", f"in {name}")
 
 
 def _tokenizer(job: dict[str, Any], report: Report) -> None:

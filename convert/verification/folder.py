@@ -11,13 +11,14 @@ from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.classes import auto_class_of
-from convert_attn.convert.errors import UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.form import SharedHeads
 from convert_attn.convert.functional import Rule
 from convert_attn.convert.geometry import geometry
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.methods import DEFAULT, methods
+from convert_attn.convert.moments import moments_from_norm
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.request import Request
@@ -33,6 +34,8 @@ from convert_attn.convert.verification.stored import verify_folder
 
 # relative error of an attention module of ours that is run in the dtype it is stored in
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+_AGAIN = "convert the original again with this version"
 
 
 def verify(
@@ -71,8 +74,15 @@ def verify(
         answers=_answers(source),
         numbers=cached_by_layer(source),
     )
-    with workplace() as work:
-        return run_folder(folder, auto_class, expected, f"'{model}'", work, progress)
+    try:
+        with workplace() as work:
+            return run_folder(folder, auto_class, expected, f"'{model}'", work, progress)
+    except ConvertAttnError as error:
+        if source.config["model_type"] in modeling.FAMILIES and other_code(source) is not None:
+            raise ConvertAttnError(
+                f"{error}; the code in it is not of this version of convert-attn: {_AGAIN}"
+            ) from None
+        raise
 
 
 def _check_code(source: Source, trusted: bool) -> None:
@@ -81,16 +91,25 @@ def _check_code(source: Source, trusted: bool) -> None:
     Raises:
         UsageError: it is another's, or that of another version.
     """
-    if trusted or ("auto_map" not in source.config and source.tokenizer_code is None):
-        return
+    other = None if trusted else other_code(source)
+    if other is not None:
+        again = f", or {_AGAIN}" if source.config["model_type"] in modeling.FAMILIES else ""
+        raise UsageError(
+            f"'{source.origin.name}' brings code that is not of this version of convert-attn ('{other}') and would be "
+            f"run: read it and give --trust-remote-code{again}"
+        )
+
+
+def other_code(source: Source) -> str | None:
+    """Name the first file of code that a loader may run and this version did not write; None where there is none."""
+    if "auto_map" not in source.config and source.tokenizer_code is None:
+        return None
     model_type = source.config["model_type"]
     ours = {path.name: path for path in modeling.source_files(model_type)} if model_type in modeling.FAMILIES else {}
     for path in sorted(source.origin.folder.glob("*.py")):
         if path.name not in ours or path.read_bytes() != ours[path.name].read_bytes():
-            raise UsageError(
-                f"'{source.origin.name}' brings code that is not of this version of convert-attn ('{path.name}') and "
-                "would be run: read it and give --trust-remote-code"
-            )
+            return path.name
+    return None
 
 
 def cached_by_layer(source: Source) -> list[int] | None:
@@ -129,8 +148,18 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
     stored = {n.removeprefix(attention): source.weights.read(n) for n in names if n.startswith(attention)}
     weights = read_latent(config, {name: tensor.float() for name, tensor in stored.items()}, layer)
     rule = Rule(scale=float(config.softmax_scale), window=getattr(config, "sliding_window", None))
-    x = probe_states(config, layer)
+    x = probe_states(config, layer) * _norm_size(source, config, f"{stem}{layer}.")
     return answer(Probe(layer, x, rule, _ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights)
+
+
+def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
+    """The size [D] of what the norm in front of attention gives: on other numbers rounding may be amplified."""
+    names = {arch.norm.name for arch in architectures().values()}
+    norm = next(f"{block}{name}" for name in sorted(names) if f"{block}{name}.weight" in source.weights.infos)
+    gain = source.weights.read(f"{norm}.weight").double() + getattr(config, "norm_gain_offset", 0.0)
+    biased = f"{norm}.bias" in source.weights.infos
+    bias = source.weights.read(f"{norm}.bias").double() if biased else None
+    return moments_from_norm(gain, bias).variance().sqrt().float()
 
 
 def _as_it_is(source: Source) -> Plan:

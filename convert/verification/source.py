@@ -46,12 +46,14 @@ class Probe:
         x: [1, S, D] in float32, the attention's input.
         rule: the layer's.
         rounding: relative error that the result may have in the dtype it is stored in.
+        y: [1, S, D] in float32, what the source's class gives; None where no source is asked.
     """
 
     layer: int
     x: Tensor
     rule: Rule
     rounding: float
+    y: Tensor | None = None
 
 
 def check_source(plan: Plan, progress: Progress = silent) -> tuple[Probe, ...]:
@@ -122,17 +124,17 @@ class _Judge:
             error = _relative(self._run(layer, given, torch.float32), ours)
             if not error <= _ALLOWED[size]:
                 raise ConvertAttnError(self._disagreement(layer, size, error))
-        return Probe(layer, x, rule, _DTYPE_MARGIN * self._rounding(layer, x))
+        exact = self._run(layer, x, torch.float32)
+        return Probe(layer, x, rule, _DTYPE_MARGIN * self._rounding(layer, x, exact), exact)
 
     def _input(self, layer: int) -> Tensor:
         """Random numbers of the size that the block's norm gives them."""
         drawn = probe_states(self._skeleton.model.config, layer)
         return drawn * self._layers.prior(layer).variance().sqrt().float()
 
-    def _rounding(self, layer: int, x: Tensor) -> float:
+    def _rounding(self, layer: int, x: Tensor, exact: Tensor) -> float:
         """What the class itself loses in the dtype that the result is stored in, or in that which it is loaded in."""
         dtypes = self._plan.run_dtypes & {torch.float16, torch.bfloat16}
-        exact = self._run(layer, x, torch.float32) if dtypes else x
         return max((_relative(self._run(layer, x, dtype), exact) for dtype in dtypes), default=0.0)
 
     def _run(self, layer: int, x: Tensor, dtype: torch.dtype) -> Tensor:
