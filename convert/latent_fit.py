@@ -98,6 +98,18 @@ def _start(layer: RotaryKeys, planes: int, frequencies: tuple[float, ...] | None
     return from_planes(linear, torch.zeros_like(linear)).transpose(0, 1), inv_freq
 
 
+def _whole(layer: RotaryKeys) -> SharedRotaryKey:
+    """A rotary key with room for every plane of every key: each as it is, and nothing is left to the latent.
+
+    A fit would come to the same, but for its damping, which leaves to the latent what it hardly sees turn.
+    """
+    keys, d = layer.gram.shape[:2]
+    every = torch.eye(keys * d, dtype=torch.float64).view(keys, 2, d // 2, keys, d)
+    mixing = every.transpose(0, 1).reshape(keys * d, keys, d)  # planes (p, p + R/2)
+    maps = mixing[:, layer.key_of].transpose(0, 1)  # [H, R, d]
+    return SharedRotaryKey(mixing, maps.contiguous(), layer.rotary.inv_freq.to(torch.float64).repeat(keys))
+
+
 def fit_shared_rotary_key(
     layer: RotaryKeys, rope_dim: int, frequencies: tuple[float, ...] | None = None, sweeps: int = 20
 ) -> SharedRotaryKey:
@@ -108,6 +120,9 @@ def fit_shared_rotary_key(
         frequencies: prescribed ones, None for a free choice.
         sweeps: alternations; 0 leaves the complex PCA as it starts.
     """
+    keys, d = layer.gram.shape[:2]
+    if frequencies is None and rope_dim == keys * d:
+        return _whole(layer)
     mixing, inv_freq = _start(layer, rope_dim // 2, frequencies)
     damping = layer.damping if frequencies is None else max(layer.damping, _PRESCRIBED)
     own = layer.rotary.inv_freq.to(torch.float64)

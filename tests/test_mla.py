@@ -329,3 +329,19 @@ def test_rank_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> N
     outcome = command(str(tmp_path / "in"), "--to", "gqa", "--groups", "2", "--rank", "8")
     assert outcome.code == 2
     assert "--rank and --rope-dim are for --to mla" in outcome.err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("model_type", ROTARY)
+def test_room_for_every_key_and_value_loses_what_the_dtype_does_and_no_more(
+    model_type: str, dtype: str, tmp_path: Path
+) -> None:
+    """A rotary key as large as all keys and a latent as large as all values, in the dtype that is stored."""
+    kv_heads = HEADS // 2
+    original = tiny_model(model_type, kv_heads=kv_heads)
+    numbers = kv_heads * HEAD_DIM
+    converted = _convert(original, tmp_path, rank=numbers, rope_dim=numbers, dtype=dtype)
+    convert(tmp_path / "in", to="gqa", groups=kv_heads, dtype=dtype, output=tmp_path / "rounded")
+    expected = logits_of(original)
+    lost = (logits_of(load(tmp_path / "rounded")) - expected).std() / expected.std()
+    assert (logits_of(converted) - expected).std() / expected.std() <= 2 * lost + 1e-5
