@@ -119,12 +119,11 @@ class _Judge:
         weights = self._layers.read(layer).to(torch.float32)
         x = self._input(layer)
         large = x * (_LARGE / _score_size(weights, x, short)) ** 0.5
-        for size, given in (("ordinary", x), ("large", large)):
-            ours = Attention(weights, given, short).output()
-            error = _relative(self._run(layer, given, torch.float32), ours)
+        exact = self._run(layer, x, torch.float32)
+        for size, given, theirs in (("ordinary", x, exact), ("large", large, self._run(layer, large, torch.float32))):
+            error = _relative(theirs, Attention(weights, given, short).output())
             if not error <= _ALLOWED[size]:
                 raise ConvertAttnError(self._disagreement(layer, size, error))
-        exact = self._run(layer, x, torch.float32)
         return Probe(layer, x, rule, _DTYPE_MARGIN * self._rounding(layer, x, exact), exact)
 
     def _input(self, layer: int) -> Tensor:
