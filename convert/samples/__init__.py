@@ -3,13 +3,23 @@
 They make a first conversion possible without a download: ``gpt2`` and ``llama``, about a million parameters each, eight
 heads, trained on the Python standard library's source by ``convert_attn.convert.samples.train``. ``heldout_text`` is
 text that they have not seen; ``calibration_text`` is part of what they were trained on.
+
+``general_text`` is for models of any other kind: short documents in English and other languages, code and manuals, as
+language models are pre-trained on; ``general_heldout_text`` is more of the same, to measure on.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["SAMPLES", "calibration_text", "heldout_text", "sample_path"]
+__all__ = [
+    "SAMPLES",
+    "calibration_text",
+    "general_heldout_text",
+    "general_text",
+    "heldout_text",
+    "sample_path",
+]
 
 _FOLDER = Path(__file__).parent
 
@@ -32,3 +42,16 @@ def heldout_text() -> str:
 def calibration_text() -> str:
     """Standard-library modules from the samples' training text."""
     return (_FOLDER / "calibration.txt").read_text(encoding="utf-8")
+
+
+def general_text() -> str:
+    """Documents of many kinds and languages, parted by lines that are ``<|endoftext|>`` as `read_documents` takes them.
+
+    Their sources and licences are in ``GENERAL-LICENSES.md``.
+    """
+    return (_FOLDER / "general.txt").read_text(encoding="utf-8")
+
+
+def general_heldout_text() -> str:
+    """Other documents of the same kinds; no paragraph of them is in `general_text`."""
+    return (_FOLDER / "general-heldout.txt").read_text(encoding="utf-8")
