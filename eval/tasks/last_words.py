@@ -20,7 +20,7 @@ _FUNCTION_WORDS = frozenset(
     "this have or an all we there their".split()
 )
 _FUNCTION_SHARE = 0.25  # of the words of English prose, at least
-_CODE = frozenset("{}[]<>=_|\\#@^~`*/+$%")
+_CODE = frozenset("{}[]<>=|\\#@^~`/+$%")  # no underscores: they stand for italics in books
 _CODE_SHARE = 0.002  # of its characters, at most
 _FOREIGN_SHARE = 0.01  # of its letters that are not a to z, at most
 _SHORT_PARAGRAPH = 8  # words; what is shorter is a heading, or a line of a list
