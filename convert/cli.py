@@ -142,7 +142,7 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
             said = [*warning_lines(plan.warnings), "Dry run: nothing was written."]
             console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
         return
-    with progress_bars(console, quiet=as_json and not console.is_terminal) as advance:
+    with progress_bars(console) as advance:
         result = api.execute(plan, advance)
     if not as_json:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
@@ -191,7 +191,7 @@ def verify(model: str, against: str | None, trust_remote_code: bool, as_json: bo
     from convert_attn.convert.verification.folder import verify as run
 
     console = Console(stderr=True)
-    with progress_bars(console, quiet=not console.is_terminal) as advance:
+    with progress_bars(console) as advance:
         found = run(model, against, trust_remote_code=trust_remote_code, progress=advance)
     if as_json:
         click.echo(json.dumps({"model": model, **asdict(found)}, indent=2))

@@ -80,7 +80,7 @@ def evaluate(
     folder = output or Path(f"eval-{resolve(original, weights=False).short_name}")
     console = Console(stderr=as_json)
     try:
-        with progress_bars(console, quiet=as_json and not console.is_terminal) as advance:
+        with progress_bars(console) as advance:
             result = run(
                 original,
                 converted,

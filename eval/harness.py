@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
@@ -164,15 +165,22 @@ def _samples(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     }
 
 
+def _averaged(result: dict[str, Any], metric: str) -> list[float]:
+    """One number per document where the metric is their mean; a perplexity, for one, is something else made of them."""
+    values: list[float] = result["samples"].get(metric) or []
+    mean = result["metrics"][metric]["mean"]
+    return values if values and math.isclose(sum(values) / len(values), mean, rel_tol=1e-6, abs_tol=1e-9) else []
+
+
 def paired(original: dict[str, Any], converted: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Task -> metric -> conversion minus original, with the standard error of the paired differences by document
-    where lm-eval gives one number per document, else without."""
+    where the metric is the mean of one number per document, else without."""
     found: dict[str, dict[str, Any]] = {}
     for task in (task for task in converted if task in original):
         ours, theirs = converted[task], original[task]
         found[task] = {}
         for metric in (metric for metric in ours["metrics"] if metric in theirs["metrics"]):
-            a, b = ours["samples"].get(metric), theirs["samples"].get(metric)
+            a, b = _averaged(ours, metric), _averaged(theirs, metric)
             if a and b and len(a) == len(b):
                 difference = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
                 found[task][metric] = ratio(difference, torch.ones_like(difference)).as_dict()

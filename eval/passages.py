@@ -6,11 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convert_attn.convert import samples
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.samples import heldout_text
 from convert_attn.convert.text import read_documents
@@ -54,6 +56,11 @@ class Passages:
         if len(found) > 1:
             return torch.searchsorted(found, self.documents), "document"
         return torch.arange(len(self.windows))[:, None].expand_as(self.windows), "window"
+
+
+def general_text() -> str:
+    """Give the bundled held-out text of several kinds, documents with lines `<|endoftext|>` between them."""
+    return (files(samples) / "general-heldout.txt").read_text(encoding="utf-8")
 
 
 def bundled_documents() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,11 +109,27 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """How a command ended.
+
+    Attributes:
+        err: what it wrote to stderr besides progress.
+        progress: the lines of progress there.
+    """
 
     code: int
     out: str
     err: str
+    progress: tuple[str, ...] = ()
+
+
+_PROGRESS = re.compile(r"(?!Error: )[a-z].* (begins|goes on at \d+/\d+|ends after .*|\d+/\d+ \(\d+ %\), .*)\n")
+
+
+def split_progress(written: str) -> tuple[str, tuple[str, ...]]:
+    """Stderr as what is no line of progress, and the lines that are."""
+    lines = written.splitlines(keepends=True)
+    shown = tuple(line.rstrip("\n") for line in lines if _PROGRESS.fullmatch(line))
+    return "".join(line for line in lines if not _PROGRESS.fullmatch(line)), shown
 
 
 class Command:
@@ -128,4 +145,5 @@ class Command:
         with pytest.raises(SystemExit) as exit_info:
             main()
         captured = self._capsys.readouterr()
-        return Outcome(exit_info.value.code or 0, captured.out, captured.err)  # type: ignore[arg-type]
+        err, shown = split_progress(captured.err)
+        return Outcome(exit_info.value.code or 0, captured.out, err, shown)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints import split_progress
+
 # Reads one JSON line: a list of runs {argv, cwd, kill_after}. They run side by side; one line is the answer.
 _DRIVER = textwrap.dedent(
     """
@@ -123,7 +125,7 @@ class Forks:
         ended = json.loads(self._process.stdout.readline())
         texts = [[Path(run[name]).read_text() for name in ("out", "err")] for run in runs]  # type: ignore[arg-type]
         return [
-            Ended(signal, code, seconds, kilobytes * 1024, out, err)
+            Ended(signal, code, seconds, kilobytes * 1024, out, split_progress(err)[0])
             for (signal, code, seconds, kilobytes), (out, err) in zip(ended, texts, strict=True)
         ]
 

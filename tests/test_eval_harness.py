@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import convert_attn
 from convert_attn import ConvertAttnError, UsageError
 from convert_attn.convert.samples import sample_path
-from convert_attn.eval import tasks
+from convert_attn.eval import passages, tasks
 from convert_attn.eval.harness import Harness, paired
-from convert_attn.eval.tasks import documents
+from convert_attn.eval.tasks import documents, last_words
 
 OWN = ("convert_attn_next_line", "convert_attn_heldout")
 
@@ -97,6 +98,74 @@ def test_bundled_questions_have_one_right_answer() -> None:
         assert len(set(row["choices"])) == 4
         assert f"{row['context']}\n{row['choices'][row['label']]}" in text
     assert rows.to_list() == documents.next_line()["test"].to_list()  # the same questions every time
+
+
+PROSE = (
+    "It was late when Dr. Brown came to the house of the old man, and it was raining on the hills. "
+    "He had not seen the place for many years, but he knew that there was a lamp in the window of the kitchen. "
+    "The door was open, as it had been in all the days of his youth, and from the hall he could see it all. "
+    "She stood by the table with her hands on the cloth and said that they had waited for him since the {word}.\n"
+)
+CODE = "def f(x):\n    return {x: [x] * 2}  # the list of it and the rest that was to be in there for all of us.\n" * 9
+
+
+def test_passages_end_before_their_last_word() -> None:
+    text = PROSE.format(word="morning") + "\nCHAPTER II\n\n" + PROSE.format(word="war")
+    text += "<|endoftext|>\n" + CODE + "<|endoftext|>\n" + PROSE.replace("\n", "").format(word="evening")
+    rows = last_words.rows(text)
+    assert [row["word"] for row in rows] == ["morning", "evening"]
+    for row in rows:
+        assert row["context"].startswith("It was late when Dr. Brown came")
+        assert row["context"].endswith("waited for him since the")
+        assert len(row["context"].split()) >= 60
+        assert "\n" not in row["context"]
+    assert rows == last_words.rows(text)
+
+
+def test_sentences_do_not_end_after_a_title_or_an_initial() -> None:
+    found = last_words.sentences('He met Mr. A. Brown. "Is it so?" She left! (It was.) Then 3. 4 came, i.e. nothing.')
+    assert found == ["He met Mr. A. Brown.", '"Is it so?"', "She left!", "(It was.)", "Then 3. 4 came, i.e. nothing."]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "",
+        "...",
+        CODE,
+        "Es war spät, als der alte Mann zu dem Haus kam, und es regnete auf den Hügeln. " * 9,
+        "Поздно вечером он пришёл к дому, и было темно. " * 9,
+        "| the | of | and |\n|---|---|---|\n| it | was | to |\n" * 9,
+    ],
+)
+def test_only_english_prose_is_asked_about(document: str) -> None:
+    assert last_words.is_prose(PROSE.format(word="morning"))
+    assert not last_words.is_prose(document)
+    assert last_words.rows(document) == []
+
+
+def test_last_words_are_guessed_and_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lm-eval scores LAMBADA: by hand, with the model's own logits."""
+    text = "<|endoftext|>\n".join(PROSE.format(word=word) for word in ("morning", "evening", "return"))
+    monkeypatch.setattr(passages, "general_text", lambda: text)
+    model, tokenizer = _load(sample_path("llama"))
+    found = Harness(["convert_attn_last_word"]).run(model, tokenizer)["convert_attn_last_word"]
+    assert set(found["metrics"]) == {"acc", "perplexity"}
+    assert found["higher_is_better"] == {"acc": True, "perplexity": False}
+    scores, right = [], []
+    for row in last_words.rows(text):
+        before = tokenizer(row["context"])["input_ids"]
+        both = torch.tensor([tokenizer(f"{row['context']} {row['word']}")["input_ids"]])
+        said = model(both).logits[0, :-1].log_softmax(-1)
+        asked = range(len(before) - 1, both.shape[1] - 1)
+        scores.append(sum(said[at, both[0, at + 1]].item() for at in asked))
+        right.append(all(int(said[at].argmax()) == int(both[0, at + 1]) for at in asked))
+    assert found["metrics"]["perplexity"]["mean"] == pytest.approx(math.exp(-sum(scores) / 3), rel=1e-3)
+    assert found["metrics"]["acc"]["mean"] == sum(right) / 3
+    other = json.loads(json.dumps({"t": found}))
+    other["t"]["metrics"]["perplexity"]["mean"] += 1
+    difference = paired({"t": found}, other)["t"]["perplexity"]  # of perplexities, not of what they are made from
+    assert difference == {"mean": pytest.approx(1.0), "error": None}
 
 
 def test_a_yaml_of_the_users_is_found(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
 
     first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=as_json)
-    with _live(console, quiet=not first or (as_json and not console.is_terminal)) as (progress, show):
+    with _live(console, quiet=not first) as (progress, show):
         healed = run(
             str(converted),
             progress=progress,

@@ -21,9 +21,9 @@ def token_windows(path: Path, limit: int | None = None) -> Tensor:
     return torch.from_numpy(np.load(path).astype(np.int64))[:limit]
 
 
-def load_model(folder: Path) -> Any:
-    """A causal language model in float32."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def load_model(folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """A causal language model, in float32 unless another dtype is given; "auto": as it is stored."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def _writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
