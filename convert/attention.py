@@ -28,6 +28,7 @@ class AttentionWeights:
         k_bias: [K, d] or None.
         v_bias: [K, d] or None.
         o_bias: [D] or None.
+        order: the original's number of each query head, empty where they are as they were.
     """
 
     q: Tensor
@@ -38,6 +39,7 @@ class AttentionWeights:
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
+    order: tuple[int, ...] = ()
 
     @property
     def num_heads(self) -> int:
@@ -74,6 +76,7 @@ class AttentionWeights:
             k_bias=cast(self.k_bias),
             v_bias=cast(self.v_bias),
             o_bias=cast(self.o_bias),
+            order=self.order,
         )
 
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from convert_attn.convert.stream import Stream
 
 ReadLayer = Callable[[int], AttentionWeights]
 
-_VERSION = 1  # of what is measured: older files are not read
+_VERSION = 2  # of what is measured: older files are not read
 _BATCH_TOKENS = 4096
 _BATCH_SCORES = 2**26
 _IN_MEMORY = 2**29  # bytes of states above which they live in a file
@@ -112,6 +112,63 @@ def _file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:04d}.safetensors"
 
 
+def kept(source: Source, windows: Tensor, device: str) -> Calibration | None:
+    """The statistics of a checkpoint on tokens [N, T], where an earlier run has left them on disk."""
+    folder = _folder(source, windows)
+    return Calibration(folder, device) if folder.is_dir() else None
+
+
+def _folder(source: Source, windows: Tensor) -> Path:
+    return cache_folder() / "calibration" / _key(source, windows)
+
+
+@dataclass
+class Collecting:
+    """Statistics that are measured while the original runs for another reason; kept on disk when all layers are there.
+
+    Attributes:
+        windows: [N, T] token ids, for the length of windows.
+        heads: H.
+    """
+
+    stream: Stream
+    windows: Tensor
+    heads: int
+    folder: Path
+    _gathering: Gathering | None = None
+
+    def watch(self, attention: Attention) -> Tensor:
+        """The attention's output [B, T, D] on a batch, which counts."""
+        if self._gathering is None:
+            self._gathering = Gathering(self.stream.hidden_size, self.heads, self.windows.shape[1], self.stream.device)
+        return self._gathering.attend(attention)
+
+    def layer(self, layer: int) -> LayerStatistics:
+        """What was counted since the layer before: float64."""
+        if self._gathering is None:
+            raise ValueError("nothing was counted")
+        found, self._gathering = self._gathering.result(), None
+        _save(found, _file(self.folder, layer))
+        return found
+
+
+@contextmanager
+def collecting(source: Source, stream: Stream, windows: Tensor, heads: int) -> Iterator[Collecting]:
+    """Statistics of a checkpoint on tokens, measured on the way; kept where nothing went wrong.
+
+    Raises:
+        ConvertAttnError: nothing can be kept on disk, or the model's numbers are not finite.
+    """
+    folder = _folder(source, windows)
+    partial = _partial(folder.parent)
+    try:
+        yield Collecting(stream, windows, heads, partial)
+        if not folder.is_dir():  # another process may have been faster
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def calibrate(
     source: Source, stream: Stream, read: ReadLayer, windows: Tensor, layers: int, heads: int, progress: Progress
 ) -> Calibration:
@@ -126,16 +183,12 @@ def calibrate(
     Raises:
         ConvertAttnError: nothing can be kept on disk, or the model's numbers are not finite.
     """
-    folder = cache_folder() / "calibration" / _key(source, windows)
-    if not folder.is_dir():
-        partial = _partial(folder.parent)
-        try:
-            _measure(stream, read, windows, layers, heads, partial, progress)
-            if not folder.is_dir():  # another process may have been faster
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return Calibration(folder, stream.device)
+    known = kept(source, windows, stream.device)
+    if known is not None:
+        return known
+    with collecting(source, stream, windows, heads) as found:
+        _measure(stream, read, windows, layers, heads, found, progress)
+    return Calibration(_folder(source, windows), stream.device)
 
 
 def _partial(parent: Path) -> Path:
@@ -152,7 +205,13 @@ def _partial(parent: Path) -> Path:
 
 @torch.no_grad()
 def _measure(
-    stream: Stream, read: ReadLayer, windows: Tensor, layers: int, heads: int, folder: Path, progress: Progress
+    stream: Stream,
+    read: ReadLayer,
+    windows: Tensor,
+    layers: int,
+    heads: int,
+    found: Collecting,
+    progress: Progress,
 ) -> None:
     parts = batches(windows, heads)
     with spool((windows.shape[0], windows.shape[1], stream.hidden_size)) as states:
@@ -161,17 +220,16 @@ def _measure(
             place.copy_(embedded)
         for layer in range(layers):
             weights = read(layer).to(torch.float32)
-            gathering = Gathering(stream.hidden_size, heads, windows.shape[1], stream.device)
             with stream.block(layer) as block:
                 for done, place in enumerate(places):
                     progress("calibration", layer * len(places) + done, layers * len(places))
                     place.copy_(
                         block.run(
                             place.to(stream.device),
-                            lambda x: gathering.attend(Attention(weights, x, block.rule)),  # noqa: B023
+                            lambda x: found.watch(Attention(weights, x, block.rule)),  # noqa: B023
                         )
                     )
-            _save(gathering.result(), _file(folder, layer))
+            found.layer(layer)
     progress("calibration", layers * len(places), layers * len(places))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,27 +16,33 @@ from transformers import AutoTokenizer, GenerationConfig
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.loading import load_language_model
-from convert_attn.convert.samples import calibration_text
-from convert_attn.convert.text import read_documents
+from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
+from convert_attn.convert.text import read_documents, split_documents
 
-SAMPLE, SELF = "sample", "self"
+AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
 TOKEN_FILE = ".npy"
-TOKENS, SELF_TOKENS = 131072, 16384
-"""How many are used where the user does not say: of text, and of what the model has to write first."""
+TOKENS, SELF_TOKENS, AUTO_TOKENS = 131072, 16384, 32768
+"""How many are used where the user does not say: of text, of what the model has to write first, of the package's."""
 
-_WINDOW = 2048
+_WINDOW = 1024
+_HELD_WINDOW, _HELD = 512, 12  # tokens in a window that is measured on, and how many of them
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
-CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or convert without --calibration"
+CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or give --calibration none"
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on."""
+    """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on.
+
+    Attributes:
+        held: more of the same text for measuring, disjoint from both; None where there is no more.
+    """
 
     fit: Tensor
     selection: Tensor
     warnings: tuple[str, ...] = ()
+    held: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -53,7 +59,7 @@ def check_calibration(spec: str) -> None:
     if spec.endswith(TOKEN_FILE):
         if not Path(spec).is_file():
             raise UsageError(f"calibration tokens '{spec}' are not there")
-    elif spec not in (SAMPLE, SELF):
+    elif spec not in (AUTO, SAMPLE, SELF):
         read_documents(spec)
 
 
@@ -63,37 +69,69 @@ def calibration_windows(
     """Calibration text of a checkpoint as windows of its tokens.
 
     Args:
-        spec: "sample" (the package's text), "self" (the model writes it), what `read_documents` takes, or a .npy file
-            of windows of token ids [N, T], which are taken as they are.
+        spec: "auto" (the package's general text), "sample" (that which the bundled samples were trained on), "self"
+            (the model writes it), what `read_documents` takes, or a .npy file of windows of token ids [N, T], which
+            are taken as they are.
         folder: the checkpoint's, for its tokenizer.
         name: what the user called it.
         context: longest window the model takes.
         vocabulary: how many token ids the model knows.
-        tokens: how many at most; None: `TOKENS`, or `SELF_TOKENS` for "self".
+        tokens: how many at most; None: `TOKENS`, `AUTO_TOKENS` for "auto", `SELF_TOKENS` for "self".
         seed: of which windows are taken, or of what the model writes.
 
     Raises:
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
-    window = min(context, _WINDOW)
+    window, held = min(context, _WINDOW), None
     if spec.endswith(TOKEN_FILE):
         windows = token_file(Path(spec), context, tokens)
     elif spec == SELF:
         windows = _written_by_model(folder, name, tokens or SELF_TOKENS, window, seed)
     else:
-        windows = _tokenised(spec, load_tokenizer(folder, name), tokens or TOKENS, window, seed)
+        wanted = tokens or (AUTO_TOKENS if spec == AUTO else TOKENS)
+        windows, held = _tokenised(spec, load_tokenizer(folder, name), wanted, window, seed)
     strange = windows[(windows < 0) | (windows >= vocabulary)]
     if strange.numel():
         raise ConvertAttnError(
             f"calibration text '{spec}' has the token id {int(strange[0])} but '{name}' knows 0 to {vocabulary - 1}: "
             "the tokens are another model's; use the tokenizer that belongs to this one"
         )
-    return _parted(windows)
+    return replace(_parted(windows), held=held)
 
 
-def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -> Tensor:
-    """Windows from all over a text."""
-    documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
+def shipped_windows(spec: str | None, folder: Path, name: str, context: int, vocabulary: int) -> tuple[Tensor, str]:
+    """Windows [N, T] of the package's held-out text to measure on, and what to call it.
+
+    Args:
+        spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
+
+    Raises:
+        ConvertAttnError: no tokenizer, or tokens that the model does not know.
+    """
+    text, called = (heldout_text(), "Python modules") if spec == SAMPLE else (general_heldout_text(), "general text")
+    ids = _token_ids(split_documents(text), load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW)
+    window = min(context, _HELD_WINDOW, len(ids))
+    if window < 2:
+        raise ConvertAttnError(f"the tokenizer of '{name}' makes {len(ids)} tokens of the held-out text")
+    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    strange = windows[windows >= vocabulary]
+    if strange.numel():
+        raise ConvertAttnError(
+            f"the tokenizer of '{name}' gives the token id {int(strange[0])} but the model knows 0 to {vocabulary - 1}"
+        )
+    chosen = torch.linspace(0, len(windows) - 1, min(_HELD, len(windows))).long()
+    return windows[chosen], f"held-out {called} of the package"
+
+
+def _documents(spec: str) -> Iterable[str]:
+    if spec == SAMPLE:
+        return [calibration_text()]
+    return split_documents(general_text()) if spec == AUTO else read_documents(spec)
+
+
+def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Windows from all over a text; and others of it to measure on, where there is more than was wanted."""
+    documents = _documents(spec)
     ids = _token_ids(documents, tokenizer, _SPREAD * wanted)
     if len(ids) < 2:
         raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
@@ -101,7 +139,12 @@ def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -
     windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    return windows[order[: max(1, wanted // window)].sort().values]
+    count = max(1, wanted // window)
+    length = min(window, _HELD_WINDOW)
+    more = windows[order[count : count + -(-_HELD * length // window)].sort().values]
+    held = more[:, : window // length * length].reshape(-1, length)[:_HELD]
+    measured = held if spec not in (AUTO, SAMPLE) and len(held) >= min(_HELD, 4) else None
+    return windows[order[:count].sort().values], measured
 
 
 def token_file(path: Path, context: int, tokens: int | None) -> Tensor:

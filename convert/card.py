@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from convert_attn.convert.classes import auto_class_of
+from convert_attn.convert.measure import UNMEASURED, Made
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.repeat import command
 from convert_attn.convert.version import __version__
@@ -25,7 +26,7 @@ def source_metadata(text: str | None) -> dict[str, Any]:
         return {}
 
 
-def model_card(plan: Plan, tokens: int = 0) -> str:
+def model_card(plan: Plan, made: Made = UNMEASURED) -> str:
     """README.md for the output: what was done, how to load it, what the cache costs now."""
     carried = {key: value for key, value in source_metadata(plan.source.card_text()).items() if key in _CARRIED}
     data = ModelCardData(
@@ -35,7 +36,7 @@ def model_card(plan: Plan, tokens: int = 0) -> str:
         pipeline_tag="text-generation",
         tags=["convert-attn", plan.request.to, "kv-cache", plan.result_type],
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan, tokens)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan, made)}"
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
@@ -64,16 +65,36 @@ def auto_class(plan: Plan) -> str:
 
 def calibrated_on(plan: Plan, tokens: int) -> str:
     """The text that the conversion was fitted on, in words."""
-    text = plan.request.calibration
-    if text is None or plan.unchanged:
+    text = plan.text
+    if text is None:
         return "no calibration text"
     named = {
-        "sample": "the text that comes with convert-attn",
+        "auto": "the general text that comes with convert-attn",
+        "sample": "the samples' text that comes with convert-attn",
         "self": "text that the model wrote",
     }.get(text, Path(text).name if Path(text).exists() else text)
     counted = f"{tokens:,} tokens of " if tokens else ""
-    refit = ", output projections solved anew" if plan.refit else ""
+    refit = " and solved anew on it, layer by layer" if plan.refit else ""
     return f"{counted}{named}{refit}"
+
+
+def _quality(made: Made) -> str:
+    """What was measured, as a section's sentence and table."""
+    found = made.measured
+    if isinstance(found, str):
+        return " No quality was measured for this card."
+    return f"""
+
+## Quality
+
+When it was made, on {found.windows} windows of {found.length} tokens ({found.text}), with standard errors:
+
+| | original | converted |
+|---|---|---|
+| perplexity | {found.original.mean:.2f} | {found.perplexity.mean:.2f} ± {found.perplexity.error:.2f} |
+| KL(original \\|\\| converted), nats per token | 0 | {found.kl.mean:.4f} ± {found.kl.error:.4f} |
+| top-1 agreement | 100% | {found.top1.mean:.1%} ± {found.top1.error:.1%} |
+"""
 
 
 def _made(plan: Plan) -> str:
@@ -84,7 +105,7 @@ def _made(plan: Plan) -> str:
     return f"`{origin.label}`{below}{commit}, converted by convert-attn {__version__}"
 
 
-def _body(plan: Plan, tokens: int) -> str:
+def _body(plan: Plan, made: Made) -> str:
     before, after = plan.cache_bytes
     name = plan.output.absolute().name
     rows = "\n".join(f"| {what} | {old} | {new} |" for what, (old, new) in plan.form.rows(plan.geometry).items())
@@ -105,9 +126,9 @@ to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 {rows}
 | KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
 
-Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, tokens)}, seed {plan.request.seed}.
+Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, made.tokens)}, seed {plan.request.seed}.
 No training followed the conversion. Only the attention projections differ from the source; every other
-tensor is the same. No quality was measured for this card.
+tensor is the same.{_quality(made)}
 
 The same bytes again, with the versions in `config.json` (`convert_attn`):
 

@@ -66,14 +66,25 @@ def cli() -> None:
 @click.option(
     "--calibration",
     metavar="TEXT",
-    help="Text to fit on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split), sample (the text in "
-    "this package) or self (the model writes its own). Without it: from the weights alone.",
+    default="auto",
+    show_default=True,
+    help="Text to fit on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split), auto (a general text in "
+    "this package), self (the model writes its own), sample (Python, for the bundled samples) or none (from the "
+    "weights alone, which ruins real models).",
 )
-@click.option("--calibration-tokens", type=Count(), help="At most this many [default: 131072; self: 16384].")
+@click.option(
+    "--calibration-tokens", type=Count(), help="At most this many [default: 131072; auto: 32768; self: 16384]."
+)
 @click.option(
     "--refit/--no-refit",
     default=None,
-    help="Solve the output projections anew on the text, layer by layer [default: as the method does].",
+    help="Solve the attention anew on the text, layer by layer [default: as the method does].",
+)
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    show_default=True,
+    help="Compare original and result on held-out text at the end: perplexity, KL, top-1 agreement.",
 )
 @click.option(
     "--layout",
@@ -148,7 +159,7 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         console.print("\n".join(summary_lines(result)), markup=False, highlight=False, soft_wrap=True)
     pushed = {} if repo is None else {"pushed": _push_made(plan.output, repo, as_json, private=private)}
     if as_json:
-        made = plan_dict(result.plan, result.tokens)
+        made = plan_dict(result.plan, result.made)
         made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
         click.echo(json.dumps(made | pushed, indent=2))
 

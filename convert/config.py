@@ -11,12 +11,14 @@ import transformers
 
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.calibration_text import AUTO
 from convert_attn.convert.card import model_card
 from convert_attn.convert.class_config import class_config
 from convert_attn.convert.derived import settle
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.files import read_json
 from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.measure import UNMEASURED, Made
 from convert_attn.convert.plan import Plan, result_classes
 from convert_attn.convert.repeat import command, headers_sha256, versions
 from convert_attn.convert.request import DTYPE_OPTIONS
@@ -27,12 +29,12 @@ from convert_attn.convert.tokenizer_code import TokenizerCode, json_object
 from convert_attn.convert.version import __version__
 
 
-def result_config(plan: Plan, blueprint: Blueprint | None = None, tokens: int = 0) -> dict[str, Any]:
+def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = UNMEASURED) -> dict[str, Any]:
     """The source's config.json with the keys that the conversion changes; everything else stays as it was.
 
     Args:
         blueprint: the plan's own, or that with what the fit has found.
-        tokens: of calibration text.
+        made: what was found on the way.
     """
     source = plan.source.config
     config, _ = class_config(plan.target, blueprint or plan.blueprint, plan.source.origin.name)
@@ -46,7 +48,7 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None, tokens: int = 
     config["transformers_version"] = transformers.__version__
     if plan.target.form is SharedHeads:
         config |= legacy_keys(plan.arch, config)
-    config["convert_attn"] = provenance(plan, tokens)
+    config["convert_attn"] = provenance(plan, made)
     return config
 
 
@@ -65,7 +67,7 @@ def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def provenance(plan: Plan, tokens: int = 0) -> dict[str, Any]:
+def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
     """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
     return {
         "version": __version__,
@@ -78,7 +80,8 @@ def provenance(plan: Plan, tokens: int = 0) -> dict[str, Any]:
         "method": plan.method.name,
         **plan.form.settings(),
         "seed": plan.request.seed,
-        "calibration": calibration(plan, tokens),
+        "calibration": calibration(plan, made.tokens),
+        "quality": made.quality,
         "command": command(plan),
         "versions": versions(),
     }
@@ -86,8 +89,8 @@ def provenance(plan: Plan, tokens: int = 0) -> dict[str, Any]:
 
 def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
     """What text was used and how, None where there was none."""
-    text = plan.request.calibration
-    if text is None or plan.unchanged:
+    text = plan.text
+    if text is None or (tokens == 0 and plan.request.calibration == AUTO):
         return None
     # a file's own name, never the path to it
     return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": plan.refit}
@@ -137,7 +140,7 @@ def _carry_tokenizer_code(source: Path, code: TokenizerCode, folder: Path) -> No
     (folder / TOKENIZER_SETTINGS).write_text(text, encoding="utf-8")
 
 
-def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int = 0) -> tuple[str, ...]:
+def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, made: Made = UNMEASURED) -> tuple[str, ...]:
     """config.json, tokenizer and the like, modeling code where the class is ours, and the model card.
 
     Returns:
@@ -145,8 +148,8 @@ def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, tokens: int
     """
     carry_files(plan.source, plan.result_type, folder)
     (folder / "config.json").write_text(
-        json.dumps(result_config(plan, blueprint, tokens), indent=2, sort_keys=True) + "\n"
+        json.dumps(result_config(plan, blueprint, made), indent=2, sort_keys=True) + "\n"
     )
-    (folder / "README.md").write_text(model_card(plan, tokens))
+    (folder / "README.md").write_text(model_card(plan, made))
     origin = plan.source.origin
     return settle(origin.folder, origin.name if origin.commit else str(origin.folder), folder)

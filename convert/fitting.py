@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
+from torch import Tensor
 
 from convert_attn.convert.allocate import Trial, allocate, splits
-from convert_attn.convert.calibrate import Calibration, calibrate
-from convert_attn.convert.calibration_text import calibration_windows
+from convert_attn.convert.calibrate import Calibration, Collecting, calibrate, collecting, kept
+from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, calibration_windows, shipped_windows
 from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.form import LatentCache
 from convert_attn.convert.layers import Layers
+from convert_attn.convert.measure import Head, Measured, Report, can_be_measured, measure
 from convert_attn.convert.methods.base import LayerContext
-from convert_attn.convert.plan import Plan, replan
+from convert_attn.convert.plan import Plan, no_text, replan
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.refit import SideBySide
+from convert_attn.convert.repeat import public
 from convert_attn.convert.stream import Stream
 from convert_attn.convert.targets.base import Converted
-
-_SCORE_SHARES = (1.0, 0.5, 2.0)  # lambda, tried layer by layer
+from convert_attn.convert.tensors import DTYPES
 
 
 @dataclass(frozen=True)
@@ -34,43 +36,127 @@ class Fitting:
         convert: a layer's new form; to be asked for in order.
         tokens: of calibration text, 0 without.
         warnings: sentences for the user.
+        measure: once all layers are converted: original and result on held-out text.
     """
 
     plan: Plan
     convert: Callable[[int], Converted]
     tokens: int = 0
     warnings: tuple[str, ...] = ()
+    measure: Report = lambda: "not asked for"
 
 
 @contextmanager
 def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
     """Everything that comes before the first layer is converted."""
-    if plan.request.calibration is None or plan.unchanged:
-        layers = Layers(plan)
-        yield Fitting(plan, lambda layer: layers.convert(layers.read(layer), layers.context(layer, None)))
-        return
-    with torch.no_grad(), _calibrated(plan, plan.request.calibration, progress) as found:
-        yield found
-
-
-@contextmanager
-def _calibrated(plan: Plan, text: str, progress: Progress) -> Iterator[Fitting]:
-    request, sizes, origin = plan.request, plan.geometry, plan.source.origin
-    vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
-    windows = calibration_windows(
-        text, origin.folder, origin.name, sizes.context, vocabulary, request.calibration_tokens, request.seed
-    )
-    stream = Stream(plan.source, plan.arch, sizes, plan.prefix, request.device)
     layers = Layers(plan)
-    known = calibrate(plan.source, stream, layers.read, windows.fit, sizes.num_layers, sizes.num_heads, progress)
-    plan = _sized(plan, layers, Trial(layers, stream, known, windows.selection), known, progress)
-    warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
-    run = _CalibratedLayers(Layers(plan), known)
-    if not plan.refit:
-        yield Fitting(plan, run.plain, windows.tokens, warnings)
+    if plan.unchanged:
+        yield Fitting(plan, layers.read, measure=lambda: "nothing was changed")
         return
-    with SideBySide(stream, windows.fit, windows.selection, sizes.num_heads, progress) as pair:
-        yield Fitting(plan, lambda layer: run.refitted(layer, pair), windows.tokens, warnings)
+    with torch.no_grad(), ExitStack() as stack:
+        yield _Session(plan, stack, progress).fitting()
+
+
+@dataclass
+class _Session:
+    """The texts of a conversion, and what is open while it runs."""
+
+    plan: Plan
+    stack: ExitStack
+    progress: Progress
+
+    def fitting(self) -> Fitting:
+        """See `fitting`."""
+        plan, warnings = self.plan, ()
+        windows, unread = self._windows()
+        if unread:
+            plan, warnings = replace(plan, text=None), (no_text(unread),)
+        held, called = self._held(windows)
+        sizes = plan.geometry
+        stream = Stream(plan.source, plan.arch, sizes, plan.prefix, plan.request.device)
+        known: Calibration | None = None
+        if windows is not None:
+            warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
+            layers = Layers(plan)
+            if not plan.refit or _chooses_sizes(plan):
+                read = layers.read
+                known = calibrate(
+                    plan.source, stream, read, windows.fit, sizes.num_layers, sizes.num_heads, self.progress
+                )
+                plan = _sized(plan, layers, Trial(layers, stream, known, windows.selection), known, self.progress)
+            else:
+                known = kept(plan.source, windows.fit, stream.device)
+        collected = None
+        if windows is not None and known is None:
+            opened = collecting(plan.source, stream, windows.fit, sizes.num_heads)
+            collected = self.stack.enter_context(opened)
+        solved = windows if plan.refit else None
+        pair = self.stack.enter_context(
+            SideBySide(
+                stream,
+                None if solved is None else solved.fit,
+                None if solved is None else solved.selection,
+                held,
+                heads=sizes.num_heads,
+                dtype=DTYPES[plan.cache_dtype],
+            )
+        )
+        run = _Run(Layers(plan), pair, known or collected, collected)
+
+        def report() -> Measured | str:
+            if held is None:
+                return called
+            original, converted = pair.held
+            return measure(Head(plan.source, plan.prefix, stream.device), held, original, converted, called)
+
+        return Fitting(plan, run.convert, 0 if windows is None else windows.tokens, warnings, report)
+
+    def _windows(self) -> tuple[Windows | None, str]:
+        """The calibration text, and why there is none where the default could not be read."""
+        plan = self.plan
+        request, sizes, origin = plan.request, plan.geometry, plan.source.origin
+        if plan.text is None:
+            return None, ""
+        vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
+        try:
+            windows = calibration_windows(
+                plan.text,
+                origin.folder,
+                origin.name,
+                sizes.context,
+                vocabulary,
+                request.calibration_tokens,
+                request.seed,
+            )
+        except ConvertAttnError as error:
+            if request.calibration != AUTO or plan.method.calibration == "needed":
+                raise
+            return None, str(error).partition(":")[0]
+        return windows, ""
+
+    def _held(self, windows: Windows | None) -> tuple[Tensor | None, str]:
+        """Windows to measure on and what they are; None and the reason where there are none."""
+        plan = self.plan
+        origin = plan.source.origin
+        if not plan.request.measure:
+            return None, "--no-measure"
+        reason = can_be_measured(plan.source)
+        if reason is not None:
+            return None, reason
+        if windows is not None and windows.held is not None:
+            return windows.held, f"text of {public(plan.text)} that nothing was fitted on"
+        vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
+        own = SAMPLE if origin.name.startswith("sample:") else plan.text
+        try:
+            return shipped_windows(own, origin.folder, origin.name, plan.geometry.context, vocabulary)
+        except ConvertAttnError as error:
+            return None, str(error)
+
+
+def _chooses_sizes(plan: Plan) -> bool:
+    """Whether sizes are chosen on the text, before any layer is converted."""
+    asked = plan.request.cache_ratio is not None and plan.method.losses is not None
+    return asked and isinstance(plan.form, LatentCache)
 
 
 def _short(tokens: int, hidden: int) -> tuple[str, ...]:
@@ -85,7 +171,7 @@ def _short(tokens: int, hidden: int) -> tuple[str, ...]:
 def _sized(plan: Plan, layers: Layers, trial: Trial, known: Calibration, progress: Progress) -> Plan:
     """MLA by --cache-ratio: the split and the ranks are chosen; sizes that the user gave stay."""
     form, sizes = plan.form, plan.geometry
-    if not isinstance(form, LatentCache) or plan.request.cache_ratio is None or plan.method.losses is None:
+    if not _chooses_sizes(plan) or not isinstance(form, LatentCache):
         return plan
     if form.rope_dim:
         form = trial.best(splits(form, sizes.hidden_size, sizes.num_kv_heads * sizes.head_dim), progress)
@@ -95,27 +181,28 @@ def _sized(plan: Plan, layers: Layers, trial: Trial, known: Calibration, progres
 
 
 @dataclass(frozen=True)
-class _CalibratedLayers:
+class _Run:
+    """Layer after layer, in order.
+
+    Attributes:
+        known: tells what was seen of a layer; None where there is no text.
+        collected: what sees the original's attention, where that is not known from before.
+    """
+
     layers: Layers
-    known: Calibration
+    pair: SideBySide
+    known: Calibration | Collecting | None
+    collected: Collecting | None
 
-    def plain(self, layer: int) -> Converted:
-        """Fitted on the statistics."""
-        return self.layers.convert(self.layers.read(layer), self._context(layer), self._form(layer))
+    def convert(self, layer: int) -> Converted:
+        """The layer's new form."""
+        weights, form = self.layers.read(layer), self.layers.plan.form
+        of_layer = form.of_layer(layer) if isinstance(form, LatentCache) else None
 
-    def refitted(self, layer: int, pair: SideBySide) -> Converted:
-        """The best of several fits, its output projection solved anew."""
-        weights, form = self.layers.read(layer), self._form(layer)
-        shares = _SCORE_SHARES if form is not None and self.layers.plan.method.losses is not None else (1.0,)
-        context = self._context(layer)
-        candidates = [
-            partial(self.layers.convert, weights, replace(context, score_share=share), form) for share in shares
-        ]
-        return pair.settle(layer, weights, candidates)
+        def new() -> tuple[Converted, LayerContext]:
+            context = self.layers.context(layer, None if self.known is None else self.known.layer(layer))
+            return self.layers.convert(weights, context, of_layer), context
 
-    def _form(self, layer: int) -> LatentCache | None:
-        form = self.layers.plan.form
-        return form.of_layer(layer) if isinstance(form, LatentCache) else None
-
-    def _context(self, layer: int) -> LayerContext:
-        return self.layers.context(layer, self.known.layer(layer))
+        if not self.pair.runs:
+            return new()[0]
+        return self.pair.settle(layer, weights, new, None if self.collected is None else self.collected.watch)

@@ -48,21 +48,69 @@ def layer_rule(sizes: Geometry, layer: int) -> Rule:
     )
 
 
-def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Tensor:
-    """States [..., T, d] of tokens at 0..T-1, with plane p = (p, p + d/2) turned by position x inv_freq[p]."""
-    length = states.shape[-2]
-    angle = torch.arange(length, dtype=torch.float64, device=states.device)[:, None] * inv_freq.to(states.device)
+def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor | None = None) -> Tensor:
+    """States [..., T, d] with plane p = (p, p + d/2) turned by position x inv_freq[p].
+
+    Args:
+        positions: [T] of the tokens; None: 0..T-1.
+    """
+    if positions is None:
+        positions = torch.arange(states.shape[-2], device=states.device)
+    angle = positions.to(torch.float64)[:, None] * inv_freq.to(states.device)
     turning = torch.where(inv_freq.to(states.device) == 0, 1.0, scale)
     cos, sin = (angle.cos() * turning).to(states.dtype), (angle.sin() * turning).to(states.dtype)
     first, second = states.chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def _project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """heads [n, a, D] on x [B, T, D]: [B, n, T, a]."""
+def project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Outputs [B, n, T, a] of heads [n, a, D] on x [B, T, D]."""
     out = (x @ heads.flatten(0, 1).T).unflatten(-1, heads.shape[:2])
     biased: Tensor = out if bias is None else out + bias
     return biased.transpose(1, 2)
+
+
+def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
+    """The latent [B, T, r] that keys and values are made of, for x [B, T, D]."""
+    latent = x @ weights.down.T
+    if not weights.norm:
+        return latent
+    power = latent.square().mean(-1, keepdim=True)
+    return latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
+
+
+def queries(
+    weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule, positions: Tensor | None = None
+) -> Tensor:
+    """Turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
+    if isinstance(weights, AttentionWeights):
+        query = project(weights.q, weights.q_bias, x)
+        return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
+    query = project(weights.q_nope, weights.q_nope_bias, x)
+    if not weights.inv_freq.numel():
+        return query
+    rotary = project(weights.q_rope, weights.q_rope_bias, x)
+    return torch.cat([query, turn(rotary, weights.inv_freq, rule.rotary_scale, positions)], -1)
+
+
+def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
+    """Turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
+    if isinstance(weights, AttentionWeights):
+        key = project(weights.k, weights.k_bias, x)
+        return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
+    key = project(weights.up_k, None, latent_of(weights, x))
+    if not weights.inv_freq.numel():
+        return key
+    bias = None if weights.k_rope_bias is None else weights.k_rope_bias[None]
+    rotary = turn(project(weights.k_rope[None], bias, x), weights.inv_freq, rule.rotary_scale)
+    return torch.cat([key, rotary.expand(-1, key.shape[1], -1, -1)], -1)
+
+
+def values(weights: AttentionWeights | LatentWeights, x: Tensor) -> Tensor:
+    """Values [B, K, T, a] of tokens x [B, T, D]."""
+    if isinstance(weights, AttentionWeights):
+        return project(weights.v, weights.v_bias, x)
+    return project(weights.up_v, None, latent_of(weights, x))
 
 
 @dataclass(frozen=True)
@@ -74,27 +122,11 @@ class _Heads:
     value: Tensor
 
 
-def _shared_heads(weights: AttentionWeights, x: Tensor, rule: Rule) -> _Heads:
-    query, key = _project(weights.q, weights.q_bias, x), _project(weights.k, weights.k_bias, x)
-    if rule.inv_freq is not None:
-        query, key = (turn(part, rule.inv_freq, rule.rotary_scale) for part in (query, key))
-    return _Heads(query, key, _project(weights.v, weights.v_bias, x))
-
-
-def _latent_heads(weights: LatentWeights, x: Tensor, rule: Rule) -> _Heads:
-    latent = x @ weights.down.T
-    if weights.norm:
-        power = latent.square().mean(-1, keepdim=True)
-        latent = latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
-    query = _project(weights.q_nope, weights.q_nope_bias, x)
-    key, value = _project(weights.up_k, None, latent), _project(weights.up_v, None, latent)
-    if weights.inv_freq.numel():
-        q_rope = turn(_project(weights.q_rope, weights.q_rope_bias, x), weights.inv_freq, rule.rotary_scale)
-        bias = None if weights.k_rope_bias is None else weights.k_rope_bias[None]
-        k_rope = turn(_project(weights.k_rope[None], bias, x), weights.inv_freq, rule.rotary_scale)
-        query = torch.cat([query, q_rope], -1)
-        key = torch.cat([key, k_rope.expand(-1, key.shape[1], -1, -1)], -1)
-    return _Heads(query, key, value)
+def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
+    """[r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
+    offset = positions[:, None] - torch.arange(length, device=positions.device)
+    hidden = offset < 0
+    return hidden if rule.window is None else hidden | (offset >= rule.window)
 
 
 @dataclass(frozen=True)
@@ -112,28 +144,27 @@ class Attention:
 
     @cached_property
     def _heads(self) -> _Heads:
-        if isinstance(self.weights, LatentWeights):
-            return _latent_heads(self.weights, self.x, self.rule)
-        return _shared_heads(self.weights, self.x, self.rule)
+        weights, x, rule = self.weights, self.x, self.rule
+        return _Heads(queries(weights, x, rule), keys(weights, x, rule), values(weights, x))
 
     @cached_property
     def _hidden(self) -> Tensor:
         """[T, T] True where a token may not look."""
-        t = torch.arange(self.x.shape[1], device=self.x.device)
-        offset = t[:, None] - t
-        hidden = offset < 0
-        return hidden if self.rule.window is None else hidden | (offset >= self.rule.window)
+        length = self.x.shape[1]
+        return may_not_look(self.rule, length, torch.arange(length, device=self.x.device))
 
-    def probabilities(self) -> Iterator[tuple[slice, Tensor]]:
-        """Parts of the heads with their attention probabilities [B, part, T, T]."""
-        query, key = self._heads.query, self._heads.key
+    def probabilities(self, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the heads with their attention probabilities [B, part, r, T], of queries at `rows` [r] or of all."""
+        query, key, hidden = self._heads.query, self._heads.key, self._hidden
+        if rows is not None:
+            query, hidden = query[:, :, rows], hidden[rows]
         heads, per_key = query.shape[1], query.shape[1] // key.shape[1]
-        at_once = max(1, _SCORES // (query.shape[0] * query.shape[2] ** 2))
+        at_once = max(1, _SCORES // (query.shape[0] * query.shape[2] * key.shape[2]))
         for begin in range(0, heads, at_once):
             part = slice(begin, min(begin + at_once, heads))
             keys = key[:, [head // per_key for head in range(part.start, part.stop)]]
             scores = (query[:, part] * self.rule.scale) @ keys.mT
-            yield part, scores.masked_fill_(self._hidden, -torch.inf).softmax(-1)
+            yield part, scores.masked_fill_(hidden, -torch.inf).softmax(-1)
 
     def head_outputs(self) -> Tensor:
         """What the output projection reads: [B, T, H, a]."""

@@ -10,7 +10,7 @@ import torch
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.calibration_text import check_calibration
+from convert_attn.convert.calibration_text import AUTO, NONE, SAMPLE, check_calibration
 from convert_attn.convert.class_config import class_config
 from convert_attn.convert.class_facts import ClassFacts, typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -55,6 +55,7 @@ class Plan:
         outputs: every tensor to be written.
         dropped: tensors of the source that no class reads.
         output: the folder to make.
+        text: what layers are fitted on, as `calibration_windows` takes it; None: from weights alone.
         warnings: sentences for the user, without their full stop.
     """
 
@@ -67,6 +68,7 @@ class Plan:
     outputs: tuple[OutputTensor, ...]
     dropped: tuple[str, ...]
     output: Path
+    text: str | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -103,7 +105,7 @@ class Plan:
     def refit(self) -> bool:
         """Whether output projections are solved anew on calibration text."""
         asked = self.request.refit
-        return self.request.calibration is not None and (self.method.refit if asked is None else asked)
+        return self.text is not None and (self.method.refit if asked is None else asked)
 
     @property
     def cache_dtype(self) -> str:
@@ -150,16 +152,22 @@ def choose_method(name: str, to: str) -> Method:
     return known[name]
 
 
-def _check_calibration(request: Request, method: Method) -> None:
-    """Text that is there and that something reads, or options for it that make sense without."""
-    if request.calibration is None:
+def _calibration_text(request: Request, method: Method, source: Source) -> tuple[str | None, tuple[str, ...]]:
+    """The text that layers are fitted on, None for none, and sentences on why there is none.
+
+    Raises:
+        UsageError: text that is not there or that nothing reads, or options for it that make sense without.
+    """
+    asked = request.calibration or NONE
+    if asked == NONE:
         if request.calibration_tokens is not None or request.refit:
             option = "--refit" if request.refit else "--calibration-tokens"
-            raise UsageError(f"{option} needs text: give --calibration FILE, sample or self")
+            raise UsageError(f"{option} needs text: give --calibration auto, FILE, sample or self")
         if method.calibration == "needed":
-            raise UsageError(f"method '{method.name}' needs text: give --calibration FILE, sample or self")
-        return
-    if method.calibration == "none" and not request.refit:
+            raise UsageError(f"method '{method.name}' needs text: give --calibration auto, FILE, sample or self")
+        return None, (_FROM_WEIGHTS,) if method.refit else ()
+    reads = method.calibration != "none" or bool(request.refit)
+    if not reads and asked != AUTO:
         raise UsageError(
             f"method '{method.name}' reads no text: drop --calibration, or add --refit to solve its output "
             "projections on the text"
@@ -169,7 +177,27 @@ def _check_calibration(request: Request, method: Method) -> None:
             f"--calibration-tokens is {request.calibration_tokens}, expected at least 2: one token alone has "
             "nothing to attend to"
         )
-    check_calibration(request.calibration)
+    if asked != AUTO:
+        check_calibration(asked)
+        return asked, ()
+    if not reads:
+        return None, ()
+    if source.has_tokenizer:
+        return (SAMPLE if source.origin.name.startswith("sample:") else AUTO), ()
+    if method.calibration == "needed":
+        raise UsageError(f"method '{method.name}' needs text, and '{source.origin.name}' has no tokenizer for it")
+    return None, (no_text(f"'{source.origin.name}' has no tokenizer"),)
+
+
+_FROM_WEIGHTS = (
+    "no text (--calibration none): errors are weighed by a guess from the norms alone, which does for small models and "
+    "ruins real ones; give --calibration auto or a text like that which the model will see"
+)
+
+
+def no_text(reason: str) -> str:
+    """What is to be known where text was wanted and cannot be had."""
+    return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: see the measurement"
 
 
 def _check_attention(arch: Architecture, facts: ClassFacts, prefix: str, source: Source) -> None:
@@ -229,7 +257,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
-    _check_calibration(request, method)
+    text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
     target = choose(arch, sizes, form, request.layout)
@@ -257,8 +285,10 @@ def make_plan(source: Source, request: Request) -> Plan:
         outputs=outputs,
         dropped=dropped,
         output=request.output or default_output(source, request.to, form),
+        text=text,
     )
-    return replace(plan, warnings=_warnings(plan))
+    unread = () if plan.unchanged else unread
+    return replace(plan, text=None if plan.unchanged else text, warnings=_warnings(plan) + unread)
 
 
 def _warnings(plan: Plan) -> tuple[str, ...]:

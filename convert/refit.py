@@ -1,53 +1,77 @@
-"""Closed-form refit: original and conversion run side by side over the calibration text, layer by layer.
+"""Original and conversion run side by side over text, layer by layer; what can be made good is solved anew on the way.
 
 At every layer the converted attention reads what the layers before it, converted already, have made of the text. Its
-output projection (and bias, where there is one) is solved anew by ridge regression, so that the sum of the residual
-stream and the attention's output comes as near as it can to the original's: what earlier layers have lost is
-made good as far as this one can see it. The ridge pulls towards the projection that the method gave.
+queries, keys and values are solved for against what the original's attention does (`attention_refit`), then its output
+projection, so that the sum of the residual stream and the attention's output comes as near as it can to the original's
+(`output_ridge`). What comes out is kept where it does better on the selection text. The held-out text only looks on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.attention_refit import LayerRefit, Sample, sample_original, sampled_windows
 from convert_attn.convert.calibrate import batches, spool
 from convert_attn.convert.functional import Attention
-from convert_attn.convert.progress import Progress
+from convert_attn.convert.methods.base import LayerContext
+from convert_attn.convert.output_ridge import Regression, solve
 from convert_attn.convert.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
 
-RIDGE = 1e-2  # of the mean square of a head output's channels: what a narrow text does not say stays as it was
-
-Candidate = Callable[[], Converted]
+Watch = Callable[[Attention], Tensor]
+"""The original's attention on a batch -> its output [B, T, D]; may count what it sees."""
 
 
 def single(weights: Converted) -> Converted:
     """In float32, to compute with."""
+    return _as(weights, torch.float32)
+
+
+def rounded(weights: Converted, dtype: torch.dtype) -> Converted:
+    """As they are when they have been stored in a dtype, in float32."""
+    return single(_as(weights, dtype))
+
+
+def _as(weights: Converted, dtype: torch.dtype) -> Converted:
     changed: dict[str, Any] = {
-        name: value.float() for name, value in vars(weights).items() if isinstance(value, Tensor)
+        name: value.to(dtype) for name, value in vars(weights).items() if isinstance(value, Tensor)
     }
+    if "inv_freq" in changed:  # no weight: config.json holds it
+        changed["inv_freq"] = vars(weights)["inv_freq"]
     return replace(weights, **changed)
 
 
 @dataclass
 class _Text:
-    """The same windows in the original, after its attention, and in the conversion: [n, T, D] each."""
+    """The same windows in the original and in the conversion, [n, T, D] each.
+
+    Attributes:
+        original, converted: the residual streams between two blocks.
+        own: what the original's attention gave at the layer; None where nothing is fitted or chosen.
+        attended: the original's residual stream after it.
+    """
 
     original: Tensor
-    attended: Tensor
     converted: Tensor
+    own: Tensor | None = None
+    attended: Tensor | None = None
 
-    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of all three."""
-        return zip(self.original.split(size), self.attended.split(size), self.converted.split(size), strict=True)
+    def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of both streams."""
+        return zip(self.original.split(size), self.converted.split(size), strict=True)
+
+    def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of the conversion's stream and of what the original's attention made."""
+        if self.own is None or self.attended is None:
+            raise ValueError("this text only looks on")
+        return zip(self.converted.split(size), self.own.split(size), self.attended.split(size), strict=True)
 
 
 class SideBySide:
@@ -55,97 +79,178 @@ class SideBySide:
 
     Args:
         stream: the original.
-        fit: [N, T] token ids to solve on.
-        selection: [M, T] token ids to choose on.
+        fit: [N, T] token ids to solve on; None: nothing is solved, both only run.
+        selection: [M, T] token ids to choose on; None as above.
+        held: [K, T'] token ids that only look on, None where nothing is measured.
         heads: H, for the size of batches.
+        dtype: that the conversion is stored in: the layers after it read what rounded weights make.
     """
 
-    def __init__(self, stream: Stream, fit: Tensor, selection: Tensor, heads: int, progress: Progress) -> None:
-        self._stream, self._tokens, self._progress = stream, (fit, selection), progress
-        self._size = len(batches(fit, heads)[0])
+    def __init__(
+        self,
+        stream: Stream,
+        fit: Tensor | None,
+        selection: Tensor | None,
+        held: Tensor | None,
+        *,
+        heads: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._stream, self._dtype, self._heads = stream, dtype, heads
+        self._tokens = {"fit": fit, "selection": selection, "held": held}
         self._stack = ExitStack()
+        self._texts: dict[str, _Text] = {}
+        self._sizes: dict[str, int] = {}
 
     def __enter__(self) -> SideBySide:
-        texts = []
-        for tokens in self._tokens:
+        for name, tokens in self._tokens.items():
+            if tokens is None:
+                continue
             shape = (*tokens.shape, self._stream.hidden_size)
-            text = _Text(*(self._stack.enter_context(spool(shape)) for _ in range(3)))
-            embedded = self._stream.embed(tokens.split(self._size))
-            for (original, _, converted), states in zip(text.parts(self._size), embedded, strict=True):
+            count = 2 if name == "held" else 4
+            text = _Text(*(self._stack.enter_context(spool(shape)) for _ in range(count)))
+            self._sizes[name] = len(batches(tokens, self._heads)[0])
+            embedded = self._stream.embed(tokens.split(self._sizes[name]))
+            for (original, converted), states in zip(text.parts(self._sizes[name]), embedded, strict=True):
                 original.copy_(states)
                 converted.copy_(states)
-            texts.append(text)
-        self._fit, self._selection = texts
+            self._texts[name] = text
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def settle(self, layer: int, weights: AttentionWeights, candidates: Sequence[Candidate]) -> Converted:
-        """The best candidate with its output projection refitted; both runs move on a layer.
+    @property
+    def solves(self) -> bool:
+        """Whether anything is solved anew."""
+        return "fit" in self._texts
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is any text."""
+        return bool(self._texts)
+
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """The held-out text's states [K, T', D] in the original and in the conversion."""
+        return self._texts["held"].original, self._texts["held"].converted
+
+    def settle(
+        self,
+        layer: int,
+        weights: AttentionWeights,
+        convert: Callable[[], tuple[Converted, LayerContext]],
+        watch: Watch | None = None,
+    ) -> Converted:
+        """The converted layer, solved anew where there is text for it; both runs move on a layer.
 
         Args:
             weights: the original's.
-            candidates: conversions of the layer; compared on the selection text where there are several.
+            convert: gives the layer's new form and what was known for it; called when the original has moved on.
+            watch: sees the original's attention on the text of the fit.
         """
         with self._stream.block(layer) as block:
-            self._advance_original(block, single(weights))
-            if len(candidates) == 1:
-                best = candidates[0]()
-            else:
-                best = min((candidate() for candidate in candidates), key=partial(self._error, block))
-            chosen = self._refit(block, best)
-            self._advance_converted(block, chosen)
-        return chosen
+            inputs = self._inputs(block) if self.solves else []
+            self._advance_original(block, weights, watch)
+            converted, context = convert()
+            if self.solves:
+                converted = self._solved(block, weights, converted, context, inputs)
+            self._advance_converted(block, converted)
+        return converted
 
-    def _advance_original(self, block: Block, weights: Converted) -> None:
-        for text in (self._fit, self._selection):
-            for original, attended, _ in text.parts(self._size):
+    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of sampled windows: what both attentions read, and the original's stream."""
+        text, device = self._texts["fit"], self._stream.device
+        chosen = sampled_windows(*text.original.shape[:2])
+        found = []
+        for part in chosen.split(self._sizes["fit"]):
+            original, converted = text.original[part].to(device), text.converted[part].to(device)
+            found.append((block.normalised(original), block.normalised(converted), original))
+        return found
+
+    def _advance_original(self, block: Block, weights: AttentionWeights, watch: Watch | None) -> None:
+        of_layer = single(weights)
+        for name, text in self._texts.items():
+            size = self._sizes[name]
+            own = text.original.split(size) if text.own is None else text.own.split(size)
+            attended = own if text.attended is None else text.attended.split(size)
+            for original, out_place, after in zip(text.original.split(size), own, attended, strict=True):
                 states = original.to(self._stream.device)
 
-                def attend(x: Tensor, before: Tensor = states, after: Tensor = attended) -> Tensor:
-                    out = Attention(weights, x, block.rule).output()
-                    after.copy_(before + out)
+                def attend(
+                    x: Tensor,
+                    before: Tensor = states,
+                    out_place: Tensor = out_place,
+                    after: Tensor = after,
+                    name: str = name,
+                ) -> Tensor:
+                    attention = Attention(of_layer, x, block.rule)
+                    out = watch(attention) if watch is not None and name == "fit" else attention.output()
+                    if name != "held":
+                        out_place.copy_(out)
+                        after.copy_(before + out)
                     return out
 
                 original.copy_(block.run(states, attend))
 
     def _advance_converted(self, block: Block, converted: Converted) -> None:
-        weights = single(converted)
-        for text in (self._fit, self._selection):
-            for _, _, states in text.parts(self._size):
+        weights = rounded(converted, self._dtype)
+        for name, text in self._texts.items():
+            for states in text.converted.split(self._sizes[name]):
                 moved = block.run(states.to(self._stream.device), lambda x: Attention(weights, x, block.rule).output())
                 states.copy_(moved)
 
-    def _misses(self, text: _Text, block: Block, weights: Converted) -> Iterator[tuple[Tensor, Tensor]]:
-        """Head outputs [n, H a] and what the attention's output lacks [n, D], batch by batch."""
-        for _, attended, converted in text.parts(self._size):
-            states = converted.to(self._stream.device)
-            attention = Attention(weights, block.normalised(states), block.rule)
+    def _solved(
+        self,
+        block: Block,
+        weights: AttentionWeights,
+        converted: Converted,
+        context: LayerContext,
+        inputs: list[tuple[Tensor, Tensor, Tensor]],
+    ) -> Converted:
+        """The layer with its queries, keys, values and output projection solved anew, in its own dtype."""
+        plain = single(converted)
+        order = getattr(converted, "order", ()) or tuple(range(weights.num_heads))
+        original = single(weights)
+        assert isinstance(original, AttentionWeights)
+        sample: Sample = sample_original(original, inputs, block.rule, order)
+        solved = LayerRefit(
+            plain,
+            sample,
+            block.rule,
+            context.moments.matrix(),
+            context.key_moments.matrix(),
+            context.value_moments.matrix(),
+        ).run()
+        best = min((plain, solved), key=lambda candidate: self._error(block, candidate))
+        return self._with_output(block, best)
+
+    def _misses(self, name: str, block: Block, weights: Converted) -> Iterator[tuple[Tensor, ...]]:
+        """Head outputs [n, H a], what the attention and the stream before it lack, the stream [n, D]; by batch."""
+        for states, own, attended in self._texts[name].targets(self._sizes[name]):
+            read, own, attended = (part.to(self._stream.device) for part in (states, own, attended))
+            attention = Attention(weights, block.normalised(read), block.rule)
             heads = attention.head_outputs()
-            missing = attended.to(self._stream.device) - states - attention.output(heads)
-            yield heads.flatten(2).flatten(0, 1), missing.flatten(0, 1)
+            lost = own - attention.output(heads)
+            yield tuple(part.flatten(0, 1) for part in (heads.flatten(2), lost, attended - own - read, attended))
 
     def _error(self, block: Block, converted: Converted) -> float:
-        """Squared distance of the residual streams after attention, on the selection text."""
-        misses = self._misses(self._selection, block, single(converted))
-        return sum(float(missing.square().sum(dtype=torch.float64)) for _, missing in misses)
+        """What the attention's output lacks on the selection text, relative to the stream: at most 1 for a token."""
+        total = 0.0
+        for _, lost, _, stream in self._misses("selection", block, converted):
+            error = lost.square().sum(-1)
+            total += float((error / (error + stream.square().sum(-1)).clamp_min(1e-30)).sum(dtype=torch.float64))
+        return total if total == total else float("inf")
 
-    def _refit(self, block: Block, converted: Converted) -> Converted:
+    def _with_output(self, block: Block, converted: Converted) -> Converted:
         """The output projection by ridge regression on the fitting text."""
         o, bias = converted.o, converted.o_bias
-        gram = cross = torch.zeros(0)
-        for heads, missing in self._misses(self._fit, block, single(converted)):
-            if bias is not None:
-                heads = torch.cat([heads, torch.ones_like(heads[:, :1])], 1)
-            left = heads.mT @ heads
-            right = heads.mT @ missing
-            gram = left.double() if not gram.numel() else gram.add_(left)
-            cross = right.double() if not cross.numel() else cross.add_(right)
+        sums = {name: Regression() for name in ("fit", "selection")}
+        for name, regression in sums.items():
+            for heads, own, inherited, stream in self._misses(name, block, converted):
+                regression.add(heads, own, inherited, stream, bias is not None)
         rows = o.shape[0] * o.shape[2]
-        ridge = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
-        ridge[:rows] = RIDGE * gram.diagonal()[:rows].mean()
-        change = torch.linalg.solve(gram + torch.diag(ridge.clamp_min(1e-12)), cross)  # [H a (+ 1), D]
+        change = solve(sums["fit"], sums["selection"], rows)
         moved = o.double() + change[:rows].unflatten(0, (o.shape[0], o.shape[2])).mT
         if bias is None:
             return replace(converted, o=moved.to(o.dtype))

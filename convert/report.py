@@ -9,9 +9,11 @@ from rich.table import Table
 
 from convert_attn.convert.card import calibrated_on, how_to_load
 from convert_attn.convert.config import provenance
-from convert_attn.convert.form import LatentCache
+from convert_attn.convert.form import LatentCache, SharedHeads
 from convert_attn.convert.inspection import CONTEXTS, Inspection
+from convert_attn.convert.measure import UNMEASURED, Made
 from convert_attn.convert.plan import Plan
+from convert_attn.convert.request import divisors
 from convert_attn.convert.run import Result
 from convert_attn.convert.serving_rules import Rule
 from convert_attn.convert.verification.result import Verified
@@ -22,11 +24,11 @@ def megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
 
 
-def plan_dict(plan: Plan, tokens: int = 0) -> dict[str, Any]:
+def plan_dict(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
     """For --json."""
     sizes = plan.geometry
     return {
-        **provenance(plan, tokens),
+        **provenance(plan, made),
         "model_type": plan.arch.model_type,
         "result_model_type": plan.result_type,
         "layout": plan.target.layout,
@@ -68,10 +70,51 @@ def summary_lines(result: Result) -> list[str]:
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified by running it{_version(result)}.",
         *warning_lines(result.warnings),
         *_chosen(result),
-        f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}). Quality was not measured.",
+        f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}).",
+        *quality_lines(result),
         "",
         *(f"    {line}" for line in how_to_load(plan).splitlines()),
     ]
+
+
+def quality_lines(result: Result) -> list[str]:
+    """What the conversion costs, and what to do where that is too much."""
+    found, plan = result.made.measured, result.plan
+    if isinstance(found, str):
+        return [f"Quality was not measured ({found})."]
+    lines = [
+        f"Quality on {found.windows} windows of {found.length} tokens ({found.text}): perplexity "
+        f"{found.original.mean:.2f} -> {_short(found.perplexity.mean)} (x {_short(found.ratio)} ± "
+        f"{_short(found.ratio * found.log_ratio.error)}), KL {found.kl.mean:.4f} ± {found.kl.error:.4f} nats per "
+        f"token, top-1 agreement {found.top1.mean:.1%} ± {found.top1.error:.1%}."
+    ]
+    if found.is_lossy:
+        state = "unusable as it is" if found.is_ruin else "a loss that shows"
+        lines.append(
+            f"Perplexity {_short(found.original.mean)} -> {_short(found.perplexity.mean)}: {state}; "
+            f"{'; or '.join(_remedies(plan))}."
+        )
+    return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _remedies(plan: Plan) -> list[str]:
+    """What would be better, the nearest first."""
+    found, (before, after) = [], plan.cache_bytes
+    if plan.text is None:
+        found.append("give --calibration TEXT, text like that which the model will see")
+    found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data TEXT`)")
+    if isinstance(plan.form, SharedHeads):
+        found.append(f"--to mla --cache-ratio {after / before:.2g}, which keeps as much in the cache and loses less")
+        more = [g for g in divisors(plan.geometry.num_kv_heads) if plan.form.groups < g < plan.geometry.num_kv_heads]
+        if more:
+            found.append(f"--to gqa --groups {more[0]}, a larger cache")
+    else:
+        found.append("give a larger --cache-ratio")
+    return found
 
 
 def warning_lines(warnings: tuple[str, ...]) -> list[str]:
@@ -107,10 +150,10 @@ def verified_lines(model: str, found: Verified) -> list[str]:
 def _chosen(result: Result) -> list[str]:
     """Sizes that the calibration text decided."""
     form = result.plan.form
-    if not result.tokens or not isinstance(form, LatentCache) or result.plan.request.cache_ratio is None:
+    if not result.made.tokens or not isinstance(form, LatentCache) or result.plan.request.cache_ratio is None:
         return []
     ranks = f", by layer {', '.join(map(str, form.ranks))}" if form.ranks else ""
-    return [f"Chosen on {result.tokens:,} tokens: rank {form.rank}{ranks}; rotary key {form.rope_dim}."]
+    return [f"Chosen on {result.made.tokens:,} tokens: rank {form.rank}{ranks}; rotary key {form.rope_dim}."]
 
 
 def inspection_tables(found: Inspection) -> list[Table]:

@@ -26,9 +26,11 @@ class Request:
         rank: size of MLA's latent.
         rope_dim: size of MLA's shared rotary key.
         latent_norm: an RMSNorm on MLA's latent, which changes what the model computes.
-        calibration: text: "sample", "self", or what `read_documents` takes; None: weights only.
+        calibration: text: "auto" (what the package has for any model; for a bundled sample its own), "sample", "self",
+            or what `read_documents` takes; "none" or None: weights only.
         calibration_tokens: how many of it at most; None: as `calibration_windows` says.
         refit: solve output projections anew on the text; None: where the method does by itself.
+        measure: original and result are compared on held-out text when the conversion is done.
         layout: "auto", "native" or "custom".
         output: the folder to make, None for the default name in the working directory.
         dtype: "auto" or a key of DTYPE_OPTIONS.
@@ -44,9 +46,10 @@ class Request:
     rope_dim: int | None = None
     latent_norm: bool = False
     method: str = "subspace"
-    calibration: str | None = None
+    calibration: str | None = "auto"
     calibration_tokens: int | None = None
     refit: bool | None = None
+    measure: bool = True
     layout: str = "auto"
     output: Path | None = None
     dtype: str = "auto"

@@ -16,6 +16,7 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting import Fitting, fitting
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.layers import Layers, on_device
+from convert_attn.convert.measure import UNMEASURED, Made
 from convert_attn.convert.plan import OutputTensor, Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Blueprint
@@ -35,7 +36,7 @@ class Result:
         output: the folder.
         nbytes: size of its weights in bytes.
         plan: as carried out: sizes that were left to the calibration text are known.
-        tokens: of calibration text, 0 without.
+        made: on how much text, and how good the result is.
         warnings: sentences for the user.
         verified: what was seen when the result was run.
     """
@@ -43,7 +44,7 @@ class Result:
     output: Path
     nbytes: int
     plan: Plan
-    tokens: int = 0
+    made: Made = UNMEASURED
     warnings: tuple[str, ...] = ()
     verified: Verified | None = None
 
@@ -61,11 +62,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
         plan = found.plan
         blueprint, answers = _write_weights(found, folder, probes, progress)
-        warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, found.tokens)
+        measured = found.measure()
+        made = Made(tokens=found.tokens, measured=measured)
+        warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
         verify_folder(folder, auto_class(plan), progress)
         verified = verify_conversion(plan, folder, auto_class(plan), answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
-    return Result(plan.output, nbytes, plan, found.tokens, warnings, verified)
+    return Result(plan.output, nbytes, plan, made, warnings, verified)
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:

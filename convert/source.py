@@ -149,6 +149,11 @@ class Source:
         """The code that the tokenizer is made by, None where it needs none."""
         return tokenizer_code(self.origin.folder)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there are files that a tokenizer is made of."""
+        return any(name in _TOKENIZERS for name in self._files)
+
     def warnings(self) -> tuple[str, ...]:
         """What the user is to know of the source: a config that speaks of quantisation, files that are left."""
         code, model_type = self.tokenizer_code, self.config["model_type"]
@@ -174,6 +179,11 @@ class Source:
         """The source's README.md, None where it has none."""
         path = own_file(self.origin.folder, "README.md")
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+_TOKENIZERS = frozenset(
+    "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tekken.json".split()
+)
 
 
 def _top_names(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from convert_attn.convert.rotary import Offsets, measured_offsets
 # Of the attention mass follows the prior, so that distances the text was too short for count. A floor that is even over
 # all distances (0.05, 0.2) did not bring the farthest tokens nearer to the original (eval/benchmarks/far_tokens.py).
 OFFSET_FLOOR = 0.05
-_ROWS = 512  # queries of a window whose attended inputs are summed: evenly spaced where a window is longer
+_ROWS = 128  # queries of a window whose attention is looked at: evenly spaced where a window is longer
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Gathering:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
-        self._tokens = self._rows = 0
+        self._tokens = self._rows = self._queries = 0
         self._mean, self._keys_mean, self._histogram = zeros(hidden), zeros(hidden), zeros(heads, length)
         self._second, self._keys, self._attended = (zeros(hidden, hidden) for _ in range(3))
 
@@ -79,26 +79,24 @@ class Gathering:
         """The attention's output [B, T, D], its statistics added to the sums."""
         x = attention.x
         length, flat = x.shape[1], x.flatten(0, 1)
-        received = torch.zeros_like(x[..., 0])  # [B, T] attention that each token gets
-        pairs = x.new_zeros(x.shape[0], length, length)  # sum over heads and rows of p p^T
         stride = -(-length // _ROWS)
-        outputs = []
-        for part, probabilities in attention.probabilities():
-            outputs.append(attention.attended(part, probabilities))
+        rows = torch.arange(stride - 1, length, stride, device=x.device)
+        received = torch.zeros_like(x[..., 0])  # [B, T] attention that each token gets
+        for part, probabilities in attention.probabilities(rows):
             received += probabilities.sum((1, 2))
-            for head in probabilities[:, :, ::stride].unbind(1):
-                pairs += head.mT @ head
-            self._histogram[part] += _by_offset(probabilities.sum(0))
+            mixed = (probabilities.flatten(1, 2) @ x).flatten(0, 1)  # [B h r, D]
+            self._attended += mixed.mT @ mixed
+            self._histogram[part] += _by_offset(probabilities.sum(0), rows)
         heads = self._histogram.shape[0]
         self._tokens += flat.shape[0]
-        self._rows += heads * x.shape[0] * len(range(0, length, stride))
+        self._rows += heads * x.shape[0] * len(rows)
+        self._queries += x.shape[0] * len(rows)
         self._mean += flat.sum(0)
         self._second += flat.mT @ flat
         weighted = flat * received.flatten()[:, None] / heads
         self._keys += flat.mT @ weighted
         self._keys_mean += weighted.sum(0)
-        self._attended += (x.mT @ (pairs @ x)).sum(0)
-        return attention.output(torch.cat(outputs, 2))
+        return attention.output()
 
     def result(self) -> LayerStatistics:
         """The means."""
@@ -106,17 +104,17 @@ class Gathering:
             tokens=self._tokens,
             mean=self._mean / self._tokens,
             second=self._second / self._tokens,
-            keys_mean=self._keys_mean / self._tokens,
-            keys=self._keys / self._tokens,
+            keys_mean=self._keys_mean / self._queries,
+            keys=self._keys / self._queries,
             attended=self._attended / self._rows,
             histogram=self._histogram / self._histogram.sum(1, keepdim=True),
         )
 
 
-def _by_offset(probabilities: Tensor) -> Tensor:
-    """[h, T, T] summed along its diagonals: [h, T], entry n the mass n tokens back."""
-    heads, length, _ = probabilities.shape
-    padded = torch.cat([probabilities.flip(-1), torch.zeros_like(probabilities)], -1).contiguous()
-    # row t, offset n is column T - 1 - t + n of the flipped row; what lies beyond the row's own tokens is zero
-    shape, strides = (heads, length, length), (2 * length * length, 2 * length - 1, 1)
-    return padded.as_strided(shape, strides, length - 1).sum(1, dtype=torch.float64)
+def _by_offset(probabilities: Tensor, rows: Tensor) -> Tensor:
+    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back."""
+    length = probabilities.shape[-1]
+    offsets = rows[:, None] - torch.arange(length, device=rows.device)
+    seen = offsets >= 0
+    found = probabilities.new_zeros(len(probabilities), length, dtype=torch.float64)
+    return found.index_add_(1, offsets[seen], probabilities[:, seen].double())

@@ -50,6 +50,11 @@ def read_documents(spec: str | Path) -> Iterator[str]:
     return _not_empty(name, _from_hub(name, *parts))
 
 
+def split_documents(text: str) -> list[str]:
+    """The documents of a text in memory, parted by lines that are `<|endoftext|>`; blank ones are left out."""
+    return [document for document in text.split(f"{_SEPARATOR}\n") if document.strip()]
+
+
 def _path(name: str) -> Path:
     if not name.strip():
         raise UsageError("the name of the text is empty: give a file, or a dataset of the Hub as name:config:split")

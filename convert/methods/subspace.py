@@ -108,10 +108,11 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
     for n, group in enumerate(partition):
         part = vars(_share_group(weights, layer, group))
         for name, room in vars(shared).items():
-            if room is not None and name != "o_bias":
+            if isinstance(room, Tensor) and name != "o_bias":
                 size = len(part[name])
                 room[n * size : (n + 1) * size] = part[name]
-    return shared
+    per_kv = weights.queries_per_kv
+    return replace(shared, order=tuple(kv * per_kv + n for group in partition for kv in group for n in range(per_kv)))
 
 
 def _room(weights: AttentionWeights, groups: int) -> AttentionWeights:
