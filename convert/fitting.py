@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from convert_attn.convert import calibration_text
 from convert_attn.convert.allocate import Trial, allocate, splits
 from convert_attn.convert.calibrate import Calibration, Collecting, calibrate, collecting, kept
 from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, calibration_windows, shipped_windows

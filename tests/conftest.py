@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import Command
+from convert_attn.convert import calibration_text
 from tiny import CONVERTIBLE
 
 transformers.logging.set_verbosity_error()
@@ -24,6 +25,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def slow(request: pytest.FixtureRequest) -> bool:
     """Whether the long form of the random tests was asked for."""
     return bool(request.config.getoption("--slow"))
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the package's texts, a few tokens: the default text and the measurement take part in every conversion."""
+    monkeypatch.setattr(calibration_text, "AUTO_TOKENS", 512)
+    monkeypatch.setattr(calibration_text, "_HELD", 2)
+    monkeypatch.setattr(calibration_text, "_HELD_WINDOW", 64)
 
 
 @pytest.fixture(params=CONVERTIBLE)
