@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.journal import START, Journal
 from convert_attn.convert.heal.layerwise import name_of
 from convert_attn.convert.heal.lora import adapt, merged
@@ -35,7 +36,7 @@ class Handover:
     place: Workplace
 
     def begin(
-        self, accelerator: Accelerator, student: Any, teacher: Any | None, text: Text, journal: Journal
+        self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> tuple[float, float]:
         """The layers' result into the student, if it is better, before the whole model's training.
 
@@ -53,7 +54,7 @@ class Handover:
         return float(facts["start"]), float(facts["entry"])
 
     def _choose(
-        self, accelerator: Accelerator, student: Any, teacher: Any | None, text: Text, journal: Journal
+        self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> None:
         """Measure the student without and with what its layers have learned; keep the better."""
         objective = Objective.of(self.settings)

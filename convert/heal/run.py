@@ -18,9 +18,11 @@ from accelerate.utils import DistributedType
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal.handover import Handover
+from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.journal import LOG, Journal, Show
 from convert_attn.convert.heal.layerwise import Layerwise
 from convert_attn.convert.heal.lora import adapt
+from convert_attn.convert.heal.objective import attach
 from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.result import (
     Healed,
@@ -253,8 +255,10 @@ class _Run:
         teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
         if teacher is not None:
             teacher.to(self.accelerator.device)
+        theirs = None if teacher is None else self._halves(Halves(teacher), text)
         student = load_model(self.pair.student, torch.float32)
-        start, entry = self._handover.begin(self.accelerator, student, teacher, text, journal)
+        ours = self._halves(attach(student), text)
+        start, entry = self._handover.begin(self.accelerator, student, theirs, text, journal)
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
@@ -262,7 +266,7 @@ class _Run:
             self.accelerator,
             self.settings,
             student,
-            teacher,
+            theirs,
             text,
             used,
             self.settings.tokens - used * text.length,
@@ -273,6 +277,11 @@ class _Run:
             Progressed(start=start),
         )
         return training.run(self.progress)
+
+    def _halves(self, halves: Halves, text: Text) -> Halves:
+        """A model's halves, tried on the text: in one where it does not come apart, or its wrapper lets nobody in."""
+        halves.try_out(text.selection.to(self.accelerator.device))
+        return halves
 
     @property
     def _handover(self) -> Handover:
