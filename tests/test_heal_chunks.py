@@ -14,6 +14,7 @@ from convert_attn.convert.heal import objective
 from convert_attn.convert.heal.chunks import rows_per_chunk
 from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.objective import Objective, attach
+from convert_attn.convert.heal.pair import without_dropout
 from convert_attn.convert.heal.training import checkpoint_activations
 
 GOAL = Objective(1.0, 0.3, 0.7, temperature=2.0)
@@ -38,9 +39,7 @@ def _model(model_type: str, seed: int) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     return model
 
 

@@ -12,12 +12,18 @@ from torch.autograd.function import once_differentiable
 Score = Callable[[Tensor, int], Tensor]
 """Rows [n, D] and the first one's number -> k sums over them, differentiable."""
 
-_ON_CPU, _ELSEWHERE = 2**23, 2**26  # numbers in a chunk's logits: some eight copies of them are alive at a time
+_ON_CPU, _ELSEWHERE = 2**23, 2**26  # numbers in a chunk's logits
+_COPIES = 8  # of them, alive at a time: of teacher and student, their logarithms, gradients
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     """How many rows of logits are made at a time."""
     return max(16, (_ON_CPU if device.type == "cpu" else _ELSEWHERE) // vocabulary)
+
+
+def chunk_bytes(vocabulary: int, rows: int, device: torch.device) -> int:
+    """What logits take at a time, of teacher and student, gradients included, in a batch of so many rows."""
+    return _COPIES * 4 * vocabulary * min(rows, rows_per_chunk(vocabulary, device))
 
 
 def summed(
@@ -36,7 +42,7 @@ def summed(
         weights . sums / N, differentiable, and the sums [k], not.
     """
     if torch.is_grad_enabled():
-        goal, sums = _Summed.apply(score, size, weights, rows, *parameters)
+        goal, sums = _Summed.apply(score, size, weights, rows, *parameters)  # type: ignore[no-untyped-call]
         return goal, sums
     sums = torch.stack([score(part, number * size) for number, part in enumerate(rows.split(size))]).sum(0)
     return (weights * sums).sum() / len(rows), sums
@@ -73,7 +79,7 @@ class _Summed(torch.autograd.Function):
         return (weights * sums).sum() / len(rows), sums
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> Any:
         # sums, not means, until here: numbers of half precision are as large as they can be
         factor = outer / ctx.count

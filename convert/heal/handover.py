@@ -24,7 +24,6 @@ from convert_attn.convert.heal.training import BEST, window_sums
 from convert_attn.convert.heal.workplace import Workplace
 
 _CHOSEN = "layers"  # what the layers have learned, if that helps the whole model
-_WINDOWS = 8  # of selection text at once, where the user does not say
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Handover:
         objective = Objective.of(self.settings)
 
         def measured() -> tuple[float, float]:
-            parts = text.selection.split(self.settings.micro_batch_size or _WINDOWS)
+            parts = text.selection.split(self.settings.micro_batch_size or len(text.selection))
             sums = sum(window_sums(accelerator, student, teacher, part) for part in parts)
             kl, loss, _ = (sums / len(text.selection)).tolist()  # type: ignore[union-attr]
             return objective.on_selection(kl, loss), loss

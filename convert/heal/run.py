@@ -17,13 +17,16 @@ from accelerate.utils import DistributedType
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
-from convert_attn.convert.heal.handover import Handover
+from convert_attn.convert.heal import planning
 from convert_attn.convert.heal.halves import Halves
+from convert_attn.convert.heal.handover import Handover
 from convert_attn.convert.heal.journal import LOG, Journal, Show
-from convert_attn.convert.heal.layerwise import Layerwise
+from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.lora import adapt
+from convert_attn.convert.heal.memory import Predictor
 from convert_attn.convert.heal.objective import attach
 from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.planning import check_whole_logits
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -167,6 +170,7 @@ class _Run:
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
         warnings = self._short(text)
+        self._plan(text, show)
         used = self._layerwise(text, journal)
         done = self._whole(text, used, journal)
         if not first:
@@ -224,12 +228,33 @@ class _Run:
             if times > 1
         )
 
-    def _layerwise(self, text: Text, journal: Journal) -> int:
-        """The stage over single blocks; how many windows it took."""
+    def _plan(self, text: Text, show: Show) -> None:
+        """Predict the memory and choose the micro batch by it; what does not fit leaves no new workplace behind."""
+        if self.accelerator.is_main_process:
+            windows = self._layer_windows(text)
+            begun = planning.begun(self.place)
+            try:
+                predictor = Predictor.of(
+                    self.accelerator, self.pair, self.settings, self._dtype(), text.length, windows
+                )
+                told = planning.decide(predictor, self.settings, self.place)
+            except ConvertAttnError:
+                if not begun:
+                    self.place.remove()
+                raise
+            show({"stage": journals.START, "step": 0, "memory": told})
+        self.settings = planning.decided(self.accelerator, self.settings, self.place)
+
+    def _layer_windows(self, text: Text) -> int:
+        """Windows for the stage over single blocks."""
         tokens = self.settings.layer_tokens()
-        if not tokens:
+        return max(1, tokens // text.length) if tokens else 0
+
+    def _layerwise(self, text: Text, journal: Journal) -> int:
+        """The stage over single blocks; how many windows it took: of one that ended early the share of its blocks."""
+        count = self._layer_windows(text)
+        if not count:
             return 0
-        count = max(1, tokens // text.length)
         if self.place.last_state() is None:  # else it is done and the next stage is under way
             stage = Layerwise(
                 self.accelerator,
@@ -241,6 +266,9 @@ class _Run:
                 journal,
             )
             stage.run(self.progress)
+        if self.place.has(STOPPED):
+            facts = self.place.facts(STOPPED)
+            return math.ceil(count * int(facts["step"]) / int(facts["blocks"]))
         return count
 
     def _dtype(self) -> torch.dtype:
@@ -255,9 +283,9 @@ class _Run:
         teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
         if teacher is not None:
             teacher.to(self.accelerator.device)
-        theirs = None if teacher is None else self._halves(Halves(teacher), text)
+        theirs = None if teacher is None else Halves(teacher)
         student = load_model(self.pair.student, torch.float32)
-        ours = self._halves(attach(student), text)
+        self._try_out(text, attach(student), *([] if theirs is None else [theirs]))
         start, entry = self._handover.begin(self.accelerator, student, theirs, text, journal)
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
@@ -276,12 +304,24 @@ class _Run:
             entry,
             Progressed(start=start),
         )
-        return training.run(self.progress)
+        done = training.run(self.progress)
+        self.accelerator.free_memory()  # (it holds on to the model and its optimizer)
+        return done
 
-    def _halves(self, halves: Halves, text: Text) -> Halves:
-        """A model's halves, tried on the text: in one where it does not come apart, or its wrapper lets nobody in."""
-        halves.try_out(text.selection.to(self.accelerator.device))
-        return halves
+    def _try_out(self, text: Text, student: Halves, *teacher: Halves) -> None:
+        """Find out which of the models come apart; one whose wrapper lets nobody in stays whole.
+
+        Raises:
+            ConvertAttnError: logits of a whole forward call do not fit.
+        """
+        for halves in (student, *teacher):
+            halves.try_out(text.selection)
+        kind = self.accelerator.distributed_type
+        sharded = kind == DistributedType.FSDP and not self.accelerator.is_fsdp2
+        student.together = student.together or sharded or kind == DistributedType.DEEPSPEED
+        if student.whole or any(halves.whole for halves in teacher):
+            rows = text.length * (self.settings.micro_batch_size or 1)
+            check_whole_logits(rows, student.vocabulary, self.accelerator.device)
 
     @property
     def _handover(self) -> Handover:
@@ -321,6 +361,8 @@ class _Run:
                 warnings += ("training made nothing better on the selection text: the weights are those it began with",)
         healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
         teacher = self.pair.teacher
+        if self.place.has(STOPPED):
+            warnings += (str(self.place.facts(STOPPED)["stopped"]),)
         warnings = self.pair.student.warnings() + warnings
         if teacher is not None and teacher.leftovers:
             warnings += (leftover_warning(teacher.leftovers, plain=True),)

@@ -19,8 +19,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.heal.journal import Journal
 from convert_attn.convert.heal.halves import Halves
+from convert_attn.convert.heal.journal import Journal
 from convert_attn.convert.heal.objective import Objective
 from convert_attn.convert.heal.pair import into
 from convert_attn.convert.heal.schedule import Schedule
