@@ -10,23 +10,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal import planning
-from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.handover import Handover
 from convert_attn.convert.heal.journal import LOG, Journal, Show
 from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
-from convert_attn.convert.heal.lora import adapt
 from convert_attn.convert.heal.memory import Predictor
-from convert_attn.convert.heal.objective import attach
-from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
-from convert_attn.convert.heal.planning import check_whole_logits
+from convert_attn.convert.heal.pair import Pair, open_pair
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -37,7 +31,8 @@ from convert_attn.convert.heal.result import (
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, UPTRAIN, Settings
 from convert_attn.convert.heal.texts import Texts
 from convert_attn.convert.heal.tokens import Text, open_text, pack, window_length
-from convert_attn.convert.heal.training import Progressed, Training
+from convert_attn.convert.heal.training import Progressed
+from convert_attn.convert.heal.whole import Whole, narrow_dtype
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
@@ -235,7 +230,7 @@ class _Run:
             begun = planning.begun(self.place)
             try:
                 predictor = Predictor.of(
-                    self.accelerator, self.pair, self.settings, self._dtype(), text.length, windows
+                    self.accelerator, self.pair, self.settings, narrow_dtype(self.accelerator), text.length, windows
                 )
                 told = planning.decide(predictor, self.settings, self.place)
             except ConvertAttnError:
@@ -271,73 +266,16 @@ class _Run:
             return math.ceil(count * int(facts["step"]) / int(facts["blocks"]))
         return count
 
-    def _dtype(self) -> torch.dtype:
-        """Of what is not trained: under mixed precision as narrow as the arithmetic."""
-        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return narrow.get(self.accelerator.mixed_precision, torch.float32)
-
     def _whole(self, text: Text, used: int, journal: Journal) -> Progressed | None:
         """The stage over the whole model, if one was asked for."""
         if self.settings.whole is None:
             return None
-        teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
-        if teacher is not None:
-            teacher.to(self.accelerator.device)
-        theirs = None if teacher is None else Halves(teacher)
-        student = load_model(self.pair.student, torch.float32)
-        self._try_out(text, attach(student), *([] if theirs is None else [theirs]))
-        start, entry = self._handover.begin(self.accelerator, student, theirs, text, journal)
-        student = self._marked(student)
-        if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
-            share_frozen(student, teacher)
-        training = Training(
-            self.accelerator,
-            self.settings,
-            student,
-            theirs,
-            text,
-            used,
-            self.settings.tokens - used * text.length,
-            int(self.pair.config.hidden_size),
-            self.place,
-            journal,
-            entry,
-            Progressed(start=start),
-        )
-        done = training.run(self.progress)
-        self.accelerator.free_memory()  # (it holds on to the model and its optimizer)
-        return done
-
-    def _try_out(self, text: Text, student: Halves, *teacher: Halves) -> None:
-        """Find out which of the models come apart; one whose wrapper lets nobody in stays whole.
-
-        Raises:
-            ConvertAttnError: logits of a whole forward call do not fit.
-        """
-        for halves in (student, *teacher):
-            halves.try_out(text.selection)
-        kind = self.accelerator.distributed_type
-        sharded = kind == DistributedType.FSDP and not self.accelerator.is_fsdp2
-        student.together = student.together or sharded or kind == DistributedType.DEEPSPEED
-        if student.whole or any(halves.whole for halves in teacher):
-            rows = text.length * (self.settings.micro_batch_size or 1)
-            check_whole_logits(rows, student.vocabulary, self.accelerator.device)
+        stage = Whole(self.accelerator, self.pair, self.settings, self.place, journal, self._handover)
+        return stage.run(text, used, self.progress)
 
     @property
     def _handover(self) -> Handover:
         return Handover(self.pair, self.settings, self.place)
-
-    def _marked(self, student: Any) -> Any:
-        """What is to be trained, marked; the rest as narrow as the arithmetic."""
-        if self.settings.lora_rank is not None:
-            student = adapt(student, self.settings.lora_rank)
-        else:
-            for name, parameter in student.named_parameters():
-                parameter.requires_grad_(learns(name, self.settings.learned))
-        for parameter in student.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self._dtype())
-        return student
 
     def _finish(
         self,
