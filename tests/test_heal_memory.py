@@ -184,3 +184,28 @@ def test_sizes_and_shares_as_typed() -> None:
     assert ShareOrAuto().convert("1/4", None, None) == 0.25
     with pytest.raises(click.BadParameter, match="no size in bytes"):
         Size().convert("much", None, None)
+
+
+_FREED = """
+import sys, psutil, torch
+from convert_attn.convert.heal.heap import return_large_blocks
+done = return_large_blocks() if sys.argv[1] == "yes" else True
+del_first = torch.ones(7 * 2**20); del del_first  # 28 MB: from here on glibc keeps smaller blocks in its heap
+own = psutil.Process()
+before, large, small = own.memory_info().rss, [], []
+for _ in range(20):
+    large.append(torch.ones(3 * 2**20)); small.append(torch.ones(2**12))
+large.clear()
+print(int(done), own.memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc")
+def test_large_blocks_that_are_freed_are_given_back() -> None:
+    kept = {}
+    for asked in ("yes", "no"):
+        line = [sys.executable, "-c", _FREED, asked]
+        done, kept[asked] = map(int, subprocess.run(line, capture_output=True, text=True, check=True).stdout.split())
+        if not done:
+            pytest.skip("another C library")
+    assert kept["yes"] < 20e6 < kept["no"]

@@ -17,6 +17,7 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
 from convert_attn.convert.heal import planning
 from convert_attn.convert.heal.handover import Handover
+from convert_attn.convert.heal.heap import return_large_blocks
 from convert_attn.convert.heal.journal import LOG, Journal, Show
 from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.memory import Predictor
@@ -165,6 +166,7 @@ class _Run:
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
         warnings = self._short(text)
+        return_large_blocks()
         self._plan(text, show)
         used = self._layerwise(text, journal)
         done = self._whole(text, used, journal)
