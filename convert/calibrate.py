@@ -34,7 +34,7 @@ ReadLayer = Callable[[int], AttentionWeights]
 _VERSION = 2  # of what is measured: older files are not read
 _BATCH_TOKENS = 4096
 _BATCH_SCORES = 2**26
-_IN_MEMORY = 2**29  # bytes of states above which they live in a file
+IN_MEMORY = 2**29  # bytes of states above which they live in a file
 
 
 def batches(windows: Tensor, heads: int) -> list[Tensor]:
@@ -48,7 +48,7 @@ def batches(windows: Tensor, heads: int) -> list[Tensor]:
 def spool(shape: tuple[int, ...]) -> Iterator[Tensor]:
     """Room for states in float32: memory, or a file without a name where it is large."""
     numbers = torch.Size(shape).numel()
-    if numbers * 4 <= _IN_MEMORY:
+    if numbers * 4 <= IN_MEMORY:
         yield torch.empty(shape)
         return
     with tempfile.NamedTemporaryFile(prefix="convert-attn-", suffix=".states") as file:

@@ -52,6 +52,34 @@ class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]
             self.fail(f"'{value}' is no share such as 0.25 or 1/4", param, ctx)
 
 
+class ShareOrAuto(Share):
+    """A part of a whole, or "auto", which is None."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """ "auto" -> None."""
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """Bytes: 4G, 500M, 4000000000, units of a thousand."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """ "4G" -> 4000000000."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("B")
+        unit = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(text[-1:], 1)
+        try:
+            size = float(text[:-1] if unit > 1 else text) * unit
+        except ValueError:
+            size = math.nan
+        if not 1 <= size < 1e18:
+            self.fail(f"'{value}' is no size in bytes such as 4G or 500M", param, ctx)
+        return int(size)
+
+
 class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Whole numbers with commas between.
 

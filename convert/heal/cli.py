@@ -17,7 +17,7 @@ from rich.console import Console
 
 from convert_attn.convert.heal.journal import Record, Show
 from convert_attn.convert.progress import Progress, noted_bars
-from convert_attn.convert.values import Count, Numbers, Words
+from convert_attn.convert.values import Count, Numbers, ShareOrAuto, Size, Words
 
 
 @click.command("heal")
@@ -54,7 +54,14 @@ from convert_attn.convert.values import Count, Numbers, Words
     help="layerwise: each block against the original's; distill: the whole against the original; uptrain: on the "
     "text alone.",
 )
-@click.option("--layer-share", type=float, default=0.5, show_default=True, help="Of the tokens, for layerwise.")
+@click.option(
+    "--layer-share",
+    type=ShareOrAuto(),
+    default="auto",
+    show_default=True,
+    help="Of the tokens, for layerwise; auto: half of them, but where none of the first three blocks loses 5 % of its "
+    "error, the stage ends there and leaves what the others would have read to the next one.",
+)
 @click.option(
     "--layer-inputs",
     type=click.Choice(["student", "original"]),
@@ -80,7 +87,12 @@ from convert_attn.convert.values import Count, Numbers, Words
     help="Windows per step, over all processes [default: 4096 tokens, at least 8 windows; fewer where --tokens would "
     "not last for 250 steps].",
 )
-@click.option("--micro-batch-size", type=int, metavar="N", help="Windows per forward call and process [default: all].")
+@click.option(
+    "--micro-batch-size",
+    type=int,
+    metavar="N",
+    help="Windows per forward call and process [default: as many as the memory holds].",
+)
 @click.option(
     "--seq-len", type=int, metavar="N", help="Tokens per window [default: what the model reads, at most 2048]."
 )
@@ -118,7 +130,17 @@ from convert_attn.convert.values import Count, Numbers, Words
     show_default=True,
     help="auto: as `accelerate launch` or its config says, else no.",
 )
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory, more time.")
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Compute activations again: less memory, more time. Done by itself where they would take most of it.",
+)
+@click.option(
+    "--max-memory",
+    type=Size(),
+    help="That a process may take, as 4G: the micro batch is chosen by it, and a run that cannot keep to it is refused "
+    "[default: what is free].",
+)
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of which windows come when."
 )
@@ -176,6 +198,11 @@ def _live(console: Console, quiet: bool) -> Iterator[tuple[Progress, Show]]:
 
         def show(record: Record) -> None:
             figures = _figures(record)
+            told = record.get("memory") or record.get("stopped")
+            if told and not quiet:
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
+            elif figures and not quiet and not console.is_terminal and "after" in record:  # a log has no bars
+                console.print(f"{record['stage']}: {figures}", markup=False, highlight=False, soft_wrap=True)
             if figures:
                 note(record["stage"], figures)
 
@@ -185,7 +212,8 @@ def _live(console: Console, quiet: bool) -> Iterator[tuple[Progress, Show]]:
 def _figures(record: Record) -> str:
     """A record in a few words, "" for measurements, which come between two steps."""
     if "after" in record:
-        return f"error {record['before']:.4f} -> {record['after']:.4f}"
+        place = f"block {record['step'] + 1} of {record['blocks']}"
+        return f"{place}  error {record['before']:.4f} -> {record['after']:.4f}"
     if "loss" not in record:
         return ""
     kl = f"  KL {record['kl']:.4f}" if "kl" in record else ""

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.journal import START, Journal
 from convert_attn.convert.heal.layerwise import name_of
 from convert_attn.convert.heal.lora import adapt, merged
@@ -23,7 +24,6 @@ from convert_attn.convert.heal.training import BEST, window_sums
 from convert_attn.convert.heal.workplace import Workplace
 
 _CHOSEN = "layers"  # what the layers have learned, if that helps the whole model
-_WINDOWS = 8  # of selection text at once, where the user does not say
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Handover:
     place: Workplace
 
     def begin(
-        self, accelerator: Accelerator, student: Any, teacher: Any | None, text: Text, journal: Journal
+        self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> tuple[float, float]:
         """The layers' result into the student, if it is better, before the whole model's training.
 
@@ -53,13 +53,13 @@ class Handover:
         return float(facts["start"]), float(facts["entry"])
 
     def _choose(
-        self, accelerator: Accelerator, student: Any, teacher: Any | None, text: Text, journal: Journal
+        self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> None:
         """Measure the student without and with what its layers have learned; keep the better."""
         objective = Objective.of(self.settings)
 
         def measured() -> tuple[float, float]:
-            parts = text.selection.split(self.settings.micro_batch_size or _WINDOWS)
+            parts = text.selection.split(self.settings.micro_batch_size or len(text.selection))
             sums = sum(window_sums(accelerator, student, teacher, part) for part in parts)
             kl, loss, _ = (sums / len(text.selection)).tolist()  # type: ignore[union-attr]
             return objective.on_selection(kl, loss), loss

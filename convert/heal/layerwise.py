@@ -29,6 +29,10 @@ from convert_attn.convert.heal.workplace import Workplace
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.skeleton import Call, Skeleton
 
+STOPPED = "layers-stopped"  # under which is kept that the stage has ended early
+_TRIED, _ENOUGH = 3, 0.05  # blocks, of which one must lose such a share of its error for the others to be trained
+_SHARE_TO_GO_ON = 0.5
+
 
 class _Blocks:
     """One checkpoint's blocks, called as its base model calls them."""
@@ -123,6 +127,15 @@ class Layerwise:
         Raises:
             ConvertAttnError: a loss is not finite.
         """
+        if not self.place.has(STOPPED):
+            self._blocks(progress)
+        self.accelerator.wait_for_everyone()
+        # of other processes, or of a run that was killed before it could tell
+        names = [*map(name_of, range(int(self.pair.config.num_hidden_layers))), STOPPED]
+        self.journal.complete([self.place.facts(name) for name in names if self.place.has(name)])
+
+    def _blocks(self, progress: Progress) -> None:
+        """One after the other, to the last, or to where they gain too little."""
         assert self.pair.teacher is not None
         device = str(self.accelerator.device)
         teacher = _Blocks(Skeleton(self.pair.teacher, device=device, attention="sdpa"))
@@ -139,10 +152,26 @@ class Layerwise:
                     self._settle(layer, student, *texts)
                 for text in texts:
                     text.turn()
+                if layer + 1 == _TRIED < layers and self.settings.layers_must_gain and self._give_up(layers):
+                    break
         progress(LAYERWISE, layers, layers)
+
+    def _give_up(self, layers: int) -> bool:
+        """Whether the blocks so far have gained too little for the others to be trained; said where it is so."""
         self.accelerator.wait_for_everyone()
-        # of other processes, or of a run that was killed before it could tell
-        self.journal.complete([self.place.facts(name_of(layer)) for layer in range(layers)])
+        facts = [self.place.facts(name_of(layer)) for layer in range(_TRIED)]
+        most = max(1 - fact["after"] / max(fact["before"], 1e-200) for fact in facts)
+        if most >= _ENOUGH:
+            return False
+        told = (
+            f"stage {LAYERWISE} ends after {_TRIED} of {layers} blocks: none has lost {_ENOUGH:.0%} of its error (at "
+            f"most {most:.1%}), so what the others would have read goes to stage {self.settings.whole}; --layer-share "
+            f"{_SHARE_TO_GO_ON} trains them all the same"
+        )
+        record = {"stage": LAYERWISE, "step": _TRIED, "blocks": layers, "stopped": told}
+        if self.accelerator.is_main_process:
+            self.place.keep(STOPPED, {}, record)
+        return True
 
     @property
     def _independent(self) -> bool:
@@ -191,7 +220,8 @@ class Layerwise:
                 break
             into(block, {name.removeprefix(stem): value for name, value in start.items()})
         if self._independent or self.accelerator.is_main_process:
-            record: dict[str, Any] = {"stage": LAYERWISE, "step": layer, "before": before, "after": after}
+            record: dict[str, Any] = {"stage": LAYERWISE, "step": layer, "blocks": len(student.skeleton.blocks)}
+            record |= {"before": before, "after": after}
             self.place.keep(name_of(layer), found, record)
             self.journal.write(record)
         return found

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convert_attn.convert.heal.chunks import Score, rows_per_chunk, summed
+from convert_attn.convert.heal.halves import Halves, States
 from convert_attn.convert.heal.settings import UPTRAIN, Settings
+
+_NONE = -100  # what has no next token
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Objective:
             return cls(0.0, 0.0, 1.0)
         return cls(1.0, settings.hidden_weight, settings.lm_weight, settings.temperature)
 
+    @classmethod
+    def measured(cls, teacher: Any | None) -> Objective:
+        """On selection text: KL at temperature 1 where there is a teacher, and the text's own loss."""
+        return cls(0.0 if teacher is None else 1.0, 0.0, 1.0)
+
     @property
     def teaches(self) -> bool:
         """Whether the teacher is run."""
@@ -43,39 +52,108 @@ class Objective:
         """What weights are chosen by: the loss without the part of hidden states, KL at temperature 1."""
         return (kl if self.kl else 0.0) + self.lm * loss
 
-    def parts(self, student: Any, teacher: Any | None, tokens: Tensor) -> dict[str, Tensor]:
-        """ "loss" and what it is made of, each a mean over the batch.
+    def parts(self, student: Any, teacher: Halves | None, tokens: Tensor) -> dict[str, Tensor]:
+        """ "loss" and what it is made of, each a mean over the batch; logits are made a few tokens at a time.
 
         Args:
-            student, teacher: causal language models; the teacher may be None where it is not needed.
+            student: a causal language model to which `attach` has been applied, as wrapped as it may be since.
+            teacher: may be None where it is not needed.
             tokens: [B, T].
         """
-        asked = {"input_ids": tokens, "use_cache": False, "output_hidden_states": self.hidden > 0}
-        ours = student(**asked)
         theirs = None
         if teacher is not None and self.teaches:
             with torch.no_grad():
-                theirs = teacher(**asked)
-        found: dict[str, Tensor] = {}
-        if self.kl > 0 and theirs is not None:
-            found["kl"] = divergence(theirs.logits, ours.logits, self.temperature)
-        if self.hidden > 0 and theirs is not None:
-            found["hidden"] = hidden_error(ours.hidden_states, theirs.hidden_states)
-        if self.lm > 0:
-            found["lm"] = next_token_loss(ours.logits, tokens)
-        return found | {"loss": torch.stack([getattr(self, name) * value for name, value in found.items()]).sum()}
+                theirs = teacher.states(tokens, self.hidden > 0)
+        found: dict[str, Tensor] = student(input_ids=tokens, scored=Scored(self, tokens, teacher, theirs))
+        return found
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch whose losses are asked of a student in place of its logits.
+
+    Attributes:
+        tokens: [B, T].
+        teacher, theirs: the original and its states for these tokens, None where it is not needed.
+    """
+
+    objective: Objective
+    tokens: Tensor
+    teacher: Halves | None
+    theirs: States | None
+
+    def losses(self, student: Halves) -> dict[str, Tensor]:
+        """The objective's parts, and "loss", the one with gradients."""
+        goal = self.objective
+        ours = student.states(self.tokens, goal.hidden > 0)
+        found, losses = dict[str, Tensor](), []
+        tokens, windows = self.tokens.numel(), len(self.tokens)
+        counts = {name: count for name, count in (("kl", tokens), ("lm", tokens - windows)) if getattr(goal, name) > 0}
+        if counts:
+            weights = [getattr(goal, name) * tokens / count for name, count in counts.items()]
+            loss, sums = summed(
+                self._score(student),
+                ours.last.flatten(0, 1),
+                rows_per_chunk(student.vocabulary, self.tokens.device),
+                torch.tensor(weights, device=self.tokens.device),
+                student.parameters(),
+            )
+            losses.append(loss)
+            found |= {name: total / counts[name] for name, total in zip(counts, sums, strict=True)}
+        if ours.hidden is not None and self.theirs is not None and self.theirs.hidden is not None:
+            error = hidden_error(ours.hidden, self.theirs.hidden)
+            losses.append(goal.hidden * error)
+            found["hidden"] = error.detach()
+        return found | {"loss": torch.stack(losses).sum()}
+
+    def _score(self, student: Halves) -> Score:
+        """Rows of the student's states -> the parts of the loss that logits are needed for, summed."""
+        goal, targets = self.objective, next_tokens(self.tokens)
+        theirs = None if self.theirs is None else self.theirs.last.flatten(0, 1)
+
+        def score(rows: Tensor, first: int) -> Tensor:
+            place = slice(first, first + len(rows))
+            logits, sums = student.logits(rows), []
+            if goal.kl > 0 and self.teacher is not None and theirs is not None:
+                with torch.no_grad():
+                    reference = self.teacher.logits(theirs[place])
+                sums.append(divergence(reference, logits, goal.temperature))
+            if goal.lm > 0:
+                sums.append(next_token_loss(logits, targets[place]))
+            return torch.stack(sums)
+
+        return score
+
+
+def attach(model: Any) -> Halves:
+    """Let a causal language model answer `model(input_ids=..., scored=Scored(...))` with losses.
+
+    The losses are its own forward's, so that whatever wraps the model (replicas, shards, adapters) is around them too.
+    """
+    halves, own = Halves(model), model.forward
+
+    def forward(*args: Any, scored: Scored | None = None, **kwargs: Any) -> Any:
+        return own(*args, **kwargs) if scored is None else scored.losses(halves)
+
+    model.forward = forward
+    return halves
 
 
 def divergence(reference: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(reference || logits) at temperature T, nats per token; logits [B, T, vocabulary]."""
-    theirs = (reference.flatten(0, 1).float() / temperature).log_softmax(-1)
-    ours = (logits.flatten(0, 1).float() / temperature).log_softmax(-1)
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean") * temperature**2
+    """T^2 KL(reference || logits) at temperature T, nats summed over tokens; logits [n, vocabulary]."""
+    theirs = (reference.float() / temperature).log_softmax(-1)
+    ours = (logits.float() / temperature).log_softmax(-1)
+    return F.kl_div(ours, theirs, log_target=True, reduction="sum") * temperature**2
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean negative log-likelihood of tokens [B, T] but the first, nats."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+def next_tokens(tokens: Tensor) -> Tensor:
+    """What `next_token_loss` wants of windows [B, T]: the tokens one further on, [B * T]; the last has none."""
+    return F.pad(tokens[:, 1:], (0, 1), value=_NONE).flatten()
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of `next_tokens` [n], nats summed over them; logits [n, vocabulary]."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=_NONE, reduction="sum")
 
 
 def hidden_error(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:

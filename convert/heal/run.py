@@ -10,18 +10,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal import journal as journals
+from convert_attn.convert.heal import planning
 from convert_attn.convert.heal.handover import Handover
+from convert_attn.convert.heal.heap import return_large_blocks
 from convert_attn.convert.heal.journal import LOG, Journal, Show
-from convert_attn.convert.heal.layerwise import Layerwise
-from convert_attn.convert.heal.lora import adapt
-from convert_attn.convert.heal.pair import Pair, learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
+from convert_attn.convert.heal.memory import Predictor
+from convert_attn.convert.heal.pair import Pair, open_pair
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -32,7 +32,8 @@ from convert_attn.convert.heal.result import (
 from convert_attn.convert.heal.settings import DEFAULT_STAGES, UPTRAIN, Settings
 from convert_attn.convert.heal.texts import Texts
 from convert_attn.convert.heal.tokens import Text, open_text, pack, window_length
-from convert_attn.convert.heal.training import Progressed, Training
+from convert_attn.convert.heal.training import Progressed
+from convert_attn.convert.heal.whole import Whole, narrow_dtype
 from convert_attn.convert.heal.workplace import Workplace, failures_in_words
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.progress import Progress, silent
@@ -165,6 +166,8 @@ class _Run:
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
         warnings = self._short(text)
+        return_large_blocks()
+        self._plan(text, show)
         used = self._layerwise(text, journal)
         done = self._whole(text, used, journal)
         if not first:
@@ -222,12 +225,33 @@ class _Run:
             if times > 1
         )
 
-    def _layerwise(self, text: Text, journal: Journal) -> int:
-        """The stage over single blocks; how many windows it took."""
+    def _plan(self, text: Text, show: Show) -> None:
+        """Predict the memory and choose the micro batch by it; what does not fit leaves no new workplace behind."""
+        if self.accelerator.is_main_process:
+            windows = self._layer_windows(text)
+            begun = planning.begun(self.place)
+            try:
+                predictor = Predictor.of(
+                    self.accelerator, self.pair, self.settings, narrow_dtype(self.accelerator), text.length, windows
+                )
+                told = planning.decide(predictor, self.settings, self.place)
+            except ConvertAttnError:
+                if not begun:
+                    self.place.remove()
+                raise
+            show({"stage": journals.START, "step": 0, "memory": told})
+        self.settings = planning.decided(self.accelerator, self.settings, self.place)
+
+    def _layer_windows(self, text: Text) -> int:
+        """Windows for the stage over single blocks."""
         tokens = self.settings.layer_tokens()
-        if not tokens:
+        return max(1, tokens // text.length) if tokens else 0
+
+    def _layerwise(self, text: Text, journal: Journal) -> int:
+        """The stage over single blocks; how many windows it took: of one that ended early the share of its blocks."""
+        count = self._layer_windows(text)
+        if not count:
             return 0
-        count = max(1, tokens // text.length)
         if self.place.last_state() is None:  # else it is done and the next stage is under way
             stage = Layerwise(
                 self.accelerator,
@@ -239,56 +263,21 @@ class _Run:
                 journal,
             )
             stage.run(self.progress)
+        if self.place.has(STOPPED):
+            facts = self.place.facts(STOPPED)
+            return math.ceil(count * int(facts["step"]) / int(facts["blocks"]))
         return count
-
-    def _dtype(self) -> torch.dtype:
-        """Of what is not trained: under mixed precision as narrow as the arithmetic."""
-        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return narrow.get(self.accelerator.mixed_precision, torch.float32)
 
     def _whole(self, text: Text, used: int, journal: Journal) -> Progressed | None:
         """The stage over the whole model, if one was asked for."""
         if self.settings.whole is None:
             return None
-        teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, self._dtype())
-        if teacher is not None:
-            teacher.to(self.accelerator.device)
-        student = load_model(self.pair.student, torch.float32)
-        start, entry = self._handover.begin(self.accelerator, student, teacher, text, journal)
-        student = self._marked(student)
-        if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
-            share_frozen(student, teacher)
-        training = Training(
-            self.accelerator,
-            self.settings,
-            student,
-            teacher,
-            text,
-            used,
-            self.settings.tokens - used * text.length,
-            int(self.pair.config.hidden_size),
-            self.place,
-            journal,
-            entry,
-            Progressed(start=start),
-        )
-        return training.run(self.progress)
+        stage = Whole(self.accelerator, self.pair, self.settings, self.place, journal, self._handover)
+        return stage.run(text, used, self.progress)
 
     @property
     def _handover(self) -> Handover:
         return Handover(self.pair, self.settings, self.place)
-
-    def _marked(self, student: Any) -> Any:
-        """What is to be trained, marked; the rest as narrow as the arithmetic."""
-        if self.settings.lora_rank is not None:
-            student = adapt(student, self.settings.lora_rank)
-        else:
-            for name, parameter in student.named_parameters():
-                parameter.requires_grad_(learns(name, self.settings.learned))
-        for parameter in student.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self._dtype())
-        return student
 
     def _finish(
         self,
@@ -312,6 +301,8 @@ class _Run:
                 warnings += ("training made nothing better on the selection text: the weights are those it began with",)
         healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
         teacher = self.pair.teacher
+        if self.place.has(STOPPED):
+            warnings += (str(self.place.facts(STOPPED)["stopped"]),)
         warnings = self.pair.student.warnings() + warnings
         if teacher is not None and teacher.leftovers:
             warnings += (leftover_warning(teacher.leftovers, plain=True),)

@@ -17,7 +17,18 @@ _FAR = 0.1  # nats per token: from here on the rate is the full one
 _LAYER_RATE = 0.25  # / hidden size, for single blocks: they are near their goal and bear more
 _STEP_TOKENS, _STEP_WINDOWS = 4096, 8
 _STEPS = 250  # a run over few tokens takes smaller steps, so that there are about as many
-_CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing"})
+_HALF = 0.5  # of the tokens, for single blocks
+_COUNTS = (
+    "tokens",
+    "lora_rank",
+    "batch_size",
+    "micro_batch_size",
+    "eval_every",
+    "save_every",
+    "patience",
+    "max_memory",
+)
+_CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing", "max_memory"})
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,9 @@ class Settings:
     Attributes:
         tokens: to train on, all stages together.
         stages: of `STAGES`, in this order.
-        layer_share: of the tokens, for the stage "layerwise" where another one follows.
+        layer_share: of the tokens, for the stage "layerwise" where another one follows; None: half of them, but where
+            none of the first three blocks loses 5 % of its error on the selection text the stage ends there, and what
+            the other blocks would have read goes to the next stage.
         layer_inputs: "student" or "original": what the blocks read in "layerwise".
         train: "attention" or "all": which parameters learn.
         lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
@@ -37,18 +50,22 @@ class Settings:
             blocks that get no better.
         batch_size: windows per step, over all processes; None: 4096 tokens or 8 windows, what is more, but fewer where
             the tokens would not last for some 250 steps, rounded up to a multiple of the processes.
-        micro_batch_size: windows per forward call and process; None: all that a process has of a step.
+        micro_batch_size: windows per forward call and process; None: all that a process has of a step, or as many of
+            them as the memory holds.
         seq_len: tokens per window; None: what the model reads, at most 2048.
         temperature: of both distributions in the distillation's KL.
         hidden_weight, lm_weight: of the hidden states' error and of the language-model loss beside the KL.
         eval_every, save_every: steps; None: a twentieth of the run.
+        gradient_checkpointing: activations are computed again; where False, that is done all the same if the memory
+            would not hold them, or if they would take more than all else and more than 1 GB.
+        max_memory: bytes that a process may take, on its device; None: what is free.
         patience: measurements on selection text without a better one before it stops; None: it goes on to the end, as
             much is won while the rate falls.
     """
 
     tokens: int
     stages: tuple[str, ...] = DEFAULT_STAGES
-    layer_share: float = 0.5
+    layer_share: float | None = None
     layer_inputs: str = "student"
     train: str = "all"
     lora_rank: int | None = None
@@ -69,11 +86,12 @@ class Settings:
     patience: int | None = None
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
+    max_memory: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._check_stages()
-        for name in ("tokens", "lora_rank", "batch_size", "micro_batch_size", "eval_every", "save_every", "patience"):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{_option(name)} is {value}, expected at least 1")
@@ -86,8 +104,9 @@ class Settings:
             if not (math.isfinite(value) and value >= 0):
                 raise UsageError(f"--{_option(name)} is {value}, expected a number of at least 0")
         for name in ("warmup", "layer_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{_option(name)} is {getattr(self, name)}, expected a share from 0 to below 1")
+            share = getattr(self, name)
+            if share is not None and not 0 <= share < 1:
+                raise UsageError(f"--{_option(name)} is {share}, expected a share from 0 to below 1")
         if self.seq_len is not None and self.seq_len < 2:
             raise UsageError(f"--seq-len is {self.seq_len}, expected at least 2")
         if self.selection_tokens < 2:
@@ -121,7 +140,13 @@ class Settings:
         """Tokens for the stage "layerwise"."""
         if LAYERWISE not in self.stages:
             return 0
-        return self.tokens if self.whole is None else int(self.tokens * self.layer_share)
+        share = _HALF if self.layer_share is None else self.layer_share
+        return self.tokens if self.whole is None else int(self.tokens * share)
+
+    @property
+    def layers_must_gain(self) -> bool:
+        """Whether the stage "layerwise" ends early where its first blocks gain little."""
+        return self.layer_share is None and self.whole is not None
 
     def resolved(self, length: int, processes: int) -> Settings:
         """With the batch size that windows of this length and so many processes have by default."""

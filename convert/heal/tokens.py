@@ -7,6 +7,7 @@ comes when depends on the seed and the step alone, never on how many processes s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -31,6 +32,7 @@ _SPREAD, _SPREAD_TOKENS = 16, 2**24  # so many times the tokens wanted are read,
 _ANY_LENGTH = 1 << 40
 _RUN = 32  # tokens: a text is known again by runs of so many
 _WEIGHTS = np.random.default_rng(0).integers(1, 2**63, _RUN, dtype=np.uint64) | np.uint64(1)
+_PIECE, _GAP = 2**20, re.compile(r"(?<=\S)(?=\s\S)")  # characters
 _MOST_SELECTION = 4  # at most one window in four is kept for choosing
 _REMEDY = "healing on a text needs one; put tokenizer.json into its folder, or give token ids as --data FILE.npy"
 
@@ -195,10 +197,23 @@ def _shares(windows: NDArray[np.int64], known: NDArray[np.uint64]) -> NDArray[np
     return shared
 
 
+def _pieces(document: str) -> Iterator[str]:
+    """A document in parts that a tokenizer, which needs a hundred times their size, takes at once: whole words."""
+    start = 0
+    while len(document) - start > _PIECE:
+        # before a single space or line end, which most tokenizers take with the word that follows
+        found = _GAP.search(document, start + _PIECE // 2, start + _PIECE)
+        end = start + _PIECE if found is None else found.start()
+        yield document[start:end]
+        start = end
+    yield document[start:]
+
+
 def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
     """Documents one after the other, an end-of-text token after each where the tokenizer has one."""
     for document in documents:
-        yield from tokenizer(document, verbose=False)["input_ids"]
+        for number, piece in enumerate(_pieces(document)):
+            yield from tokenizer(piece, verbose=False, add_special_tokens=number == 0)["input_ids"]
         if tokenizer.eos_token_id is not None:
             yield tokenizer.eos_token_id
 

@@ -19,8 +19,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.journal import Journal
-from convert_attn.convert.heal.objective import Objective, divergence, next_token_loss
+from convert_attn.convert.heal.objective import Objective
 from convert_attn.convert.heal.pair import into
 from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import Settings
@@ -64,7 +65,7 @@ class Training:
     """A run over the whole student.
 
     Args:
-        student: on the CPU, trainable parameters marked; prepared here.
+        student: on the CPU, trainable parameters marked, `attach`ed; prepared here.
         teacher: frozen and on its device, None where it is not needed.
         first: the first window of the text that is for this stage.
         tokens: to train on.
@@ -75,7 +76,7 @@ class Training:
     accelerator: Accelerator
     settings: Settings
     student: Any
-    teacher: Any | None
+    teacher: Halves | None
     text: Text
     first: int
     tokens: int
@@ -279,11 +280,8 @@ class Training:
 
 
 @torch.no_grad()
-def window_sums(accelerator: Accelerator, student: Any, teacher: Any | None, windows: Tensor) -> Tensor:
+def window_sums(accelerator: Accelerator, student: Any, teacher: Halves | None, windows: Tensor) -> Tensor:
     """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher."""
-    tokens = windows.to(accelerator.device)
     with accelerator.autocast():
-        logits = student(input_ids=tokens, use_cache=False).logits
-        theirs = None if teacher is None else teacher(input_ids=tokens, use_cache=False).logits
-    kl = 0.0 if theirs is None else float(divergence(theirs, logits))
-    return len(windows) * torch.tensor([kl, float(next_token_loss(logits, tokens)), 1.0], dtype=torch.float64)
+        found = Objective.measured(teacher).parts(student, teacher, windows.to(accelerator.device))
+    return len(windows) * torch.tensor([float(found.get("kl", 0.0)), float(found["lm"]), 1.0], dtype=torch.float64)
