@@ -114,19 +114,21 @@ def sample_original(
 def _scores(query: Tensor, key: Tensor) -> Tensor:
     """[B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
     grouped = query.unflatten(1, (key.shape[1], -1))
-    return (grouped @ key[:, :, None].mT).flatten(1, 2)
+    scores: Tensor = (grouped @ key[:, :, None].mT).flatten(1, 2)
+    return scores
 
 
 def _mixed(attention: Tensor, value: Tensor) -> Tensor:
     """[B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
     grouped = attention.unflatten(1, (value.shape[1], -1))
-    return (grouped @ value[:, :, None]).flatten(1, 2)
+    mixed: Tensor = (grouped @ value[:, :, None]).flatten(1, 2)
+    return mixed
 
 
 def _gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
     """The transpose of both: [B, H, r, T] and [B, H, r, e] -> [B, K, T, e], heads that share one summed."""
-    summed = (parts.mT @ tokens).unflatten(1, (heads, -1))
-    return summed.sum(2)
+    summed: Tensor = (parts.mT @ tokens).unflatten(1, (heads, -1)).sum(2)
+    return summed
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ class _Part:
             bias = getattr(weights, self.names[1])
             changed[self.names[1]] = new[..., -1].reshape(bias.shape)
             new = new[..., :-1]
-        return replace(weights, **{self.names[0]: new.reshape(own.shape)}, **changed)
+        changed[self.names[0]] = new.reshape(own.shape)
+        return replace(weights, **changed)
 
 
 @dataclass
@@ -356,7 +359,7 @@ class LayerRefit:
         parts: list[_Part],
         apply: Callable[[list[Tensor]], list[Tensor]],
         right: list[Tensor],
-        weight: Tensor | int,
+        weight: Tensor | float,
     ) -> None:
         """Solve for a change of the parts, damped, and make it.
 

@@ -68,7 +68,8 @@ class _Session:
 
     def fitting(self) -> Fitting:
         """See `fitting`."""
-        plan, warnings = self.plan, ()
+        plan = self.plan
+        warnings: tuple[str, ...] = ()
         windows, unread = self._windows()
         if unread:
             plan, warnings = replace(plan, text=None), (no_text(unread),)

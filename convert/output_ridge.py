@@ -93,4 +93,5 @@ def solve(fit: Regression, selection: Regression, rows: int) -> Tensor:
         for b, second in enumerate(seconds)
     }
     a, b = min(errors, key=errors.__getitem__)
-    return firsts[a] + seconds[b]
+    best: Tensor = firsts[a] + seconds[b]
+    return best

@@ -139,6 +139,8 @@ def _write_config(student: Source, entry: dict[str, Any], folder: Path) -> None:
     config = dict(student.config)
     block = dict(config["convert_attn"])
     block["heal"] = [*block.get("heal", []), entry]
+    if "quality" in block:  # of the conversion: these weights are others
+        block["quality_before_heal"] = block.pop("quality")
     config["convert_attn"] = block
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -194,6 +196,7 @@ def _retold(text: str, before: str, after: str, entry: dict[str, Any]) -> str:
     text = _NOT_TRAINED.sub("", text)
     if entry["selection"]["best"] is not None:
         text = _NOT_MEASURED.sub("", text)
+    text = text.replace("## Quality\n\nWhen it was made, on", "## Quality before it was healed\n\nAs converted, on")
     text = text.replace(_AGAIN, "The same bytes as before the training, with")
     return text.replace(f"\n# {before}\n", f"\n# {after}\n").replace(f'("./{before}"', f'("./{after}"')
 
