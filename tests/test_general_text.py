@@ -12,9 +12,19 @@ from typing import Any
 import pytest
 
 from convert_attn.convert import samples
-from convert_attn.convert.samples.general import LIMIT, choose, cut, joined, licenses, long_paragraphs, manifest
+from convert_attn.convert.samples.general import (
+    HELDOUT_LIMIT,
+    LIMIT,
+    check_notices,
+    choose,
+    cut,
+    joined,
+    licenses,
+    long_paragraphs,
+    manifest,
+)
 from convert_attn.convert.samples.general_reading import in_language, is_clean, read, tidy
-from convert_attn.convert.samples.general_sources import PICKS, SOURCES, Pick, Source
+from convert_attn.convert.samples.general_sources import LICENSE_TEXTS, OTHER_TERMS, PICKS, SOURCES, Pick, Source
 from convert_attn.convert.text import read_documents
 
 FOLDER = samples.sample_path("gpt2").parent
@@ -32,7 +42,7 @@ def rows(part: str) -> list[dict[str, Any]]:
 
 def test_sizes() -> None:
     assert 350_000 <= len(samples.general_text().encode()) <= LIMIT == 400_000
-    assert 80_000 <= len(samples.general_heldout_text().encode()) <= 120_000
+    assert 80_000 <= len(samples.general_heldout_text().encode()) <= HELDOUT_LIMIT == 130_000
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -151,13 +161,43 @@ def test_what_is_said_twice_is_taken_once(root: Path) -> None:
         choose([small_pick(size=3000)], {"made/up": root})
 
 
+def made_up_source() -> Source:
+    return Source("made/up", "PyPI", "up", "1.0", "MIT", ("LICENSE",), ("2024 Somebody & others",), "stories")
+
+
 def test_page_names_only_what_was_taken(root: Path) -> None:
-    taken = Source("made/up", "PyPI", "up", "1.0", "MIT", "2024 Somebody", "stories")
-    other = Source("made/down", "PyPI", "down", "1.0", "MIT", "2024 Nobody", "nothing")
+    taken = made_up_source()
+    other = Source("made/down", "PyPI", "down", "1.0", "MIT", ("LICENSE",), ("2024 Nobody",), "nothing")
     page = licenses(choose([small_pick()], {"made/up": root}), [taken, other], {"MIT": "Permission"})
-    assert "- copyright: 2024 Somebody" in page
+    assert "- copyright, from `LICENSE`:\n  - `` 2024 Somebody & others ``\n" in page
     assert "Nobody" not in page
     assert page.endswith("### MIT\n\n> Permission\n")
+
+
+@pytest.mark.parametrize(
+    ("notice", "wrong"),
+    [
+        ("2024 Somebody &\n others\n\n * Permission is\n .\n 'given'.", ""),
+        ('2023 Somebody & others\nPermission is "given".', "'2024 Somebody & others' is not in its notices"),
+        ("2024 Somebody & others\nPermission is sold.", "the words of the licence MIT are not in its notices"),
+    ],
+)
+def test_notices_are_those_of_the_packages(tmp_path: Path, notice: str, wrong: str) -> None:
+    (tmp_path / "LICENSE").write_text(notice, encoding="utf-8")
+    texts = {"MIT": 'Permission is\n\n"given".'}
+    if not wrong:
+        check_notices([made_up_source()], {"made/up": tmp_path}, texts)
+        return
+    with pytest.raises(ValueError, match=wrong):
+        check_notices([made_up_source()], {"made/up": tmp_path}, texts)
+
+
+def test_every_licence_is_on_the_page_of_licences() -> None:
+    page = (FOLDER / "GENERAL-LICENSES.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^### ([^`\n]+)$", page, flags=re.MULTILINE))
+    assert headings == {*LICENSE_TEXTS, *OTHER_TERMS}
+    assert {name for source in SOURCES for name in source.license.split("; ")} == headings
+    assert all(line in page for source in SOURCES for line in source.copyright)
 
 
 def test_cutting_keeps_paragraphs_and_functions_whole() -> None:

@@ -28,6 +28,7 @@ from convert_attn.convert.samples.general_reading import FORMS, blocks, in_langu
 from convert_attn.convert.samples.general_sources import (
     LICENSE_PREFACE,
     LICENSE_TEXTS,
+    OTHER_TERMS,
     PICKS,
     SOURCES,
     Pick,
@@ -35,8 +36,9 @@ from convert_attn.convert.samples.general_sources import (
 )
 
 LIMIT = 400_000  # bytes of general.txt
-HELDOUT_LIMIT = 120_000
+HELDOUT_LIMIT = 130_000
 SMALLEST = 500  # bytes; a shorter document says too little of its kind
+BULLET = r"(?:\*|[0-9a-c]\.)[ \t]+"  # of a list in a licence
 SHARED = 80  # characters; a longer paragraph stands in one document only
 
 PARTS = ("general", "general-heldout")
@@ -189,17 +191,22 @@ def licenses(chosen: dict[str, list[Document]], sources: Sequence[Source], texts
         if not taken:
             continue
         size = sum(len(document.text.encode()) + 1 for document in taken)
+        notices = ", ".join(f"`{file}`" for file in source.notices)
         kinds = sorted({f"{document.kind} ({document.language})" for document in taken})
         lines += [
             f"### `{source.name}`",
             "",
             f"- package: {source.package} {source.version} ({source.registry})",
             f"- licence: {source.license}",
-            f"- copyright: {source.copyright}",
+            f"- copyright, from {notices}:" + ("" if source.copyright else " none is named"),
+            *(f"  - `` {line} ``" for line in source.copyright),
+            *([f"- remark: {source.remark}"] if source.remark else []),
             f"- taken: {source.taken}; documents: {len(taken)}, bytes: {size:,}; {', '.join(kinds)}",
             "",
         ]
     lines += ["## Licence texts", ""]
+    for name, place in OTHER_TERMS.items():
+        lines += [f"### {name}", "", place, ""]
     for name, text in texts.items():
         lines += [f"### {name}", "", *(f"> {line}".rstrip() for line in text.splitlines()), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -219,8 +226,40 @@ def license_texts(roots: dict[str, Path]) -> dict[str, str]:
             raise ValueError(f"{file} of {source} does not hold the licence {name}")
         text = found.group()
         bare = "\n".join(line.strip() if line.strip() != "." else "" for line in text.splitlines())
-        texts[name] = "\n\n".join(" ".join(part.split()) for part in bare.split("\n\n"))
+        texts[name] = "\n\n".join(" ".join(part.split()) for part in re.split(rf"\n\n|\n(?={BULLET})", bare))
     return texts
+
+
+def words(text: str) -> str:
+    """What is said, apart from line ends, the dots of empty lines in Debian's files, bullets and kinds of quotes."""
+    bare = re.sub(rf"^[ \t]*(?:\.[ \t]*$|{BULLET})", "", text, flags=re.MULTILINE)
+    return " ".join(re.sub(r"[“”']", '"', bare).split())
+
+
+def check_notices(sources: Sequence[Source], roots: dict[str, Path], texts: dict[str, str]) -> None:
+    """Check that every notice of copyright, and every licence of `texts`, stands in the files it is said to be from.
+
+    Raises:
+        ValueError: one does not.
+    """
+    wrong: list[str] = []
+    for source in sources:
+        files = [path for pattern in source.notices for path in roots[source.name].glob(pattern)]
+        whole = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        if len(files) != len(source.notices):
+            wrong.append(f"{source.name} does not have {', '.join(source.notices)}")
+        wrong += [
+            f"{source.name}: {line!r} is not in its notices"
+            for line in source.copyright
+            if line not in " ".join(whole.split())
+        ]
+        for name in source.license.split("; "):
+            if name in texts and words(texts[name]) not in words(whole):
+                wrong.append(f"{source.name}: the words of the licence {name} are not in its notices")
+            elif name not in texts and name not in OTHER_TERMS:
+                wrong.append(f"{source.name}: the licence {name} is not known")
+    if wrong:
+        raise ValueError("\n".join(wrong))
 
 
 def fetch(source: Source, work: Path) -> Path:
@@ -304,7 +343,9 @@ def main() -> None:
     for part, documents in chosen.items():
         print(f"{part}.txt: {len(documents)} documents, {len(joined(documents).encode()):,} bytes")
         print("\n".join(shares(documents)))
-    write(arguments.output, chosen, licenses(chosen, SOURCES, license_texts(roots)))
+    texts = license_texts(roots)
+    check_notices(SOURCES, roots, texts)
+    write(arguments.output, chosen, licenses(chosen, SOURCES, texts))
 
 
 assert all(pick.form in FORMS for pick in PICKS)
