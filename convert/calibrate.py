@@ -144,12 +144,12 @@ class Collecting:
         return self._gathering.attend(attention)
 
     def layer(self, layer: int) -> LayerStatistics:
-        """What was counted since the layer before: float64."""
+        """What was counted since the layer before, as it is found on disk: a later run gives the same bytes."""
         if self._gathering is None:
             raise ValueError("nothing was counted")
         found, self._gathering = self._gathering.result(), None
         _save(found, _file(self.folder, layer))
-        return found
+        return Calibration(self.folder, self.stream.device).layer(layer)
 
 
 @contextmanager

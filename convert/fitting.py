@@ -12,7 +12,7 @@ from torch import Tensor
 from convert_attn.convert import calibration_text
 from convert_attn.convert.allocate import Trial, allocate, splits
 from convert_attn.convert.calibrate import Calibration, Collecting, calibrate, collecting, kept
-from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, calibration_windows, shipped_windows
+from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, shipped_windows
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.form import LatentCache
@@ -121,14 +121,10 @@ class _Session:
             return None, ""
         vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
         try:
-            windows = calibration_windows(
-                plan.text,
-                origin.folder,
-                origin.name,
-                sizes.context,
-                vocabulary,
-                request.calibration_tokens,
-                request.seed,
+            by_default = calibration_text.AUTO_TOKENS if request.calibration == AUTO else None
+            tokens, seed = request.calibration_tokens or by_default, request.seed
+            windows = calibration_text.calibration_windows(
+                plan.text, origin.folder, origin.name, sizes.context, vocabulary, tokens, seed
             )
         except ConvertAttnError as error:
             if request.calibration != AUTO or plan.method.calibration == "needed":

@@ -158,7 +158,7 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
     Raises:
         UsageError: text that is not there or that nothing reads, or options for it that make sense without.
     """
-    asked = request.calibration or NONE
+    asked = NONE if request.calibration is None else request.calibration
     if asked == NONE:
         if request.calibration_tokens is not None or request.refit:
             option = "--refit" if request.refit else "--calibration-tokens"

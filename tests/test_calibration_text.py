@@ -226,9 +226,9 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(gpt2: Path, tmp_path: Path,
 BAD_OPTIONS = {
     "--calibration text.npy --method mean": "'mean' reads no text: drop --calibration, or add --refit",
     "--calibration text.npy --method mean --no-refit": "'mean' reads no text: drop --calibration, or add --refit",
-    "--calibration-tokens 512": "--calibration-tokens needs text: give --calibration",
-    "--refit": "--refit needs text: give --calibration",
-    "--refit --method mean": "--refit needs text: give --calibration",
+    "--calibration none --calibration-tokens 512": "--calibration-tokens needs text: give --calibration",
+    "--calibration none --refit": "--refit needs text: give --calibration",
+    "--calibration none --refit --method mean": "--refit needs text: give --calibration",
     "--calibration text.npy --calibration-tokens 1": "--calibration-tokens is 1, expected at least 2",
     "--calibration text.npy --calibration-tokens -5": "'-5' is no number of tokens such as 5M, 250K or 1000000",
     "--calibration missing.npy": "'missing.npy' are not there",
@@ -248,8 +248,12 @@ def test_options_that_do_not_fit_are_refused_before_any_work(
     assert contents(tmp_path) == before
 
 
-def test_no_refit_without_text_is_what_happens_anyway(gpt2: Path, command: Command) -> None:
-    assert converted(command, "--no-refit")["warnings"] == []
+def test_without_a_tokenizer_there_is_no_text_and_a_warning(gpt2: Path, command: Command) -> None:
+    found = converted(command, "--no-refit")
+    assert found["calibration"] is None
+    assert found["quality"] is None
+    (warning,) = found["warnings"]
+    assert warning.startswith("'gpt2' has no tokenizer, so that layers were fitted from the weights alone")
 
 
 def test_a_method_that_reads_no_text_can_be_refitted_on_it(gpt2: Path, tmp_path: Path, command: Command) -> None:
@@ -357,8 +361,10 @@ def test_a_sample_is_calibrated_on_its_own_text_or_the_bundled(text: str, tmp_pa
     found = converted(command, "--calibration", text, model="sample:gpt2", sizes=sizes)
     assert found["calibration"] == {"text": text, "tokens": 512, "refit": True}
     assert config_of(tmp_path / "out")["convert_attn"]["calibration"] == found["calibration"]
-    plain = converted(command, "--overwrite", model="sample:gpt2", sizes=("--to", "mqa", "--output", "plain"))
+    sizes = ("--to", "mqa", "--output", "plain")
+    plain = converted(command, "--calibration", "none", model="sample:gpt2", sizes=sizes)
     assert plain["calibration"] is None
+    assert "ruins real ones" in plain["warnings"][0]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "plain")]
     assert files[0] != files[1]
 
