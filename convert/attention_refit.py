@@ -11,8 +11,8 @@ which is twice the KL divergence between the two attentions to second order wher
 p alone, tokens that the original never looks at could get any score: w is half p, and for the rest what the conversion
 looks at and an even share of all tokens. Scores are linear in the queries for given keys and the other way round;
 outputs are linear in the values. Each half-step is a damped least-squares problem, solved by a few steps of
-preconditioned conjugate gradients (Hestenes & Stiefel 1952), which never form its matrix. What damping pulls towards is
-what the method gave, in the metric of the inputs' second moments.
+`conjugate_gradients`, which never form its matrix. Damping pulls towards what the method gave, in the metric of the
+inputs' second moments.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
+from convert_attn.convert.attention_sample import Sample, gathered, mixed, scores_of
+from convert_attn.convert.conjugate_gradients import conjugate_gradients, regular
 from convert_attn.convert.functional import (
-    Attention,
     Rule,
     keys,
     latent_of,
@@ -40,95 +41,12 @@ from convert_attn.convert.latent import LatentWeights
 
 Weights = AttentionWeights | LatentWeights
 
-_PAIRS = 2**20  # of a query and a token in the sample, for each head
-_FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
 _DAMPING = 1.0  # of a change of queries or keys, as a share of what it does to the scores of a typical token
 _VALUE_DAMPING = 0.01
 _OUTPUT_RIDGE = 0.1
 _STEPS = 5
 _ROUNDS = 2  # of values and output projection
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Some windows of the text at one layer, and some queries of each.
-
-    Attributes:
-        inputs: [B, T, D] batches of what the converted attention reads.
-        scores: [B, H, r, T] of the original.
-        attention: [B, H, r, T] of the original, rows sum to one.
-        outputs: [B, r, D] of the original's attention.
-        weights: [B, r, 1] what the square of an error of the output counts.
-        rows: [r] positions of the queries.
-    """
-
-    inputs: list[Tensor]
-    scores: list[Tensor]
-    attention: list[Tensor]
-    outputs: list[Tensor]
-    weights: list[Tensor]
-    rows: Tensor
-
-
-def sampled_windows(count: int, length: int) -> Tensor:
-    """Which of `count` windows of `length` tokens are in a sample."""
-    most = max(1, _PAIRS // (_FEWEST * length))
-    return torch.linspace(0, count - 1, min(count, most)).round().long()
-
-
-def sampled_rows(windows: int, length: int) -> Tensor:
-    """Which positions of each sampled window are queries."""
-    stride = max(1, -(-windows * length * length // _PAIRS))
-    return torch.arange(min(stride, length) - 1, length, stride)
-
-
-def sample_original(
-    weights: AttentionWeights, batches: Sequence[tuple[Tensor, Tensor, Tensor]], rule: Rule, order: Sequence[int]
-) -> Sample:
-    """What the original's attention does on a sample.
-
-    Args:
-        batches: of inputs after the norm in the original and in the conversion [B, T, D], and of residual streams
-            in front of the original's attention.
-        order: the original's query heads in the order of the conversion's.
-    """
-    windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
-    rows = sampled_rows(windows, length).to(batches[0][0].device)
-    hidden = may_not_look(rule, length, rows)
-    found = Sample([], [], [], [], [], rows)
-    for original, converted, stream in batches:
-        query, key, value = queries(weights, original[:, rows], rule, rows), keys(weights, original, rule), None
-        scores = _scores(query * rule.scale, key)
-        attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        value = values(weights, original)
-        out = Attention(weights, original, rule).output(_mixed(attention, value).transpose(1, 2))
-        found.inputs.append(converted)
-        found.scores.append(scores[:, order])
-        found.attention.append(attention[:, order])
-        found.outputs.append(out)
-        found.weights.append((stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal())
-    return found
-
-
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """[B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    scores: Tensor = (grouped @ key[:, :, None].mT).flatten(1, 2)
-    return scores
-
-
-def _mixed(attention: Tensor, value: Tensor) -> Tensor:
-    """[B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
-    grouped = attention.unflatten(1, (value.shape[1], -1))
-    mixed: Tensor = (grouped @ value[:, :, None]).flatten(1, 2)
-    return mixed
-
-
-def _gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
-    """The transpose of both: [B, H, r, T] and [B, H, r, e] -> [B, K, T, e], heads that share one summed."""
-    summed: Tensor = (parts.mT @ tokens).unflatten(1, (heads, -1)).sum(2)
-    return summed
 
 
 @dataclass(frozen=True)
@@ -285,7 +203,7 @@ class LayerRefit:
         even = (~hidden).to(torch.float32)
         even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
         for batch, own in enumerate(self.sample.attention):
-            seen = _scores(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
+            seen = scores_of(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
             self._importance.append(_OWN * own + _SEEN * seen + even)
 
     def _centred(self, batch: int, errors: Tensor) -> Tensor:
@@ -294,7 +212,7 @@ class LayerRefit:
         return w * (errors - (w * errors).sum(-1, keepdim=True))
 
     def _missing(self, batch: int, query: Tensor, key: Tensor) -> Tensor:
-        return self._centred(batch, self.sample.scores[batch] - _scores(query, key))
+        return self._centred(batch, self.sample.scores[batch] - scores_of(query, key))
 
     def _solve_queries(self) -> None:
         rows, scale, parts = self.sample.rows, self.rule.scale, self._query_parts()
@@ -303,7 +221,7 @@ class LayerRefit:
         def pull(gradients: Sequence[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
             for batch, gradient in enumerate(gradients):
-                back = _mixed(gradient, every[batch]) * scale
+                back = mixed(gradient, every[batch]) * scale
                 for total, part in zip(sums, parts, strict=True):
                     total += part.pulled(back[..., part.columns], batch, rows)
             return sums
@@ -313,7 +231,7 @@ class LayerRefit:
                 torch.cat([part.given(c, batch, rows) for part, c in zip(parts, changes, strict=True)], -1) * scale
                 for batch in range(len(every))
             )
-            return pull([self._centred(b, _scores(query, every[b])) for b, query in enumerate(given)])
+            return pull([self._centred(b, scores_of(query, every[b])) for b, query in enumerate(given)])
 
         weight = sum(
             torch.einsum("bhrt,bhte->he", self._importance[b], key.square().repeat_interleave(self._shared(key), 1))
@@ -335,7 +253,7 @@ class LayerRefit:
             sums = [torch.zeros_like(part.weight) for part in parts]
             for batch, gradient in enumerate(gradients):
                 for total, part in zip(sums, parts, strict=True):
-                    back = _gathered(gradient, every[batch][..., part.columns], part.weight.shape[0])
+                    back = gathered(gradient, every[batch][..., part.columns], part.weight.shape[0])
                     total += part.pulled(back, batch)
             return sums
 
@@ -343,7 +261,7 @@ class LayerRefit:
             gradients = []
             for batch, query in enumerate(every):
                 scores = sum(
-                    _scores(query[..., part.columns], part.given(change, batch))
+                    scores_of(query[..., part.columns], part.given(change, batch))
                     for part, change in zip(parts, changes, strict=True)
                 )
                 assert isinstance(scores, Tensor)
@@ -371,7 +289,7 @@ class LayerRefit:
         for part in parts:
             of_part = weight[:, part.columns].mean(-1).unflatten(0, (part.weight.shape[0], -1)).sum(1)
             sizes.append(of_part.clamp_min(of_part.max() * 1e-6 + 1e-30)[:, None, None])
-            metric = _regular(part.metric)
+            metric = regular(part.metric)
             metrics.append(metric.float())
             inverses.append(torch.linalg.inv(metric).float())
 
@@ -396,7 +314,7 @@ class LayerRefit:
         rows, length = self.sample.rows, self.sample.inputs[0].shape[1]
         hidden = may_not_look(self.rule, length, rows)
         seen = [
-            _scores(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
+            scores_of(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
             for batch in range(len(self.sample.inputs))
         ]
         self._count(seen)
@@ -407,7 +325,7 @@ class LayerRefit:
 
     def _heads_out(self, seen: Tensor, batch: int) -> Tensor:
         """[B, r, H, a]."""
-        return _mixed(seen, values(self.weights, self.sample.inputs[batch])).transpose(1, 2)
+        return mixed(seen, values(self.weights, self.sample.inputs[batch])).transpose(1, 2)
 
     def _missing_output(self, batch: int, heads: Tensor) -> Tensor:
         """What the output lacks: [B, r, D]."""
@@ -444,21 +362,21 @@ class LayerRefit:
             total = torch.zeros_like(part.weight)
             for batch, missing in enumerate(lacking):
                 heads = torch.einsum("brD,hDa->bhra", missing, o)
-                total += part.pulled(_gathered(seen[batch], heads, n), batch)
+                total += part.pulled(gathered(seen[batch], heads, n), batch)
             return [total]
 
         def apply(changes: list[Tensor]) -> list[Tensor]:
             outs = []
             for batch, attention in enumerate(seen):
-                heads = _mixed(attention, part.given(changes[0], batch))
+                heads = mixed(attention, part.given(changes[0], batch))
                 out = torch.einsum("bhra,hDa->brD", heads, o)
                 outs.append(out * self._counts[batch])
             return pull(outs)
 
         weight = sum(float(w.sum()) for w in self._counts)
         readers = torch.einsum("hDa,hDb->hab", o, o).unflatten(0, (n, -1)).sum(1).double()  # [n, a, a]
-        readers = torch.stack([_regular(reader) for reader in readers]) * weight
-        metric = _regular(part.metric)
+        readers = torch.stack([regular(reader) for reader in readers]) * weight
+        metric = regular(part.metric)
         inverse, left = torch.linalg.inv(metric).float(), torch.linalg.inv(readers).float()
         size = readers.diagonal(0, 1, 2).mean(-1)[:, None, None].float()
 
@@ -473,42 +391,3 @@ class LayerRefit:
         )
         (change,) = conjugate_gradients(damped, right, lambda rest: [left @ rest[0] @ inverse], _STEPS)
         self.weights = part.moved(self.weights, change)
-
-
-def _regular(moment: Tensor) -> Tensor:
-    """A second moment in float64 that can be inverted."""
-    moment = moment.double()
-    size = moment.diagonal().mean().clamp_min(1e-30)
-    return moment + 1e-3 * size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-
-
-def conjugate_gradients(
-    apply: Callable[[list[Tensor]], list[Tensor]],
-    right: list[Tensor],
-    precondition: Callable[[list[Tensor]], list[Tensor]],
-    steps: int,
-) -> list[Tensor]:
-    """An approximate solution of apply(x) = right, for a symmetric positive definite map of lists of tensors."""
-
-    def dot(left: list[Tensor], other: list[Tensor]) -> float:
-        return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(left, other, strict=True))
-
-    found = [torch.zeros_like(part) for part in right]
-    rest, ahead = [part.clone() for part in right], precondition(right)
-    direction, now = ahead, dot(right, ahead)
-    first = now
-    for _ in range(steps):
-        if not now > max(first * 1e-10, 1e-30):
-            break
-        moved = apply(direction)
-        along = dot(direction, moved)
-        if not along > 0:
-            break
-        for x, d in zip(found, direction, strict=True):
-            x += now / along * d
-        for r, m in zip(rest, moved, strict=True):
-            r -= now / along * m
-        ahead = precondition(rest)
-        before, now = now, dot(rest, ahead)
-        direction = [a + now / before * d for a, d in zip(ahead, direction, strict=True)]
-    return found

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.attention_refit import LayerRefit, Sample, sample_original, sampled_windows
+from convert_attn.convert.attention_refit import LayerRefit
+from convert_attn.convert.attention_sample import Sample, sample_original, sampled_windows
 from convert_attn.convert.calibrate import batches, spool
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.methods.base import LayerContext

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.attention_refit import LayerRefit, Sample, conjugate_gradients, sample_original, sampled_rows
+from convert_attn.convert.attention_refit import LayerRefit
+from convert_attn.convert.attention_sample import Sample, sample_original, sampled_rows
+from convert_attn.convert.conjugate_gradients import conjugate_gradients
 from convert_attn.convert.functional import Attention, Rule
 from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.output_ridge import Regression, solve
