@@ -91,6 +91,6 @@ def mixed(attention: Tensor, value: Tensor) -> Tensor:
 
 
 def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
-    """The transpose of both: [B, H, r, T] and [B, H, r, e] -> [B, K, T, e], summed over queries and heads that share."""
+    """The transpose of both, summed over queries and heads that share: [B, H, r, T], [B, H, r, e] -> [B, K, T, e]."""
     summed: Tensor = (parts.mT @ tokens).unflatten(1, (heads, -1)).sum(2)
     return summed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,3 +147,8 @@ class Command:
         captured = self._capsys.readouterr()
         err, shown = split_progress(captured.err)
         return Outcome(exit_info.value.code or 0, captured.out, err, shown)  # type: ignore[arg-type]
+
+
+def besides_text(warnings: Iterable[str]) -> list[str]:
+    """Warnings, but for that on tiny models without text that they could be fitted on."""
+    return [warning for warning in warnings if "fitted from the weights alone" not in warning]
