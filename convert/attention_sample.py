@@ -11,7 +11,7 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.functional import Attention, Rule, keys, may_not_look, queries, values
 
-_PAIRS = 2**20  # of a query and a token in the sample, for each head
+_PAIRS = 2**21  # of a query and a token in the sample, for each head
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
 

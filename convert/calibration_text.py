@@ -24,7 +24,7 @@ TOKEN_FILE = ".npy"
 TOKENS, SELF_TOKENS, AUTO_TOKENS = 131072, 16384, 32768
 """How many are used where the user does not say: of text, of what the model has to write first, of the package's."""
 
-_WINDOW = 1024
+_WINDOW = 512
 _HELD_WINDOW, _HELD = 512, 12  # tokens in a window that is measured on, and how many of them
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits

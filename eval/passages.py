@@ -6,15 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convert_attn.convert import samples
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.samples import heldout_text
+from convert_attn.convert.samples import general_heldout_text, heldout_text
 from convert_attn.convert.text import read_documents
 
 BUNDLED = "bundled held-out text: 12 modules of the Python standard library"
@@ -60,7 +58,7 @@ class Passages:
 
 def general_text() -> str:
     """Give the bundled held-out text of several kinds, documents with lines `<|endoftext|>` between them."""
-    return (files(samples) / "general-heldout.txt").read_text(encoding="utf-8")
+    return general_heldout_text()
 
 
 def bundled_documents() -> list[str]:
