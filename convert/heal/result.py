@@ -139,7 +139,7 @@ def _write_config(student: Source, entry: dict[str, Any], folder: Path) -> None:
     config = dict(student.config)
     block = dict(config["convert_attn"])
     block["heal"] = [*block.get("heal", []), entry]
-    if "quality" in block:  # of the conversion: these weights are others
+    if block.get("quality"):  # of the conversion: these weights are others
         block["quality_before_heal"] = block.pop("quality")
     config["convert_attn"] = block
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
