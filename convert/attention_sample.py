@@ -63,11 +63,10 @@ def sample_original(
     hidden = may_not_look(rule, length, rows)
     found = Sample([], [], [], [], [], rows)
     for original, converted, stream in batches:
-        query, key, value = queries(weights, original[:, rows], rule, rows), keys(weights, original, rule), None
+        query, key = queries(weights, original[:, rows], rule, rows), keys(weights, original, rule)
         scores = scores_of(query * rule.scale, key)
         attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        value = values(weights, original)
-        out = Attention(weights, original, rule).output(mixed(attention, value).transpose(1, 2))
+        out = Attention(weights, original, rule).output(mixed(attention, values(weights, original)).transpose(1, 2))
         found.inputs.append(converted)
         found.scores.append(scores[:, order])
         found.attention.append(attention[:, order])
