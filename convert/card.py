@@ -74,7 +74,8 @@ def calibrated_on(plan: Plan, tokens: int) -> str:
         "self": "text that the model wrote",
     }.get(text, Path(text).name if Path(text).exists() else text)
     counted = f"{tokens:,} tokens of " if tokens else ""
-    refit = " and solved anew on it, layer by layer" if plan.refit else ""
+    mlp = ", the projection that ends each MLP too" if plan.refit_mlp else ""
+    refit = f" and solved anew on it, layer by layer{mlp}" if plan.refit else ""
     return f"{counted}{named}{refit}"
 
 
@@ -105,6 +106,16 @@ def _made(plan: Plan) -> str:
     return f"`{origin.label}`{below}{commit}, converted by convert-attn {__version__}"
 
 
+def _differs(plan: Plan) -> str:
+    """Which tensors are not the source's."""
+    if plan.refit_mlp:
+        return (
+            f"The attention projections differ from the source, and so does the projection\nthat ends each MLP "
+            f"(`{plan.arch.mlp_output}`); every other tensor is the same."
+        )
+    return "Only the attention projections differ from the source; every other\ntensor is the same."
+
+
 def _body(plan: Plan, made: Made) -> str:
     before, after = plan.cache_bytes
     name = plan.output.absolute().name
@@ -127,8 +138,7 @@ to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
 | KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
 
 Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, made.tokens)}, seed {plan.request.seed}.
-No training followed the conversion. Only the attention projections differ from the source; every other
-tensor is the same.{_quality(made)}
+No training followed the conversion. {_differs(plan)}{_quality(made)}
 
 The same bytes again, with the versions in `config.json` (`convert_attn`):
 

@@ -76,10 +76,14 @@ def cli() -> None:
     "--calibration-tokens", type=Count(), help="At most this many [default: 131072; auto: 32768; self: 16384]."
 )
 @click.option(
-    "--refit/--no-refit",
-    default=None,
-    help="Solve the attention anew on the text, layer by layer [default: as the method does].",
+    "--refit",
+    type=click.Choice(["attention", "mlp"]),
+    is_flag=False,
+    flag_value="attention",
+    help="Solve the attention anew on the text, layer by layer [default: as the method does]; mlp: the projection that "
+    "ends each MLP too, which changes tensors outside attention.",
 )
+@click.option("--no-refit", is_flag=True, help="Leave the attention as the method made it.")
 @click.option(
     "--measure/--no-measure",
     default=True,
@@ -128,7 +132,16 @@ def cli() -> None:
 @click.option("--private", is_flag=True, help="With --push: make the repository private.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; read no weights, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+def convert(
+    model: str,
+    refit: str | None,
+    no_refit: bool,
+    repo: str | None,
+    private: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Convert MODEL and write a checkpoint folder."""
     from convert_attn.convert import api
     from convert_attn.convert.report import plan_dict, plan_table, summary_lines, warning_lines
@@ -139,7 +152,7 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         from convert_attn.convert.push import check_login
 
         check_login(repo)  # before hours of work, not after them
-    plan = api.plan(model, **options)
+    plan = api.plan(model, **options, refit=_refit(refit, no_refit))
     console = Console(stderr=as_json)
     if not as_json:
         console.print(plan_table(plan))
@@ -162,6 +175,17 @@ def convert(model: str, repo: str | None, private: bool, dry_run: bool, as_json:
         made = plan_dict(result.plan, result.made)
         made |= {"weights_bytes": result.nbytes, "warnings": list(result.warnings)}
         click.echo(json.dumps(made | pushed, indent=2))
+
+
+def _refit(asked: str | None, none: bool) -> bool | str | None:
+    """As `Request.refit` has it.
+
+    Raises:
+        UsageError: both were given.
+    """
+    if none and asked is not None:
+        raise UsageError("--refit and --no-refit say the opposite: give one of them")
+    return False if none else True if asked == "attention" else asked
 
 
 def _push_made(folder: Path, repo: str, as_json: bool, **options: Any) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
     if text is None or (tokens == 0 and plan.request.calibration == AUTO):
         return None
     # a file's own name, never the path to it
-    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": plan.refit}
+    refit = "mlp" if plan.refit_mlp else plan.refit
+    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": refit}
 
 
 def _carry(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert import calibration_text
-from convert_attn.convert.allocate import Trial, allocate, splits
+from convert_attn.convert.allocate import Trial, splits
 from convert_attn.convert.calibrate import Calibration, Collecting, calibrate, collecting, kept
 from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, shipped_windows
 from convert_attn.convert.class_facts import typed_config
@@ -21,7 +21,7 @@ from convert_attn.convert.measure import Head, Measured, Report, can_be_measured
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.plan import Plan, no_text, replan
 from convert_attn.convert.progress import Progress
-from convert_attn.convert.refit import SideBySide
+from convert_attn.convert.refit import NewLayer, SideBySide
 from convert_attn.convert.repeat import public
 from convert_attn.convert.stream import Stream
 from convert_attn.convert.targets.base import Converted
@@ -41,7 +41,7 @@ class Fitting:
     """
 
     plan: Plan
-    convert: Callable[[int], Converted]
+    convert: Callable[[int], NewLayer]
     tokens: int = 0
     warnings: tuple[str, ...] = ()
     measure: Report = lambda: "not asked for"
@@ -52,7 +52,7 @@ def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
     """Everything that comes before the first layer is converted."""
     layers = Layers(plan)
     if plan.unchanged:
-        yield Fitting(plan, layers.read, measure=lambda: "nothing was changed")
+        yield Fitting(plan, lambda layer: NewLayer(layers.read(layer)), measure=lambda: "nothing was changed")
         return
     with torch.no_grad(), ExitStack() as stack:
         yield _Session(plan, stack, progress).fitting()
@@ -85,7 +85,7 @@ class _Session:
                 known = calibrate(
                     plan.source, stream, read, windows.fit, sizes.num_layers, sizes.num_heads, self.progress
                 )
-                plan = _sized(plan, layers, Trial(layers, stream, known, windows.selection), known, self.progress)
+                plan = _sized(plan, Trial(layers, stream, known, windows.selection), self.progress)
             else:
                 known = kept(plan.source, windows.fit, stream.device)
         collected = None
@@ -101,6 +101,7 @@ class _Session:
                 held,
                 heads=sizes.num_heads,
                 dtype=DTYPES[plan.cache_dtype],
+                mlp=plan.refit_mlp,
             )
         )
         run = _Run(Layers(plan), pair, known or collected, collected)
@@ -153,7 +154,7 @@ class _Session:
 
 def _chooses_sizes(plan: Plan) -> bool:
     """Whether sizes are chosen on the text, before any layer is converted."""
-    asked = plan.request.cache_ratio is not None and plan.method.losses is not None
+    asked = plan.request.cache_ratio is not None and plan.method.chooses_sizes
     return asked and isinstance(plan.form, LatentCache)
 
 
@@ -166,7 +167,7 @@ def _short(tokens: int, hidden: int) -> tuple[str, ...]:
     )
 
 
-def _sized(plan: Plan, layers: Layers, trial: Trial, known: Calibration, progress: Progress) -> Plan:
+def _sized(plan: Plan, trial: Trial, progress: Progress) -> Plan:
     """MLA by --cache-ratio: the split and the ranks are chosen; sizes that the user gave stay."""
     form, sizes = plan.form, plan.geometry
     if not _chooses_sizes(plan) or not isinstance(form, LatentCache):
@@ -174,7 +175,7 @@ def _sized(plan: Plan, layers: Layers, trial: Trial, known: Calibration, progres
     if form.rope_dim:
         form = trial.best(splits(form, sizes.hidden_size, sizes.num_kv_heads * sizes.head_dim), progress)
     if plan.target.layout == "custom":
-        form = allocate(layers, known, form, progress)
+        form = trial.ranks(form, progress)
     return replan(plan, form)
 
 
@@ -192,7 +193,7 @@ class _Run:
     known: Calibration | Collecting | None
     collected: Collecting | None
 
-    def convert(self, layer: int) -> Converted:
+    def convert(self, layer: int) -> NewLayer:
         """The layer's new form."""
         weights, form = self.layers.read(layer), self.layers.plan.form
         of_layer = form.of_layer(layer) if isinstance(form, LatentCache) else None
@@ -202,5 +203,5 @@ class _Run:
             return self.layers.convert(weights, context, of_layer), context
 
         if not self.pair.runs:
-            return new()[0]
+            return NewLayer(new()[0])
         return self.pair.settle(layer, weights, new, None if self.collected is None else self.collected.watch)

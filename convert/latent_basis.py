@@ -76,14 +76,6 @@ def fit_latent(keys: Reading, values: Reading, rank: int, sweeps: int = 20) -> L
     return _two_metrics(start.down, (keys.weight, second_k), (values.weight, second_v), sweeps)
 
 
-def direction_values(keys: Reading, values: Reading) -> Tensor:
-    """What each direction is worth when keys and values are weighed in their mean metric, largest first: [D]."""
-    root = psd_sqrt((keys.moments.matrix() + values.moments.matrix()) / 2)
-    found = torch.linalg.eigvalsh(root @ (keys.weight + values.weight) @ root)
-    values_down: Tensor = found.flip(0).clamp_min(0)
-    return values_down
-
-
 def _one_metric(weight: Tensor, root: Tensor, variance: Tensor, rank: int) -> Latent:
     """Eigenvectors U of L^T P L, L L^T = C: down = eigenvalue^-1 U^T L^T P."""
     weighed = weight @ root

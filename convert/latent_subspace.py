@@ -8,7 +8,7 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.factor import damping, double
 from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.latent_basis import Reading, direction_values, exact_latent, fit_latent
+from convert_attn.convert.latent_basis import Reading, exact_latent, fit_latent
 from convert_attn.convert.latent_fit import fit_shared_rotary_key, mean_rotation
 from convert_attn.convert.latent_parts import (
     Decoupled,
@@ -75,13 +75,6 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
         latent = fit_latent(*_readings(weights, queries, decoupled, context), sizes.rank)
     # not centred: attention does not average tokens evenly, and the mean over tokens is not what values meet
     return assemble(weights, decoupled, latent, torch.zeros_like(context.moments.mean))
-
-
-def losses(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> Tensor:
-    """What each direction of the latent is worth, largest first: [D]; what a rank r loses is the sum from r on."""
-    queries = own_gram(weights.q, weights.q_bias, context.moments)
-    decoupled = decouple(weights, sizes, queries, context)
-    return direction_values(*_readings(weights, queries, decoupled, context))
 
 
 def _rows(weights: AttentionWeights, decoupled: Decoupled, rank: int) -> Tensor | None:

@@ -118,11 +118,3 @@ class Layers:
                 f"method '{self.plan.method.name}' chose rotary frequencies of its own, but {self.plan.target.name} "
                 "prescribes them: give --layout custom or another --method"
             )
-
-    def losses(self, weights: AttentionWeights, context: LayerContext, form: LatentCache) -> Tensor:
-        """What each direction of the latent is worth to the plan's method, largest first: [D]."""
-        losses = self.plan.method.losses
-        if losses is None:
-            raise UsageError(f"method '{self.plan.method.name}' cannot tell ranks apart: give --rank")
-        with on_device(self.plan.request.device):
-            return losses(weights, LatentSizes(form.rank, form.rope_dim), context)

@@ -103,9 +103,14 @@ class Plan:
 
     @property
     def refit(self) -> bool:
-        """Whether output projections are solved anew on calibration text."""
+        """Whether the attention is solved anew on calibration text."""
         asked = self.request.refit
-        return self.text is not None and (self.method.refit if asked is None else asked)
+        return self.text is not None and bool(self.method.refit if asked is None else asked)
+
+    @property
+    def refit_mlp(self) -> bool:
+        """Whether the projections that end the MLPs are solved anew too."""
+        return self.refit and self.request.refit == "mlp"
 
     @property
     def cache_dtype(self) -> str:
@@ -136,6 +141,11 @@ class Plan:
     def block(self, layer: int) -> str:
         """Prefix of a block's tensors."""
         return self.prefix + self.arch.block.format(layer=layer)
+
+    def ends_mlp(self, output: OutputTensor) -> bool:
+        """Whether a tensor of the result is the projection that ends a block's MLP."""
+        stem = None if output.layer is None else self.block(output.layer) + self.arch.mlp_output
+        return stem is not None and output.info.name in (f"{stem}.weight", f"{stem}.bias")
 
 
 def choose_method(name: str, to: str) -> Method:

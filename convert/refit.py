@@ -3,7 +3,8 @@
 At every layer the converted attention reads what the layers before it, converted already, have made of the text. Its
 queries, keys and values are solved for against what the original's attention does (`attention_refit`), then its output
 projection, so that the sum of the residual stream and the attention's output comes as near as it can to the original's
-(`output_ridge`). What comes out is kept where it does better on the selection text. The held-out text only looks on.
+(`output_ridge`); and, where that is asked for, the projection that ends the MLP (`mlp_refit`). What comes out is kept
+where it does better on the selection text. The held-out text only looks on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from convert_attn.convert.attention_sample import Sample, sample_original, sampl
 from convert_attn.convert.calibrate import batches, spool
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.methods.base import LayerContext
+from convert_attn.convert.mlp_refit import MlpOutput, solve_mlp
 from convert_attn.convert.output_ridge import Regression, solve
 from convert_attn.convert.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
@@ -47,6 +49,14 @@ def _as(weights: Converted, dtype: torch.dtype) -> Converted:
     if "inv_freq" in changed:  # no weight: config.json holds it
         changed["inv_freq"] = vars(weights)["inv_freq"]
     return replace(weights, **changed)
+
+
+@dataclass(frozen=True)
+class NewLayer:
+    """A layer's new form: its attention, and the projection that ends its MLP where that was solved anew."""
+
+    attention: Converted
+    mlp: MlpOutput | None = None
 
 
 @dataclass
@@ -85,6 +95,7 @@ class SideBySide:
         held: [K, T'] token ids that only look on, None where nothing is measured.
         heads: H, for the size of batches.
         dtype: that the conversion is stored in: the layers after it read what rounded weights make.
+        mlp: the projections that end the MLPs are solved anew too.
     """
 
     def __init__(
@@ -96,8 +107,9 @@ class SideBySide:
         *,
         heads: int,
         dtype: torch.dtype,
+        mlp: bool = False,
     ) -> None:
-        self._stream, self._dtype, self._heads = stream, dtype, heads
+        self._stream, self._dtype, self._heads, self._mlp = stream, dtype, heads, mlp
         self._tokens = {"fit": fit, "selection": selection, "held": held}
         self._stack = ExitStack()
         self._texts: dict[str, _Text] = {}
@@ -142,7 +154,7 @@ class SideBySide:
         weights: AttentionWeights,
         convert: Callable[[], tuple[Converted, LayerContext]],
         watch: Watch | None = None,
-    ) -> Converted:
+    ) -> NewLayer:
         """The converted layer, solved anew where there is text for it; both runs move on a layer.
 
         Args:
@@ -154,10 +166,12 @@ class SideBySide:
             inputs = self._inputs(block) if self.solves else []
             self._advance_original(block, weights, watch)
             converted, context = convert()
+            mlp = None
             if self.solves:
                 converted = self._solved(block, weights, converted, context, inputs)
+                mlp = self._solved_mlp(block, converted) if self._mlp else None
             self._advance_converted(block, converted)
-        return converted
+        return NewLayer(converted, mlp)
 
     def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Of sampled windows: what both attentions read, and the original's stream."""
@@ -225,6 +239,23 @@ class SideBySide:
         ).run()
         best = min((plain, solved), key=lambda candidate: self._error(block, candidate))
         return self._with_output(block, best)
+
+    def _solved_mlp(self, block: Block, converted: Converted) -> MlpOutput:
+        """The projection that ends the MLP, from now on in the block, as it is stored."""
+        weights, device = rounded(converted, self._dtype), self._stream.device
+
+        def states(name: str) -> Iterator[tuple[Tensor, ...]]:
+            text = self._texts[name]
+            assert text.attended is not None
+            parts = (part.split(self._sizes[name]) for part in (text.converted, text.attended, text.original))
+            for batch in zip(*parts, strict=True):
+                yield tuple(part.to(device) for part in batch)
+
+        found = solve_mlp(
+            block, lambda x: Attention(weights, x, block.rule).output(), states("fit"), states("selection")
+        )
+        found.rounded(self._dtype).put(block.mlp_output)
+        return found
 
     def _misses(self, name: str, block: Block, weights: Converted) -> Iterator[tuple[Tensor, ...]]:
         """Head outputs [n, H a], what the attention and the stream before it lack, the stream [n, D]; by batch."""

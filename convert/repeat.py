@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shlex
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,19 @@ def read_provenance(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"'{folder}' is no folder that convert-attn made (its config.json has no `convert_attn`): convert first"
         )
     return config, block
+
+
+def solved_mlp(provenance: dict[str, Any], mlp_output: str) -> Callable[[str], bool]:
+    """Tell which tensors outside attention a conversion has changed, by their names.
+
+    Args:
+        provenance: config.json's block `convert_attn`, {} where there is none.
+        mlp_output: the projection that ends an MLP, as `Architecture` has it.
+    """
+    calibration = provenance.get("calibration")
+    changed = isinstance(calibration, dict) and calibration.get("refit") == "mlp"
+    ends = (f".{mlp_output}.weight", f".{mlp_output}.bias")
+    return lambda name: changed and name.endswith(ends)
 
 
 def describe(provenance: dict[str, Any]) -> str:

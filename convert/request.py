@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import UsageError
@@ -29,7 +30,8 @@ class Request:
         calibration: text: "auto" (what the package has for any model; for a bundled sample its own), "sample", "self",
             or what `read_documents` takes; "none" or None: weights only.
         calibration_tokens: how many of it at most; None: as `calibration_windows` says.
-        refit: solve output projections anew on the text; None: where the method does by itself.
+        refit: solve the attention anew on the text; "mlp": the projection that ends each MLP too, which changes tensors
+            outside attention; None: the attention where the method does by itself.
         measure: original and result are compared on held-out text when the conversion is done.
         layout: "auto", "native" or "custom".
         output: the folder to make, None for the default name in the working directory.
@@ -48,7 +50,7 @@ class Request:
     method: str = "subspace"
     calibration: str | None = "auto"
     calibration_tokens: int | None = None
-    refit: bool | None = None
+    refit: bool | Literal["mlp"] | None = None
     measure: bool = True
     layout: str = "auto"
     output: Path | None = None

@@ -91,20 +91,24 @@ def _write_weights(
         by_layer: dict[int, list[OutputTensor]] = {}
         others: list[OutputTensor] = []
         for output in plan.outputs:
-            if output.origin == "attention" and output.layer is not None:
+            computed = output.origin == "attention" or (plan.refit_mlp and plan.ends_mlp(output))
+            if computed and output.layer is not None:
                 by_layer.setdefault(output.layer, []).append(output)
             else:
                 others.append(output)
         for done, (layer, outputs) in enumerate(sorted(by_layer.items())):
             progress("attention", done, len(by_layer))
             with torch.no_grad():
-                converted = fitting.convert(layer)
+                new = fitting.convert(layer)
+                converted = new.attention
                 if layer in asked:
                     answers.append(answer(asked.pop(layer), converted))
                 if plan.balanced:
                     converted = balanced(converted, plan.arch.position == "rope")
                 with on_device(plan.request.device):
                     tensors = plan.target.tensors(plan.blueprint, converted, layer)
+                if new.mlp is not None:
+                    tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
             if isinstance(converted, LatentWeights):
                 found.append(tuple(converted.inv_freq.tolist()))
             for output in outputs:

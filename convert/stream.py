@@ -24,12 +24,14 @@ class Block:
     """One decoder block with its weights in memory.
 
     Attributes:
+        mlp_output: the projection that ends its MLP.
         rule: how its scores become probabilities.
     """
 
     module: nn.Module
     norm: nn.Module
     attention: nn.Module
+    mlp_output: nn.Module
     rule: Rule
 
     def normalised(self, states: Tensor) -> Tensor:
@@ -80,4 +82,5 @@ class Stream:
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
-            yield Block(module, module.get_submodule(self._arch.norm.name), attention, layer_rule(self._sizes, layer))
+            norm, mlp_output = (module.get_submodule(name) for name in (self._arch.norm.name, self._arch.mlp_output))
+            yield Block(module, norm, attention, mlp_output, layer_rule(self._sizes, layer))

@@ -46,6 +46,7 @@ class Architecture:
         qkv: layout of the projections.
         output: the output projection, [D, H d].
         norm: the norm whose output the projections read.
+        mlp_output: the projection that ends the block's MLP, [D, F].
         position: "rope" (q and k turn with the position) or "learned" (added to the input).
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
@@ -63,6 +64,7 @@ class Architecture:
     output: str
     norm: Norm
     position: Literal["rope", "learned"]
+    mlp_output: str = "mlp.down_proj"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
     linears: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ ARCHITECTURE = Architecture(
     output="attn.c_proj",
     norm=Norm("ln_1"),
     position="learned",
+    mlp_output="mlp.c_proj",
     config_kv_heads=None,
     transposed=True,
     linears=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),

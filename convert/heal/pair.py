@@ -15,7 +15,8 @@ from convert_attn.convert.classes import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.hub import resolve
 from convert_attn.convert.loading import load_language_model
-from convert_attn.convert.repeat import headers_sha256, read_provenance
+from convert_attn.convert.model_types import architecture
+from convert_attn.convert.repeat import headers_sha256, read_provenance, solved_mlp
 from convert_attn.convert.source import Origin, Source
 
 _ATTENTION = frozenset({"attn", "self_attn", "attention", "self_attention"})
@@ -83,9 +84,10 @@ def _check_source(original: Source, student: Source, provenance: dict[str, Any])
             "its tensors have other names, shapes or dtypes; give that one as --teacher"
         )
     ours, theirs = student.weights.infos, original.weights.infos
+    solved = solved_mlp(provenance, architecture(original.config["model_type"]).mlp_output)
     for tensor in ours:  # the conversion leaves most tensors as they were; the first such one tells models apart
         if tensor in theirs and ours[tensor].shape == theirs[tensor].shape and "heal" not in provenance:
-            if ours[tensor].dtype != theirs[tensor].dtype or _is_attention(tensor):
+            if ours[tensor].dtype != theirs[tensor].dtype or _is_attention(tensor) or solved(tensor):
                 continue
             if not torch.equal(student.weights.read(tensor), original.weights.read(tensor)):
                 raise UsageError(

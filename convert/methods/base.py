@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.latent import LatentSizes, LatentWeights
@@ -50,7 +49,6 @@ class LayerContext:
 
 
 CompressLatent = Callable[[AttentionWeights, LatentSizes, LayerContext], LatentWeights]
-LatentLosses = Callable[[AttentionWeights, LatentSizes, LayerContext], Tensor]
 ShareHeads = Callable[[AttentionWeights, int, LayerContext], AttentionWeights]
 
 
@@ -64,8 +62,7 @@ class Method:
         source: where it is described.
         share: weights with K heads -> weights with G heads (GQA, MQA); computed in float64, given back in the
             weights' own dtype.
-        losses: MLA: for a rotary key of some size, what each direction of the latent is worth, largest first [D]; for
-            methods that can tell before they are asked for a rank.
+        chooses_sizes: MLA by a share of the cache: the split and a rank for each layer are chosen on text.
         calibration: "none", "optional" or "needed": whether text is used.
         literal: a baseline of the literature: its weights stay what it says, and are not balanced.
         refit: where there is text, the output projections are solved anew unless the user says otherwise.
@@ -76,7 +73,7 @@ class Method:
     source: str
     share: ShareHeads | None = None
     compress: CompressLatent | None = None
-    losses: LatentLosses | None = None
+    chooses_sizes: bool = False
     calibration: str = "none"
     literal: bool = False
     refit: bool = False

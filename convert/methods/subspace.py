@@ -22,7 +22,7 @@ from convert_attn.convert.attention import (
 )
 from convert_attn.convert.factor import Stack, damping, double
 from convert_attn.convert.grouping import Group, best_partition
-from convert_attn.convert.latent_subspace import compress, losses
+from convert_attn.convert.latent_subspace import compress
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.moments import gram, own_gram
 from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
@@ -139,7 +139,7 @@ METHOD = Method(
     source="this project; Eckart & Young 1936 on the stacked score and output forms",
     share=share,
     compress=compress,
-    losses=losses,
+    chooses_sizes=True,
     calibration="optional",
     refit=True,
 )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from convert_attn import modeling
 from convert_attn.convert.class_facts import typed_config
 from convert_attn.convert.source import Source
-from convert_attn.convert.tensors import TensorInfo
+from convert_attn.convert.tensors import TensorInfo, tensor_bytes
 from convert_attn.convert.writer import ShardWriter
 
 SMALL = 100_000_000  # bytes: a model of this size is run whole
@@ -40,6 +42,14 @@ class Blocks:
     count: int
 
 
+@dataclass(frozen=True)
+class Changed:
+    """A tensor that is another one in a cut: its dtype there, and what reads it."""
+
+    dtype: str
+    read: Callable[[], Tensor]
+
+
 def find_blocks(names: Iterable[str]) -> Blocks:
     """Find the longest run of numbered tensors; a stem of "" and no blocks where there is none."""
     numbers: dict[str, set[int]] = {}
@@ -63,7 +73,13 @@ def checked_layers(config: dict[str, Any], layers: int, nbytes: int) -> tuple[in
     return 0, layers // 2, layers - 1
 
 
-def write_cut(source: Source, layers: Sequence[int], folder: Path, code: Path | None = None) -> None:
+def write_cut(
+    source: Source,
+    layers: Sequence[int],
+    folder: Path,
+    code: Path | None = None,
+    changed: Mapping[str, Changed] | None = None,
+) -> None:
     """Write a folder with these blocks, renumbered from 0, and all that is outside the blocks, as it is stored.
 
     Args:
@@ -71,7 +87,9 @@ def write_cut(source: Source, layers: Sequence[int], folder: Path, code: Path | 
             config.
         code: where the modeling files come from that its config names; None: it is read in the class of its
             model_type, of transformers or of this package.
+        changed: tensors of the source, by name, that are others in the cut.
     """
+    changed = changed or {}
     weights, blocks = source.weights, find_blocks(source.weights.infos)
     number = {str(layer): n for n, layer in enumerate(layers)}
     infos: list[TensorInfo] = []
@@ -84,12 +102,15 @@ def write_cut(source: Source, layers: Sequence[int], folder: Path, code: Path | 
                 continue
             name = f"{blocks.stem}{number[layer]}{dot}{rest}"
         origin[name] = info.name
-        infos.append(replace(info, name=name, file=_SHARD))
+        dtype = changed[info.name].dtype if info.name in changed else info.dtype
+        infos.append(replace(info, name=name, dtype=dtype, file=_SHARD))
     folder.mkdir()
     writer = ShardWriter(folder, {_SHARD: infos}, {})
     try:
         for info in infos:
-            writer.put(info.name, weights.chunks(origin[info.name]))
+            other = changed.get(origin[info.name])
+            chunks = weights.chunks(origin[info.name]) if other is None else [tensor_bytes(other.read())]
+            writer.put(info.name, chunks)
         writer.close()
     except BaseException:
         writer.abandon()

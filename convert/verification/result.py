@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convert_attn import modeling
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.plan import Plan
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.repeat import solved_mlp
 from convert_attn.convert.source import Origin, Source
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.tensors import DTYPES, FLOATS
-from convert_attn.convert.verification.cut import checked_layers, find_blocks, write_cut
+from convert_attn.convert.verification.cut import Changed, checked_layers, find_blocks, write_cut
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.source import Probe
 
@@ -71,7 +74,8 @@ class Expected:
 
     Attributes:
         source: what it was made from: the tokenizer must be its tokenizer.
-        same_outside: everything but attention computes what the source's class computes.
+        same_outside: everything but attention computes what the source's class computes, but for what the conversion
+            says it has changed.
         trust_tokenizer: whether the tokenizer, the source's and the result's, may bring code.
         answers: of some layers.
         numbers: cached per token, for every layer.
@@ -124,7 +128,7 @@ def run_folder(
     if expected.numbers is not None:
         job["numbers"] = [expected.numbers[layer] for layer in layers]
     if expected.source is not None:
-        job |= _source_job(expected, expected.source, layers, _float_dtypes(checkpoint), work)
+        job |= _source_job(expected, expected.source, layers, checkpoint, work)
     asked = {layers.index(one.layer): one for one in expected.answers if one.layer in layers}
     if asked:
         job |= _probes(asked, work / "probes.safetensors")
@@ -146,19 +150,36 @@ def _float_dtypes(source: Source) -> set[str]:
 
 
 def _source_job(
-    expected: Expected, source: Source, layers: Sequence[int], ours: set[str], work: Path
+    expected: Expected, source: Source, layers: Sequence[int], checkpoint: Source, work: Path
 ) -> dict[str, Any]:
     """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
     job: dict[str, Any] = {"source": str(source.origin.folder.resolve())}
     if expected.same_outside:
-        write_cut(source, layers, work / "source")
-        theirs = _float_dtypes(source)
+        write_cut(source, layers, work / "source", changed=_solved_tensors(source, checkpoint))
+        ours, theirs = _float_dtypes(checkpoint), _float_dtypes(source)
         job |= {
             "cast": str(DTYPES[next(iter(ours))]).removeprefix("torch.") if ours != theirs and len(ours) == 1 else None,
             "source_model": str((work / "source").resolve()),
             "trust_model": source.config["model_type"] in modeling.FAMILIES,
         }
     return job
+
+
+def _solved_tensors(source: Source, result: Source) -> dict[str, Changed]:
+    """What a conversion says it has solved anew outside attention, as the result has it, laid out as in the source."""
+    arch = architectures().get(source.config["model_type"])
+    if arch is None:
+        return {}
+    turned = arch.transposed != architectures().get(result.config["model_type"], arch).transposed
+    solved = solved_mlp(result.config.get("convert_attn") or {}, arch.mlp_output)
+
+    def read(name: str) -> Tensor:
+        tensor = result.weights.read(name)
+        return tensor.T if turned and tensor.ndim == 2 else tensor
+
+    infos = result.weights.infos
+    names = (name for name in source.weights.infos if solved(name) and name in infos)
+    return {name: Changed(infos[name].dtype, partial(read, name)) for name in names}
 
 
 def _probes(asked: dict[int, Answer], file: Path) -> dict[str, Any]:
