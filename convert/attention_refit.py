@@ -17,7 +17,7 @@ inputs' second moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.attention_sample import Sample, gathered, mixed, scores_of
+from convert_attn.convert.attention_sample import Sample, Tile, gathered, mixed, scores_of
 from convert_attn.convert.conjugate_gradients import conjugate_gradients, regular
 from convert_attn.convert.functional import (
     Rule,
     keys,
     latent_of,
-    may_not_look,
     project,
     queries,
     turn,
@@ -42,8 +41,8 @@ from convert_attn.convert.latent import LatentWeights
 Weights = AttentionWeights | LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
-_DAMPING = 1.0  # of a change of queries or keys, as a share of what it does to the scores of a typical token
-_VALUE_DAMPING = 0.01
+_DAMPING = 0.3  # of a change of queries or keys, as a share of what it does to the scores of a typical token
+_VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
 _STEPS = 5
 _ROUNDS = 2  # of values and output projection
@@ -78,16 +77,18 @@ class _Part:
         """The transpose of `turned`."""
         return states if self.turning is None else turn(states, -self.turning, self.scale, positions)
 
-    def given(self, change: Tensor, batch: int, rows: Tensor | None = None) -> Tensor:
-        """What a change [n, e, M] of the weight makes of a batch: [B, n, T, e]."""
-        read = self.reads(batch)
-        return self.turned(project(change, None, read if rows is None else read[:, rows]), rows)
+    def given(self, change: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
+        """What a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
+        if tile is None:
+            return self.turned(project(change, None, self.reads(batch)))
+        return self.turned(project(change, None, self.reads(batch)[:, tile.rows]), tile.positions)
 
-    def pulled(self, states: Tensor, batch: int, rows: Tensor | None = None) -> Tensor:
+    def pulled(self, states: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
         """The transpose of `given`: [B, n, T, e] -> [n, e, M]."""
-        read = self.reads(batch)
-        back = self.turned_back(states, rows).permute(1, 3, 0, 2).flatten(2)  # [n, e, B T]
-        return back @ (read if rows is None else read[:, rows]).flatten(0, 1)
+        read = self.reads(batch) if tile is None else self.reads(batch)[:, tile.rows]
+        back = self.turned_back(states, None if tile is None else tile.positions)
+        rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
+        return (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
 
     def moved(self, weights: Weights, change: Tensor) -> Weights:
         """The weights with this part changed."""
@@ -189,106 +190,116 @@ class LayerRefit:
 
     # --- scores
 
-    def _queries(self, batch: int) -> Tensor:
-        rows = self.sample.rows
-        return queries(self.weights, self.sample.inputs[batch][:, rows], self.rule, rows) * self.rule.scale
+    def _queries(self, tile: Tile) -> Tensor:
+        read = self.sample.inputs[tile.batch][:, tile.rows]
+        return queries(self.weights, read, self.rule, tile.positions) * self.rule.scale
 
-    def _keys(self, batch: int) -> Tensor:
-        return keys(self.weights, self.sample.inputs[batch], self.rule)
+    def _keys(self) -> list[Tensor]:
+        return [keys(self.weights, read, self.rule) for read in self.sample.inputs]
+
+    def _seen(self, tile: Tile, key: Tensor) -> Tensor:
+        """The conversion's own attention [B, H, r, length]."""
+        scores = scores_of(self._queries(tile), key[:, :, : tile.length])
+        return scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
 
     def _weigh(self) -> None:
         """w of every query and token: see the top."""
-        rows, length = self.sample.rows, self.sample.inputs[0].shape[1]
-        hidden = may_not_look(self.rule, length, rows)
-        even = (~hidden).to(torch.float32)
-        even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
-        for batch, own in enumerate(self.sample.attention):
-            seen = scores_of(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
-            self._importance.append(_OWN * own + _SEEN * seen + even)
+        every = self._keys()
+        for tile in self.sample.tiles:
+            even = (~tile.hidden).to(torch.float32)
+            even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
+            weight = self._seen(tile, every[tile.batch]).mul_(_SEEN).add_(even)
+            self._importance.append(weight.add_(tile.attention, alpha=_OWN))
 
-    def _centred(self, batch: int, errors: Tensor) -> Tensor:
-        """The gradient, by scores, of half the error."""
-        w = self._importance[batch]
-        return w * (errors - (w * errors).sum(-1, keepdim=True))
-
-    def _missing(self, batch: int, query: Tensor, key: Tensor) -> Tensor:
-        return self._centred(batch, self.sample.scores[batch] - scores_of(query, key))
+    def _tiles(self) -> Iterator[tuple[Tile, Tensor]]:
+        """With w."""
+        return zip(self.sample.tiles, self._importance, strict=True)
 
     def _solve_queries(self) -> None:
-        rows, scale, parts = self.sample.rows, self.rule.scale, self._query_parts()
-        every = [self._keys(batch) for batch in range(len(self.sample.inputs))]
+        scale, parts, every = self.rule.scale, self._query_parts(), self._keys()
 
-        def pull(gradients: Sequence[Tensor]) -> list[Tensor]:
+        def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
-            for batch, gradient in enumerate(gradients):
-                back = mixed(gradient, every[batch]) * scale
+            for tile, gradient in zip(self.sample.tiles, gradients, strict=True):
+                back = mixed(gradient, every[tile.batch][:, :, : tile.length]) * scale
                 for total, part in zip(sums, parts, strict=True):
-                    total += part.pulled(back[..., part.columns], batch, rows)
+                    total += part.pulled(back[..., part.columns], tile.batch, tile)
             return sums
 
-        def apply(changes: list[Tensor]) -> list[Tensor]:
-            given = (
-                torch.cat([part.given(c, batch, rows) for part, c in zip(parts, changes, strict=True)], -1) * scale
-                for batch in range(len(every))
-            )
-            return pull([self._centred(b, scores_of(query, every[b])) for b, query in enumerate(given)])
+        def errors(changes: list[Tensor]) -> Iterator[Tensor]:
+            for tile, w in self._tiles():
+                given = [part.given(c, tile.batch, tile) for part, c in zip(parts, changes, strict=True)]
+                query = torch.cat(given, -1) * scale
+                yield _centred(w, scores_of(query, every[tile.batch][:, :, : tile.length]))
 
-        weight = sum(
-            torch.einsum("bhrt,bhte->he", self._importance[b], key.square().repeat_interleave(self._shared(key), 1))
-            for b, key in enumerate(every)
-        )
-        self._settle(parts, apply, pull(self._errors(every)), weight * scale**2)
+        weight = spread = torch.zeros(())
+        for tile, w in self._tiles():
+            key = every[tile.batch][:, :, : tile.length]
+            means = torch.einsum("bhre->he", mixed(w, key).square())
+            whole = torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(w.shape[1] // key.shape[1], 1))
+            weight, spread = weight + whole, spread + (whole - means)
+        self._settle(parts, lambda changes: pull(errors(changes)), pull(self._errors(every)), weight, spread, scale**2)
 
-    def _shared(self, states: Tensor) -> int:
-        return self.sample.attention[0].shape[1] // states.shape[1]
-
-    def _errors(self, every: list[Tensor]) -> list[Tensor]:
-        return [self._missing(batch, self._queries(batch), key) for batch, key in enumerate(every)]
+    def _errors(self, every: list[Tensor]) -> Iterator[Tensor]:
+        """What the scores lack, weighed."""
+        for tile, w in self._tiles():
+            made = scores_of(self._queries(tile), every[tile.batch][:, :, : tile.length])
+            yield _centred(w, tile.scores - made)
 
     def _solve_keys(self) -> None:
         parts = self._key_parts()
-        every = [self._queries(batch) for batch in range(len(self.sample.inputs))]
+        every = [self._queries(tile) for tile in self.sample.tiles]
 
-        def pull(gradients: Sequence[Tensor]) -> list[Tensor]:
+        def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
+            backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
+            for tile, query, gradient in zip(self.sample.tiles, every, gradients, strict=True):
+                for part, back in zip(parts, backs[tile.batch], strict=True):
+                    back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
             sums = [torch.zeros_like(part.weight) for part in parts]
-            for batch, gradient in enumerate(gradients):
-                for total, part in zip(sums, parts, strict=True):
-                    back = gathered(gradient, every[batch][..., part.columns], part.weight.shape[0])
+            for batch, of_parts in enumerate(backs):
+                for total, part, back in zip(sums, parts, of_parts, strict=True):
                     total += part.pulled(back, batch)
             return sums
 
-        def apply(changes: list[Tensor]) -> list[Tensor]:
-            gradients = []
-            for batch, query in enumerate(every):
-                scores = sum(
-                    scores_of(query[..., part.columns], part.given(change, batch))
-                    for part, change in zip(parts, changes, strict=True)
-                )
-                assert isinstance(scores, Tensor)
-                gradients.append(self._centred(batch, scores))
-            return pull(gradients)
+        def errors(changes: list[Tensor]) -> Iterator[Tensor]:
+            made: dict[int, list[Tensor]] = {}
+            for (tile, w), query in zip(self._tiles(), every, strict=True):
+                if tile.batch not in made:
+                    made = {tile.batch: [p.given(c, tile.batch) for p, c in zip(parts, changes, strict=True)]}
+                scores = torch.zeros(())
+                for part, key in zip(parts, made[tile.batch], strict=True):
+                    scores = scores + scores_of(query[..., part.columns], key[:, :, : tile.length])
+                yield _centred(w, scores)
 
-        weight = sum(torch.einsum("bhre->he", query.square()) for query in every)
-        errors = [self._missing(batch, query, self._keys(batch)) for batch, query in enumerate(every)]
-        self._settle(parts, apply, pull(errors), weight)
+        inputs = self.sample.inputs
+        weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in every]).sum(0)
+        right = pull(self._errors(self._keys()))
+        self._settle(parts, lambda changes: pull(errors(changes)), right, weight, weight)
 
     def _settle(
         self,
         parts: list[_Part],
         apply: Callable[[list[Tensor]], list[Tensor]],
         right: list[Tensor],
-        weight: Tensor | float,
+        weight: Tensor,
+        spread: Tensor,
+        scale: float = 1.0,
     ) -> None:
         """Solve for a change of the parts, damped, and make it.
 
         Args:
-            weight: [H, e] what the square of each number of a query or key counts for the scores.
+            weight: [H, e] what the square of each number of a query or key counts for the scores, times `scale`.
+            spread: [H, e] the same without what softmax forgets.
         """
-        assert isinstance(weight, Tensor)
-        sizes, metrics, inverses = [], [], []
+        sizes, lefts, metrics, inverses = [], [], [], []
         for part in parts:
-            of_part = weight[:, part.columns].mean(-1).unflatten(0, (part.weight.shape[0], -1)).sum(1)
+            shape = (part.weight.shape[0], -1)
+            of_part = weight[:, part.columns].mean(-1).unflatten(0, shape).sum(1) * scale
             sizes.append(of_part.clamp_min(of_part.max() * 1e-6 + 1e-30)[:, None, None])
+            left = spread[:, part.columns].unflatten(0, shape).sum(1) * scale  # [n, e]
+            if part.turning is not None:  # the two numbers of a plane are as good as each other
+                left = left.unflatten(1, (2, -1)).mean(1, keepdim=True).expand(-1, 2, -1).flatten(1)
+            lefts.append(left[:, :, None] + _DAMPING * sizes[-1])
             metric = regular(part.metric)
             metrics.append(metric.float())
             inverses.append(torch.linalg.inv(metric).float())
@@ -301,7 +312,7 @@ class LayerRefit:
             ]
 
         def precondition(rest: list[Tensor]) -> list[Tensor]:
-            return [r @ inverse / size for r, inverse, size in zip(rest, inverses, sizes, strict=True)]
+            return [r @ inverse / left for r, inverse, left in zip(rest, inverses, lefts, strict=True)]
 
         changes = conjugate_gradients(damped, right, precondition, _STEPS)
         for part, change in zip(parts, changes, strict=True):
@@ -311,42 +322,46 @@ class LayerRefit:
 
     def _solve_values(self) -> None:
         """Values and, on the sample only, the output projection, in turn."""
-        rows, length = self.sample.rows, self.sample.inputs[0].shape[1]
-        hidden = may_not_look(self.rule, length, rows)
-        seen = [
-            scores_of(self._queries(batch), self._keys(batch)).masked_fill_(hidden, -torch.inf).softmax(-1)
-            for batch in range(len(self.sample.inputs))
-        ]
+        every = self._keys()
+        seen = [self._seen(tile, every[tile.batch]) for tile in self.sample.tiles]
         self._count(seen)
         for _ in range(_ROUNDS):
             self._solve_output(seen)
             self._solve_value(seen)
         self._solve_output(seen)
 
-    def _heads_out(self, seen: Tensor, batch: int) -> Tensor:
-        """[B, r, H, a]."""
-        return mixed(seen, values(self.weights, self.sample.inputs[batch])).transpose(1, 2)
+    def _heads_out(self, seen: list[Tensor]) -> Iterator[Tensor]:
+        """[B, r, H, a], tile by tile."""
+        made: dict[int, Tensor] = {}
+        for tile, attention in zip(self.sample.tiles, seen, strict=True):
+            if tile.batch not in made:
+                made = {tile.batch: values(self.weights, self.sample.inputs[tile.batch])}
+            yield mixed(attention, made[tile.batch][:, :, : tile.length]).transpose(1, 2)
 
-    def _missing_output(self, batch: int, heads: Tensor) -> Tensor:
+    def _missing_output(self, tile: Tile, heads: Tensor) -> Tensor:
         """What the output lacks: [B, r, D]."""
-        out = torch.einsum("brha,hDa->brD", heads, self.weights.o)
-        return self.sample.outputs[batch] - (out if self.weights.o_bias is None else out + self.weights.o_bias)
+        out = heads.flatten(2) @ self._o_rows
+        return tile.output - (out if self.weights.o_bias is None else out + self.weights.o_bias)
+
+    @property
+    def _o_rows(self) -> Tensor:
+        """The output projection [H a, D]."""
+        return self.weights.o.mT.flatten(0, 1)
 
     def _count(self, seen: list[Tensor]) -> None:
         """What errors count: relative to the residual stream, or to the error itself where that is larger."""
-        for batch, attention in enumerate(seen):
-            missing, w = self._missing_output(batch, self._heads_out(attention, batch)), self.sample.weights[batch]
+        for tile, heads in zip(self.sample.tiles, self._heads_out(seen), strict=True):
+            missing, w = self._missing_output(tile, heads), tile.weight
             self._counts.append(w / (1 + w * missing.square().sum(-1, keepdim=True)))
 
     def _solve_output(self, seen: list[Tensor]) -> None:
         o, gram, cross = self.weights.o, None, None
-        for batch, attention in enumerate(seen):
-            heads = self._heads_out(attention, batch)
-            missing = self._missing_output(batch, heads).flatten(0, 1)
+        for tile, count, heads in zip(self.sample.tiles, self._counts, self._heads_out(seen), strict=True):
+            missing = self._missing_output(tile, heads).flatten(0, 1)
             flat = heads.flatten(2).flatten(0, 1)
-            weighed = (flat * self._counts[batch].flatten(0, 1)).mT
-            gram = weighed @ flat if gram is None else gram + weighed @ flat
-            cross = weighed @ missing if cross is None else cross + weighed @ missing
+            weighed = (flat * count.flatten(0, 1)).mT
+            gram = weighed @ flat if gram is None else gram.addmm_(weighed, flat)
+            cross = weighed @ missing if cross is None else cross.addmm_(weighed, missing)
         if gram is None or cross is None:
             return
         ridge = (_OUTPUT_RIDGE * gram.diagonal().mean()).clamp_min(1e-30)
@@ -355,23 +370,29 @@ class LayerRefit:
         self.weights = replace(self.weights, o=o + change)
 
     def _solve_value(self, seen: list[Tensor]) -> None:
-        part, o = self._value_part(), self.weights.o
-        n = part.weight.shape[0]
+        part, o, rows = self._value_part(), self.weights.o, self._o_rows
+        n, inputs = part.weight.shape[0], self.sample.inputs
 
-        def pull(lacking: Sequence[Tensor]) -> list[Tensor]:
+        def pull(pulls: Iterable[Tensor]) -> list[Tensor]:
+            """Of the heads' outputs [B, r, H a]."""
+            backs = [x.new_zeros(len(x), n, x.shape[1], part.weight.shape[1]) for x in inputs]
+            for tile, attention, back in zip(self.sample.tiles, seen, pulls, strict=True):
+                heads = back.unflatten(-1, (o.shape[0], -1)).transpose(1, 2)  # [B, H, r, a]
+                backs[tile.batch][:, :, : tile.length] += gathered(attention, heads, n)
             total = torch.zeros_like(part.weight)
-            for batch, missing in enumerate(lacking):
-                heads = torch.einsum("brD,hDa->bhra", missing, o)
-                total += part.pulled(gathered(seen[batch], heads, n), batch)
+            for batch, back in enumerate(backs):
+                total += part.pulled(back, batch)
             return [total]
 
-        def apply(changes: list[Tensor]) -> list[Tensor]:
-            outs = []
-            for batch, attention in enumerate(seen):
-                heads = mixed(attention, part.given(changes[0], batch))
-                out = torch.einsum("bhra,hDa->brD", heads, o)
-                outs.append(out * self._counts[batch])
-            return pull(outs)
+        both = rows @ rows.mT  # out of the heads and back: [H a, H a]
+
+        def errors(change: Tensor) -> Iterator[Tensor]:
+            made: dict[int, Tensor] = {}
+            for tile, attention, count in zip(self.sample.tiles, seen, self._counts, strict=True):
+                if tile.batch not in made:
+                    made = {tile.batch: part.given(change, tile.batch)}
+                heads = mixed(attention, made[tile.batch][:, :, : tile.length]).transpose(1, 2)
+                yield (heads.flatten(2) @ both) * count
 
         weight = sum(float(w.sum()) for w in self._counts)
         readers = torch.einsum("hDa,hDb->hab", o, o).unflatten(0, (n, -1)).sum(1).double()  # [n, a, a]
@@ -381,13 +402,17 @@ class LayerRefit:
         size = readers.diagonal(0, 1, 2).mean(-1)[:, None, None].float()
 
         def damped(changes: list[Tensor]) -> list[Tensor]:
-            return [apply(changes)[0] + _VALUE_DAMPING * size * (changes[0] @ metric.float())]
+            return [pull(errors(changes[0]))[0] + _VALUE_DAMPING * size * (changes[0] @ metric.float())]
 
-        right = pull(
-            [
-                self._missing_output(b, self._heads_out(attention, b)) * self._counts[b]
-                for b, attention in enumerate(seen)
-            ]
+        lacking = (
+            (self._missing_output(tile, heads) * count) @ rows.mT
+            for tile, count, heads in zip(self.sample.tiles, self._counts, self._heads_out(seen), strict=True)
         )
-        (change,) = conjugate_gradients(damped, right, lambda rest: [left @ rest[0] @ inverse], _STEPS)
+        (change,) = conjugate_gradients(damped, pull(lacking), lambda rest: [left @ rest[0] @ inverse], _STEPS)
         self.weights = part.moved(self.weights, change)
+
+
+def _centred(w: Tensor, errors: Tensor) -> Tensor:
+    """The gradient, by scores, of half the error: w (e - sum w e), [B, H, r, T]; `errors` is not kept."""
+    weighed = w * errors
+    return weighed.addcmul_(w, weighed.sum(-1, keepdim=True), value=-1)

@@ -1,4 +1,8 @@
-"""Some queries of some windows of a text, and what the original's attention does with them at one layer."""
+"""Queries of a text, and what the original's attention does with them at one layer, in tiles.
+
+A tile is some queries of some windows with the tokens that they may look at: half of all pairs of a query and a token
+are ahead of it, and what is worked on at once stays near the processor.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +15,66 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.functional import Attention, Rule, keys, may_not_look, queries, values
 
-_PAIRS = 2**21  # of a query and a token in the sample, for each head
+_SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
+_TILE_SCORES, _TILE_ROWS = 2**20, 128
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Some queries of a batch of windows.
+
+    Attributes:
+        batch: which of the sample's inputs.
+        rows: where the queries are.
+        positions: [r] the same, as numbers.
+        length: the tokens 0..length-1 are all that a query may look at.
+        hidden: [r, length] True where one may not.
+        scores: [B, H, r, length] of the original.
+        attention: [B, H, r, length] of the original, rows sum to one.
+        output: [B, r, D] of the original's attention.
+        weight: [B, r, 1] what the square of an error of the output counts.
+    """
+
+    batch: int
+    rows: slice
+    positions: Tensor
+    length: int
+    hidden: Tensor
+    scores: Tensor
+    attention: Tensor
+    output: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class Sample:
-    """Some windows of the text at one layer, and some queries of each.
+    """Windows of the text at one layer.
 
     Attributes:
         inputs: [B, T, D] batches of what the converted attention reads.
-        scores: [B, H, r, T] of the original.
-        attention: [B, H, r, T] of the original, rows sum to one.
-        outputs: [B, r, D] of the original's attention.
-        weights: [B, r, 1] what the square of an error of the output counts.
-        rows: [r] positions of the queries.
+        tiles: batch by batch.
     """
 
     inputs: list[Tensor]
-    scores: list[Tensor]
-    attention: list[Tensor]
-    outputs: list[Tensor]
-    weights: list[Tensor]
-    rows: Tensor
+    tiles: list[Tile]
 
 
-def sampled_windows(count: int, length: int) -> Tensor:
+def sampled_windows(count: int, length: int, heads: int) -> Tensor:
     """Which of `count` windows of `length` tokens are in a sample."""
-    most = max(1, _PAIRS // (_FEWEST * length))
+    most = max(1, _SCORES // (heads * _FEWEST * length))
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def sampled_rows(windows: int, length: int) -> Tensor:
-    """Which positions of each sampled window are queries."""
-    stride = max(1, -(-windows * length * length // _PAIRS))
-    return torch.arange(min(stride, length) - 1, length, stride)
+def sampled_rows(windows: int, length: int, heads: int) -> slice:
+    """Which positions of each sampled window are queries; half of its pairs are never looked at."""
+    stride = min(length, max(1, -(-windows * heads * length * length // (2 * _SCORES))))
+    return slice(stride - 1, length, stride)
+
+
+def windows_at_once(length: int, heads: int) -> int:
+    """How many windows make a batch of a sample."""
+    return max(1, _TILE_SCORES // (heads * length * min(length, _TILE_ROWS)))
 
 
 def sample_original(
@@ -59,25 +88,31 @@ def sample_original(
         order: the original's query heads in the order of the conversion's.
     """
     windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
-    rows = sampled_rows(windows, length).to(batches[0][0].device)
-    hidden = may_not_look(rule, length, rows)
-    found = Sample([], [], [], [], [], rows)
-    for original, converted, stream in batches:
-        query, key = queries(weights, original[:, rows], rule, rows), keys(weights, original, rule)
-        scores = scores_of(query * rule.scale, key)
-        attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        out = Attention(weights, original, rule).output(mixed(attention, values(weights, original)).transpose(1, 2))
-        found.inputs.append(converted)
-        found.scores.append(scores[:, order])
-        found.attention.append(attention[:, order])
-        found.outputs.append(out)
-        found.weights.append((stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal())
+    every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
+    found = Sample([converted for _, converted, _ in batches], [])
+    for number, (original, _, stream) in enumerate(batches):
+        key, value = keys(weights, original, rule), values(weights, original)
+        for begin in range(0, len(every), _TILE_ROWS):
+            part = every[begin : begin + _TILE_ROWS]
+            rows, seen = slice(part.start, part[-1] + 1, part.step), part[-1] + 1
+            positions = torch.tensor(part, device=original.device)
+            hidden = may_not_look(rule, seen, positions)
+            query = queries(weights, original[:, rows], rule, positions)
+            scores = scores_of(query * rule.scale, key[:, :, :seen])
+            attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            heads = mixed(attention, value[:, :, :seen]).transpose(1, 2)
+            out = Attention(weights, original, rule).output(heads)
+            counts = (stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal()
+            held = (scores[:, order], attention[:, order], out, counts)
+            found.tiles.append(Tile(number, rows, positions, seen, hidden, *held))
     return found
 
 
 def scores_of(query: Tensor, key: Tensor) -> Tensor:
     """Products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
     grouped = query.unflatten(1, (key.shape[1], -1))
+    if key.shape[1] == 1:  # one product for all heads
+        return (grouped.flatten(2, 3) @ key.mT).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
     found: Tensor = (grouped @ key[:, :, None].mT).flatten(1, 2)
     return found
 
@@ -85,11 +120,15 @@ def scores_of(query: Tensor, key: Tensor) -> Tensor:
 def mixed(attention: Tensor, value: Tensor) -> Tensor:
     """Values under the attention of the heads that share them: [B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
     grouped = attention.unflatten(1, (value.shape[1], -1))
+    if value.shape[1] == 1:
+        return (grouped.flatten(2, 3) @ value).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
     found: Tensor = (grouped @ value[:, :, None]).flatten(1, 2)
     return found
 
 
 def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
     """The transpose of both, summed over queries and heads that share: [B, H, r, T], [B, H, r, e] -> [B, K, T, e]."""
+    if heads == 1:
+        return (parts.flatten(1, 2).mT @ tokens.flatten(1, 2))[:, None]
     summed: Tensor = (parts.mT @ tokens).unflatten(1, (heads, -1)).sum(2)
     return summed

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.attention_refit import LayerRefit
-from convert_attn.convert.attention_sample import Sample, sample_original, sampled_windows
+from convert_attn.convert.attention_sample import Sample, sample_original, sampled_windows, windows_at_once
 from convert_attn.convert.calibrate import batches, spool
 from convert_attn.convert.functional import Attention
 from convert_attn.convert.methods.base import LayerContext
@@ -176,9 +176,10 @@ class SideBySide:
     def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Of sampled windows: what both attentions read, and the original's stream."""
         text, device = self._texts["fit"], self._stream.device
-        chosen = sampled_windows(*text.original.shape[:2])
+        count, length, _ = text.original.shape
+        chosen = sampled_windows(count, length, self._heads)
         found = []
-        for part in chosen.split(self._sizes["fit"]):
+        for part in chosen.split(windows_at_once(length, self._heads)):
             original, converted = text.original[part].to(device), text.converted[part].to(device)
             found.append((block.normalised(original), block.normalised(converted), original))
         return found

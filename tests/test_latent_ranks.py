@@ -13,7 +13,7 @@ from checkpoints import Command, config_of, edit_tensors, tensors_of
 from tiny import HEADS, SIZES, load, logits_of, tiny_model
 
 from convert_attn.convert import api
-from convert_attn.convert.allocate import greedy, splits
+from convert_attn.convert.allocate import filled_in, greedy, splits
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.fitting import fitting
 from convert_attn.convert.form import LatentCache
@@ -42,23 +42,40 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_directions_go_where_they_are_worth_most() -> None:
+    """For curves that fall ever more slowly the sum is the least that any choice can reach."""
     generator = torch.Generator().manual_seed(0)
-    blocks = [torch.rand(8, generator=generator).sort(descending=True).values * scale for scale in (1.0, 3.0, 0.1)]
+    falls = [torch.rand(7, generator=generator).sort(descending=True).values * scale for scale in (1.0, 3.0, 0.1)]
+    curves = [[float(fall[n:].sum()) for n in range(8)] for fall in falls]
     for count in range(3, 25):
-        ranks = greedy(blocks, count)
+        ranks = greedy(curves, count)
         assert sum(ranks) == 8 * count
         taken = [rank // 8 for rank in ranks]
         assert min(taken) >= 1
-        # the best that any choice of so many blocks can keep, each layer having one
-        rest = torch.cat([block[1:] for block in blocks]).sort(descending=True).values
-        best = sum(block[0] for block in blocks) + rest[: count - 3].sum()
-        kept = sum(block[:n].sum() for block, n in zip(blocks, taken, strict=True))
-        torch.testing.assert_close(kept, best)
+        least = torch.cat(falls).sort(descending=True).values[count - 3 :].sum()
+        found = sum(curve[n - 1] for curve, n in zip(curves, taken, strict=True))
+        assert found == pytest.approx(float(least), abs=1e-5)
+
+
+def test_a_layer_whose_error_falls_late_gets_what_that_takes() -> None:
+    late, early = [1.0, 0.99, 0.98, 0.0], [0.3, 0.2, 0.1, 0.05]
+    assert greedy([late, early], 5) == (32, 8)
+    assert greedy([late, early], 3) == (8, 16)  # not enough for it
 
 
 def test_ranks_end_at_the_hidden_size() -> None:
-    assert greedy([torch.ones(4), torch.zeros(2)], 100) == (32, 16)
-    assert greedy([torch.zeros(4), torch.zeros(4)], 4) in {(16, 16), (24, 8), (8, 24)}
+    assert greedy([[4.0, 3.0, 2.0, 1.0], [0.0, 0.0]], 100) == (32, 16)
+    assert sum(greedy([[0.0] * 4, [0.0] * 4], 4)) == 32
+
+
+def test_every_layer_keeps_the_smallest_rank_that_was_measured() -> None:
+    assert greedy([[1.0, 0.5, 0.2, 0.1], [0.0] * 4], 6, least=2) == (32, 16)
+
+
+def test_errors_between_those_measured_fall_evenly_in_their_logarithm() -> None:
+    found = filled_in([16, 32], [1e-2, 1e-4], 48)
+    assert found == pytest.approx([1e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    assert filled_in([16, 32], [1e-4, 2e-4], 32) == pytest.approx([1e-4] * 4)  # more is no worse
+    assert filled_in([8], [0.5], 24) == [0.5, 0.5, 0.5]
 
 
 def test_splits_keep_the_cache() -> None:
@@ -193,7 +210,7 @@ def test_every_split_of_a_native_class_is_tried_at_its_own_frequencies(model_typ
     with fitting(plan, lambda stage, done, total: stages.update({stage: total})) as found:
         form = found.plan.form
         assert isinstance(form, LatentCache)
-        weights: Any = found.convert(0)
+        weights: Any = found.convert(0).attention
         expected = plan.target.frequencies(found.plan.blueprint)
         assert expected is not None
         assert tuple(weights.inv_freq.tolist()) == pytest.approx(expected)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from convert_attn.convert import attention_sample
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.attention_refit import LayerRefit
 from convert_attn.convert.attention_sample import Sample, sample_original, sampled_rows
@@ -56,10 +57,10 @@ def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights,
 
 
 def output_error(weights: AttentionWeights | LatentWeights, made: LayerRefit) -> float:
-    sample, total = made.sample, 0.0
-    for x, wanted in zip(sample.inputs, sample.outputs, strict=True):
-        found = Attention(weights, x, made.rule).output()[:, sample.rows]
-        total += float((found - wanted).square().sum())
+    total = 0.0
+    for tile in made.sample.tiles:
+        found = Attention(weights, made.sample.inputs[tile.batch], made.rule).output()[:, tile.rows]
+        total += float((found - tile.output).square().sum())
     return total
 
 
@@ -74,14 +75,30 @@ def test_what_a_projection_gives_and_what_it_is_pulled_by_are_transposes(form: s
     rotary = rule != "none"
     weights = latent(rotary) if form == "latent" else heads(form == "biased")
     made = layer(weights, heads(), RULES[rule])
-    parts = [(part, made.sample.rows) for part in made._query_parts()]
-    for part, rows in [*parts, *((part, None) for part in (*made._key_parts(), made._value_part()))]:
+    parts = [(part, made.sample.tiles[0]) for part in made._query_parts()]
+    for part, tile in [*parts, *((part, None) for part in (*made._key_parts(), made._value_part()))]:
         change = torch.randn_like(part.weight)
-        given = part.given(change, 0, rows)
+        given = part.given(change, 0, tile)
         states = torch.randn_like(given)
         torch.testing.assert_close(
-            (given * states).sum(), (change * part.pulled(states, 0, rows)).sum(), rtol=1e-3, atol=1e-2
+            (given * states).sum(), (change * part.pulled(states, 0, tile)).sum(), rtol=1e-3, atol=1e-2
         )
+
+
+def test_tiles_are_the_whole_attention_cut_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are cut, all queries are there once, with all that they may look at."""
+    monkeypatch.setattr(attention_sample, "_TILE_ROWS", 3)
+    original, x = heads(), torch.randn(2, LENGTH, D)
+    for rule in RULES.values():
+        sample = sample_original(original, [(x, x, x)], rule, range(H))
+        whole = torch.cat([part for _, part in Attention(original, x, rule).probabilities()], 1)
+        rows = torch.cat([tile.positions for tile in sample.tiles])
+        assert torch.equal(rows, torch.arange(LENGTH))
+        for tile in sample.tiles:
+            assert torch.equal(tile.positions, torch.arange(LENGTH)[tile.rows])
+            assert not whole[:, :, tile.rows, tile.length :].any()
+            torch.testing.assert_close(tile.attention, whole[:, :, tile.rows, : tile.length])
+            torch.testing.assert_close(tile.output, Attention(original, x, rule).output()[:, tile.rows])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -116,9 +133,9 @@ def test_heads_that_changed_places_are_held_against_their_own() -> None:
     torch.testing.assert_close(after.q, moved.q, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("windows", "length"), [(1, 2), (4, 64), (60, 512), (1, 8192)])
-def test_sampled_queries_lie_in_the_window_and_reach_its_end(windows: int, length: int) -> None:
-    rows = sampled_rows(windows, length)
+@pytest.mark.parametrize(("windows", "length", "heads"), [(1, 2, 1), (4, 64, 9), (60, 512, 64), (1, 8192, 32)])
+def test_sampled_queries_lie_in_the_window_and_reach_its_end(windows: int, length: int, heads: int) -> None:
+    rows = torch.arange(length)[sampled_rows(windows, length, heads)]
     assert len(rows) == len(set(rows.tolist())) > 0
     assert int(rows.min()) >= 0
     assert length - (length // len(rows) + 1) <= int(rows.max()) < length
