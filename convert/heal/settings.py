@@ -55,7 +55,8 @@ class Settings:
         seq_len: tokens per window; None: what the model reads, at most 2048.
         temperature: of both distributions in the distillation's KL.
         hidden_weight, lm_weight: of the hidden states' error and of the language-model loss beside the KL.
-        eval_every, save_every: steps; None: a twentieth of the run.
+        eval_every, save_every: steps; None: a twentieth of the run, more where it has less than twenty times the
+            selection text.
         gradient_checkpointing: activations are computed again; where False, that is done all the same if the memory
             would not hold them, or if they would take more than all else and more than 1 GB.
         max_memory: bytes that a process may take, on its device; None: what is free.

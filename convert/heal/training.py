@@ -30,7 +30,7 @@ from convert_attn.convert.heal.workplace import Workplace
 from convert_attn.convert.progress import Progress
 
 BEST = "best"
-_MEASUREMENTS = 20  # over a run, unless the user says otherwise
+_MEASUREMENTS, _FEWEST = 20, 4  # over a run, unless the user says otherwise
 _DIVERGED = 1.0  # nats above twice the start
 
 
@@ -96,7 +96,9 @@ class Training:
         self.schedule = Schedule.of(
             steps, settings.warmup, settings.rate(self.hidden_size, self.text.length, self.entry)
         )
-        self._eval_every = settings.eval_every or max(1, steps // _MEASUREMENTS)
+        # a measurement reads the selection text: of a short run, where that is as long, it would be most of the work
+        times = min(_MEASUREMENTS, max(_FEWEST, self.tokens // self.text.selection.numel()))
+        self._eval_every = settings.eval_every or max(1, -(-steps // times))
         self._save_every = settings.save_every or self._eval_every
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         optimizer = self.schedule.optimizer(trainable, settings.weight_decay)
