@@ -17,7 +17,7 @@ inputs' second moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,11 +41,12 @@ from convert_attn.convert.latent import LatentWeights
 Weights = AttentionWeights | LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
-_DAMPING = 0.3  # of a change of queries or keys, as a share of what it does to the scores of a typical token
+_DAMPING = 0.1  # of a change of queries or keys, as a share of what it does to the scores of a typical token
 _VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
-_STEPS = 5
-_ROUNDS = 2  # of values and output projection
+_STEPS = 3
+_SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
+_ROUNDS = 1  # of values and output projection
 
 
 @dataclass(frozen=True)
@@ -232,13 +233,27 @@ class LayerRefit:
                 query = torch.cat(given, -1) * scale
                 yield _centred(w, scores_of(query, every[tile.batch][:, :, : tile.length]))
 
-        weight = spread = torch.zeros(())
+        weight = torch.zeros(())
         for tile, w in self._tiles():
             key = every[tile.batch][:, :, : tile.length]
-            means = torch.einsum("bhre->he", mixed(w, key).square())
-            whole = torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(w.shape[1] // key.shape[1], 1))
-            weight, spread = weight + whole, spread + (whole - means)
-        self._settle(parts, lambda changes: pull(errors(changes)), pull(self._errors(every)), weight, spread, scale**2)
+            per_key = w.shape[1] // key.shape[1]
+            weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
+        lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
+        self._settle(parts, lambda changes: pull(errors(changes)), pull(self._errors(every)), weight, lefts)
+
+    def _spread_of_keys(self, part: _Part, every: list[Tensor]) -> Tensor:
+        """What a query's numbers do to scores, besides what softmax forgets, from some of the queries: [n, e, e]."""
+        total, seen, rows = torch.zeros(()), 0, 0
+        for tile, w in self._tiles():
+            some, positions = w[:, :, ::_SKIPPED], tile.positions[::_SKIPPED]
+            key = every[tile.batch][:, :, : tile.length, part.columns]
+            key = key.repeat_interleave(w.shape[1] // key.shape[1], 1)[:, :, None]  # [B, H, 1, T, e]
+            mean = some[:, :, :, None] @ key  # [B, H, r, 1, e]
+            spread = (key * some[..., None]).mT @ key - mean.mT @ mean  # [B, H, r, e, e]
+            turned = part.turned_back(spread.permute(0, 1, 3, 2, 4), positions)  # [B, H, e, r, e]
+            turned = part.turned_back(turned.permute(0, 1, 4, 3, 2), positions)
+            total, seen, rows = total + turned.sum((0, 3)), seen + some.shape[2], rows + w.shape[2]
+        return total * (rows / seen)
 
     def _errors(self, every: list[Tensor]) -> Iterator[Tensor]:
         """What the scores lack, weighed."""
@@ -273,8 +288,22 @@ class LayerRefit:
 
         inputs = self.sample.inputs
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in every]).sum(0)
-        right = pull(self._errors(self._keys()))
-        self._settle(parts, lambda changes: pull(errors(changes)), right, weight, weight)
+        right, lefts = pull(self._errors(self._keys())), [self._spread_of_queries(part, every) for part in parts]
+        self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
+
+    def _spread_of_queries(self, part: _Part, every: list[Tensor]) -> Tensor:
+        """What a key's numbers do to scores, from some of the queries: [n, e, e]."""
+        total, seen, rows = torch.zeros(()), 0, 0
+        for (tile, w), whole in zip(self._tiles(), every, strict=True):
+            query = whole[:, :, ::_SKIPPED, part.columns]
+            seen, rows = seen + query.shape[2], rows + whole.shape[2]
+            if part.turning is None:
+                total = total + torch.einsum("bhre,bhrf->hef", query, query)
+                continue
+            some = w[:, :, ::_SKIPPED]
+            met = part.turned_back(query[:, :, :, None].expand(-1, -1, -1, tile.length, -1))  # [B, H, r, T, e]
+            total = total + ((met * some[..., None]).mT @ met).sum((0, 2))
+        return total.unflatten(0, (len(part.weight), -1)).sum(1) * (rows / seen)
 
     def _settle(
         self,
@@ -282,24 +311,20 @@ class LayerRefit:
         apply: Callable[[list[Tensor]], list[Tensor]],
         right: list[Tensor],
         weight: Tensor,
-        spread: Tensor,
-        scale: float = 1.0,
+        spreads: Sequence[Tensor],
     ) -> None:
         """Solve for a change of the parts, damped, and make it.
 
         Args:
-            weight: [H, e] what the square of each number of a query or key counts for the scores, times `scale`.
-            spread: [H, e] the same without what softmax forgets.
+            weight: [H, e] what the square of each number of a query or key counts for the scores.
+            spreads: [n, e, e] by part, what numbers together count.
         """
         sizes, lefts, metrics, inverses = [], [], [], []
-        for part in parts:
-            shape = (part.weight.shape[0], -1)
-            of_part = weight[:, part.columns].mean(-1).unflatten(0, shape).sum(1) * scale
+        for part, spread in zip(parts, spreads, strict=True):
+            of_part = weight[:, part.columns].mean(-1).unflatten(0, (part.weight.shape[0], -1)).sum(1)
             sizes.append(of_part.clamp_min(of_part.max() * 1e-6 + 1e-30)[:, None, None])
-            left = spread[:, part.columns].unflatten(0, shape).sum(1) * scale  # [n, e]
-            if part.turning is not None:  # the two numbers of a plane are as good as each other
-                left = left.unflatten(1, (2, -1)).mean(1, keepdim=True).expand(-1, 2, -1).flatten(1)
-            lefts.append(left[:, :, None] + _DAMPING * sizes[-1])
+            even = torch.eye(spread.shape[-1], dtype=torch.float64, device=spread.device)
+            lefts.append(torch.linalg.inv(spread.double() + _DAMPING * sizes[-1] * even).float())
             metric = regular(part.metric)
             metrics.append(metric.float())
             inverses.append(torch.linalg.inv(metric).float())
@@ -312,7 +337,7 @@ class LayerRefit:
             ]
 
         def precondition(rest: list[Tensor]) -> list[Tensor]:
-            return [r @ inverse / left for r, inverse, left in zip(rest, inverses, lefts, strict=True)]
+            return [left @ r @ inverse for r, inverse, left in zip(rest, inverses, lefts, strict=True)]
 
         changes = conjugate_gradients(damped, right, precondition, _STEPS)
         for part, change in zip(parts, changes, strict=True):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.methods import methods
+from convert_attn.convert.methods.base import Method
 from convert_attn.convert.repeat import public
 from convert_attn.eval.benchmarks.common import load_model
 from convert_attn.eval.quality import Tally, token_figures
@@ -29,9 +30,10 @@ TARGETS: dict[str, list[str]] = {
     "mla-1/3": ["--to", "mla", "--cache-ratio", "1/3"],
     "mla-1/4": ["--to", "mla", "--cache-ratio", "1/4"],
 }
-NONE, AUTO, SELF, IN_DOMAIN, HEALED = "none", "auto", "self", "in-domain", "healed"
-CALIBRATIONS = (NONE, AUTO, SELF, IN_DOMAIN, HEALED)
-"""What a conversion reads besides the weights; `healed`: in-domain text where its method reads any, then training."""
+NONE, AUTO, SELF, IN_DOMAIN, MLP, HEALED = "none", "auto", "self", "in-domain", "in-domain-mlp", "healed"
+CALIBRATIONS = (NONE, AUTO, SELF, IN_DOMAIN, MLP, HEALED)
+"""What a conversion reads besides the weights; `in-domain-mlp`: with --refit mlp; `healed`: in-domain text where its
+method reads any, then training."""
 
 DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "stored": "auto"}
 _SAMPLED_EVERY = 0.1  # seconds between two looks at a command's memory
@@ -65,15 +67,17 @@ def asks() -> list[Ask]:
         for method in methods().values()
         if words[1] in method.targets
         for calibration in CALIBRATIONS
-        if _fits(method.calibration, calibration)
+        if _fits(method, calibration)
     ]
 
 
-def _fits(reads: str, calibration: str) -> bool:
-    """Whether a method that reads text "none", "optional" or "needed" is run with this one."""
+def _fits(method: Method, calibration: str) -> bool:
+    """Whether a method is run with this text."""
     if calibration == HEALED:
         return True
-    return reads != "needed" if calibration == NONE else reads != "none"
+    if calibration == MLP:
+        return method.refit
+    return method.calibration != "needed" if calibration == NONE else method.calibration != "none"
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class Bench:
             result = result.with_name(f"{result.name}-start")
             calibration = NONE if methods()[ask.method].calibration == "none" else IN_DOMAIN
         words = [str(self.folder), *TARGETS[ask.target], "--method", ask.method, "--output", str(result), "--overwrite"]
-        words += ["--calibration", str(self.calibration) if calibration == IN_DOMAIN else calibration, "--json"]
+        words += ["--calibration", str(self.calibration) if calibration in (IN_DOMAIN, MLP) else calibration, "--json"]
+        words += ["--refit", "mlp"] if calibration == MLP else []
         if self.calibration_tokens is not None and calibration != NONE:
             words += ["--calibration-tokens", str(self.calibration_tokens)]
         yield words
