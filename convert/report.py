@@ -109,7 +109,7 @@ def _remedies(plan: Plan) -> list[str]:
     found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data TEXT`)")
     if isinstance(plan.form, SharedHeads):
         found.append(
-            f"--to mla --cache-ratio {after / before:.2g}, as much cache, with which the small models tried lost less"
+            f"--to mla --cache-ratio {after / before:.2g}, as much cache, with which all models tried lost less"
         )
         more = [g for g in divisors(plan.geometry.num_kv_heads) if plan.form.groups < g < plan.geometry.num_kv_heads]
         if more:

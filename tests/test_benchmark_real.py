@@ -227,3 +227,13 @@ def test_the_real_model_is_unpacked_to_bf16(tmp_path: Path, slow: bool) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     assert sum(tensor.numel() for tensor in tensors.values()) == 134_515_008
     assert "quantization_config" not in json.loads((tmp_path / "model/config.json").read_text())
+
+
+def test_heads_that_were_written_out_are_grouped_again(setting: list[str], tmp_path: Path) -> None:
+    tiny_model("llama", kv_heads=2, vocab_size=2048, max_position_embeddings=256).save_pretrained(tmp_path / "in")
+    for file in Path(setting[1]).glob("tokenizer*"):
+        shutil.copyfile(file, tmp_path / "in" / file.name)
+    words = ["--identity", "--model", str(tmp_path / "in"), "--work", str(tmp_path), "--calibration-tokens", "512"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert float(done.stdout.split()[-1]) < 1e-3

@@ -26,7 +26,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.form import Form, LatentCache, SharedHeads
 from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.heal.journal import Journal, curves, hidden, read
-from convert_attn.convert.heal.layerwise import Layerwise
+from convert_attn.convert.heal.layerwise import Layerwise, relative_error
 from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss, next_tokens
 from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
 from convert_attn.convert.heal.schedule import Schedule
@@ -329,6 +329,17 @@ def test_a_student_that_lost_nothing_stays_as_it_is(tmp_path: Path) -> None:
     after = tensors_of(done.output)
     assert all(torch.equal(tensor, after[name]) for name, tensor in tensors_of(made.student).items())
     assert any("made nothing better" in warning for warning in done.warnings)
+
+
+def test_a_token_with_a_giant_state_counts_no_more_than_others() -> None:
+    """The first token's state is a hundred times as large as others in many models."""
+    wanted = torch.randn(1, 4, 8)
+    off = wanted + 0.1 * torch.randn(1, 4, 8)
+    before = relative_error(off, wanted)
+    for states in (wanted, off):
+        states[:, 0] *= 1000
+    torch.testing.assert_close(relative_error(off, wanted), before)
+    assert float(relative_error(100 * wanted, torch.zeros_like(wanted)).max()) <= 1.0  # a state gone astray too
 
 
 def test_layers_of_a_student_healed_before_read_its_own_embeddings(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

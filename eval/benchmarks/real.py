@@ -4,6 +4,7 @@
     python -m convert_attn.eval.benchmarks.real --rows 'mqa:subspace:*' --json rows.json --png rows.png
     python -m convert_attn.eval.benchmarks.real --texts-test validation.txt --texts-calibration train.txt
     python -m convert_attn.eval.benchmarks.real CONVERTED ... --model ORIGINAL
+    python -m convert_attn.eval.benchmarks.real --identity
 
 The model is SmolLM2-135M-Instruct, which is unpacked from a Python package (--model: any other folder). A row is
 TARGET:METHOD:CALIBRATION, for example mqa:subspace:in-domain; targets are MQA and MLA at shares of the cache, and
@@ -14,7 +15,9 @@ is stored, the original in the same one. Errors are standard errors over windows
 that of one forward pass of the original, in float32, over as many tokens as were calibrated on, timed in the same run.
 
 Prints a Markdown table; --json FILE keeps the numbers after every row, and with --resume rows in it are not run again.
-Given folders, it prints instead what they write to a few prompts, beside the original.
+Given folders, it prints instead what they write to a few prompts, beside the original. --identity writes the
+original's K/V heads out, one for each query head, has the command line find the groups again, and prints how far the
+logits are off.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from convert_attn.convert.values import Count
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.real_model import NAME, make_model
 from convert_attn.eval.benchmarks.real_report import PROMPTS, completions, draw, markdown
-from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, Bench, Row, asks
+from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, Bench, Row, asks, grouped_again
 from convert_attn.eval.environment import environment
 from convert_attn.eval.quality import windows
 
@@ -124,6 +127,7 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: temporary].")
 @click.option("--keep", is_flag=True, help="Leave the conversions in --work.")
 @click.option("--resume", is_flag=True, help="Rows that are in --json already are not run again.")
+@click.option("--identity", is_flag=True, help="Heads written out and grouped again: how far the logits are off.")
 @click.option("--prompt", "prompts", multiple=True, default=PROMPTS, help="For FOLDERS [default: three].")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=40, show_default=True, help="Written to each.")
 @file_options("quality against cache")
@@ -131,6 +135,7 @@ def main(
     folders: tuple[Path, ...],
     folder: Path | None,
     work: Path | None,
+    identity: bool,
     prompts: tuple[str, ...],
     prompt_tokens: int,
     **options: Any,
@@ -144,6 +149,9 @@ def main(
             original = folder or make_model(place / NAME)
             if folders:
                 click.echo(completions([original, *folders], prompts, prompt_tokens))
+            elif identity:
+                gap = grouped_again(original, place.absolute(), options["calibration_tokens"])
+                click.echo(f"groups found again: logits differ by at most {gap:.2g}")
             else:
                 _table(original, place.absolute(), **options)
     except ConvertAttnError as error:

@@ -74,6 +74,29 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
+def write_out_heads(folder: Path, output: Path) -> Path:
+    """Write a grouped checkpoint as a multi-head one: every K/V head once for each query head that reads it.
+
+    Args:
+        folder: with separate projections, as a Llama has.
+        output: to be made, in float32.
+    """
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = model.config.to_dict()
+    times = config["num_attention_heads"] // config["num_key_value_heads"]
+    state = model.state_dict()
+    for name in [name for name in state if name.endswith(("k_proj.weight", "v_proj.weight"))]:
+        heads = state[name].unflatten(0, (config["num_key_value_heads"], -1))
+        state[name] = heads.repeat_interleave(times, 0).flatten(0, 1)
+    config |= {"num_key_value_heads": config["num_attention_heads"], "dtype": "float32"}
+    whole: Any = AutoModelForCausalLM.from_config(type(model.config)(**config))
+    whole.load_state_dict(state)
+    with no_bars(), whole_or_nothing(output, overwrite=True) as place:
+        whole.save_pretrained(place)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(place)
+    return output
+
+
 def _unpacked() -> dict[str, Any]:
     """What has weights unpacked by versions of transformers that would otherwise compute with packed ones."""
     settings = getattr(transformers, "GgufConfig", None)

@@ -18,10 +18,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.repeat import public
 from convert_attn.eval.benchmarks.common import load_model
+from convert_attn.eval.benchmarks.real_model import write_out_heads
 from convert_attn.eval.quality import Tally, token_figures
 
 TARGETS: dict[str, list[str]] = {
@@ -230,6 +232,31 @@ class Bench:
                 model(input_ids=batch[None], use_cache=False)
             self._forward_seconds[tokens] = time.perf_counter() - begin
         return self._forward_seconds[tokens]
+
+
+@torch.inference_mode()
+def grouped_again(folder: Path, work: Path, tokens: int | None) -> float:
+    """Write a grouped model's heads out, have the command line group them, and compare the logits of 256 tokens.
+
+    Args:
+        tokens: for calibration.
+
+    Returns:
+        The largest difference of a logit in float32.
+
+    Raises:
+        ConvertAttnError: the command failed.
+    """
+    whole, again = write_out_heads(folder, work / "written-out"), work / "grouped-again"
+    original = load_model(folder)
+    groups = original.config.num_key_value_heads
+    words = [str(whole), "--to", "gqa", "--groups", str(groups), "--output", str(again), "--overwrite", "--json"]
+    took = run_command([*words, *([] if tokens is None else ["--calibration-tokens", str(tokens)])], work)
+    if took.answer is None:
+        raise ConvertAttnError(took.said)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, original.config.vocab_size, (1, 256), generator=generator)
+    return float((load_model(again)(input_ids=ids).logits - original(input_ids=ids).logits).abs().max())
 
 
 def _typed(word: str) -> str:
