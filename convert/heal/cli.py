@@ -112,7 +112,10 @@ from convert_attn.convert.values import Count, Numbers, ShareOrAuto, Size, Words
     help="Of the text, kept apart to choose the best weights on.",
 )
 @click.option(
-    "--eval-every", type=int, metavar="N", help="Steps between measurements on them [default: a twentieth of the run]."
+    "--eval-every",
+    type=int,
+    metavar="N",
+    help="Steps between measurements on them [default: a twentieth of the run, more of a short one].",
 )
 @click.option(
     "--save-every", type=int, metavar="N", help="Steps between states to resume from [default: as --eval-every]."
