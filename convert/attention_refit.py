@@ -1,8 +1,8 @@
 """Queries, keys and values of a converted layer solved anew on text, against what the original's attention does there.
 
 A method fits a layer on sums over the text (`statistics`), in which queries and keys know nothing of each other. Here
-the converted attention reads what the layers before it, converted already, have made of the text, and some queries of
-every window are held against the original's own. Softmax forgets what is added to all scores of a query, and an error
+the converted attention reads what the layers before it, converted already, have made of the text, and the queries of
+every window (some of them, where there are very many) are held against the original's own. Softmax forgets what is added to all scores of a query, and an error
 e_ts counts as much as token s may be looked at. So the error of scores is their variance,
 
     sum_t sum_s w_ts (e_ts - sum_u w_tu e_tu)^2,
@@ -11,15 +11,15 @@ which is twice the KL divergence between the two attentions to second order wher
 p alone, tokens that the original never looks at could get any score: w is half p, and for the rest what the conversion
 looks at and an even share of all tokens. Scores are linear in the queries for given keys and the other way round;
 outputs are linear in the values. Each half-step is a damped least-squares problem, solved by a few steps of
-`conjugate_gradients`, which never form its matrix. Damping pulls towards what the method gave, in the metric of the
-inputs' second moments.
+`conjugate_gradients`, which never form its matrix; the Kronecker product of what the numbers of a query do to scores
+and of the inputs' second moments is near enough to it for three steps to do. Damping pulls towards what the method
+gave, in the metric of the inputs' second moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +31,11 @@ from convert_attn.convert.functional import (
     Rule,
     keys,
     latent_of,
-    project,
     queries,
-    turn,
     values,
 )
 from convert_attn.convert.latent import LatentWeights
-
-Weights = AttentionWeights | LatentWeights
+from convert_attn.convert.projection import Projection, Weights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
 _DAMPING = 0.1  # of a change of queries or keys, as a share of what it does to the scores of a typical token
@@ -47,61 +44,6 @@ _OUTPUT_RIDGE = 0.1
 _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
 _ROUNDS = 1  # of values and output projection
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A projection that is solved for.
-
-    Attributes:
-        names: of the weight's field and of its bias's ("" where it has none).
-        weight: [n, e, M], the bias as one more column where there is one.
-        columns: which numbers of a query or key it gives.
-        turning: [e / 2] frequencies of its planes, None where it does not turn.
-        metric: [M, M] second moments of what it reads.
-        reads: batch -> [B, T, M].
-    """
-
-    names: tuple[str, str]
-    weight: Tensor
-    columns: slice
-    turning: Tensor | None
-    metric: Tensor
-    reads: Callable[[int], Tensor]
-    scale: float = 1.0
-
-    def turned(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Planes turned to their positions."""
-        return states if self.turning is None else turn(states, self.turning, self.scale, positions)
-
-    def turned_back(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The transpose of `turned`."""
-        return states if self.turning is None else turn(states, -self.turning, self.scale, positions)
-
-    def given(self, change: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
-        """What a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
-        if tile is None:
-            return self.turned(project(change, None, self.reads(batch)))
-        return self.turned(project(change, None, self.reads(batch)[:, tile.rows]), tile.positions)
-
-    def pulled(self, states: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
-        """The transpose of `given`: [B, n, T, e] -> [n, e, M]."""
-        read = self.reads(batch) if tile is None else self.reads(batch)[:, tile.rows]
-        back = self.turned_back(states, None if tile is None else tile.positions)
-        rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
-        return (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
-
-    def moved(self, weights: Weights, change: Tensor) -> Weights:
-        """The weights with this part changed."""
-        new = self.weight + change
-        changed: dict[str, Any] = {}
-        own = getattr(weights, self.names[0])
-        if self.names[1]:
-            bias = getattr(weights, self.names[1])
-            changed[self.names[1]] = new[..., -1].reshape(bias.shape)
-            new = new[..., :-1]
-        changed[self.names[0]] = new.reshape(own.shape)
-        return replace(weights, **changed)
 
 
 @dataclass
@@ -119,7 +61,6 @@ class LayerRefit:
     tokens: Tensor
     key_tokens: Tensor
     value_tokens: Tensor
-    _importance: list[Tensor] = field(default_factory=list)
     _counts: list[Tensor] = field(default_factory=list)
 
     def run(self) -> Weights:
@@ -127,13 +68,16 @@ class LayerRefit:
         self._weigh()
         self._solve_queries()
         self._solve_keys()
-        self._importance.clear()
+        for tile in self.sample.tiles:
+            tile.forget_scores()
         self._solve_values()
         return self.weights
 
     # --- what is solved for
 
-    def _part(self, name: str, columns: slice, turning: Tensor | None, metric: Tensor, latent: bool = False) -> _Part:
+    def _part(
+        self, name: str, columns: slice, turning: Tensor | None, metric: Tensor, latent: bool = False
+    ) -> Projection:
         weight: Tensor = getattr(self.weights, name)
         bias: Tensor | None = getattr(self.weights, f"{name}_bias", None)
         if weight.ndim == 2:  # a rotary key that all heads share
@@ -154,9 +98,9 @@ class LayerRefit:
             return held[batch]
 
         names = (name, "" if bias is None else f"{name}_bias")
-        return _Part(names, weight, columns, turning, metric, reads, self.rule.rotary_scale)
+        return Projection(names, weight, columns, turning, metric, reads, self.rule.rotary_scale)
 
-    def _query_parts(self) -> list[_Part]:
+    def _query_parts(self) -> list[Projection]:
         w, everything = self.weights, slice(None)
         if isinstance(w, AttentionWeights):
             return [self._part("q", everything, self._turning, self.tokens)]
@@ -164,7 +108,7 @@ class LayerRefit:
         parts = [self._part("q_nope", slice(0, d), None, self.tokens)]
         return parts + ([self._part("q_rope", slice(d, None), w.inv_freq, self.tokens)] if w.inv_freq.numel() else [])
 
-    def _key_parts(self) -> list[_Part]:
+    def _key_parts(self) -> list[Projection]:
         w, everything = self.weights, slice(None)
         if isinstance(w, AttentionWeights):
             return [self._part("k", everything, self._turning, self.key_tokens)]
@@ -174,7 +118,7 @@ class LayerRefit:
             [self._part("k_rope", slice(d, None), w.inv_freq, self.key_tokens)] if w.inv_freq.numel() else []
         )
 
-    def _value_part(self) -> _Part:
+    def _value_part(self) -> Projection:
         if isinstance(self.weights, AttentionWeights):
             return self._part("v", slice(None), None, self.value_tokens)
         return self._part("up_v", slice(None), None, self._latent_metric(self.value_tokens), latent=True)
@@ -209,12 +153,7 @@ class LayerRefit:
         for tile in self.sample.tiles:
             even = (~tile.hidden).to(torch.float32)
             even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
-            weight = self._seen(tile, every[tile.batch]).mul_(_SEEN).add_(even)
-            self._importance.append(weight.add_(tile.attention, alpha=_OWN))
-
-    def _tiles(self) -> Iterator[tuple[Tile, Tensor]]:
-        """With w."""
-        return zip(self.sample.tiles, self._importance, strict=True)
+            tile.importance.mul_(_OWN).add_(self._seen(tile, every[tile.batch]), alpha=_SEEN).add_(even)
 
     def _solve_queries(self) -> None:
         scale, parts, every = self.rule.scale, self._query_parts(), self._keys()
@@ -228,24 +167,25 @@ class LayerRefit:
             return sums
 
         def errors(changes: list[Tensor]) -> Iterator[Tensor]:
-            for tile, w in self._tiles():
+            for tile in self.sample.tiles:
                 given = [part.given(c, tile.batch, tile) for part, c in zip(parts, changes, strict=True)]
                 query = torch.cat(given, -1) * scale
-                yield _centred(w, scores_of(query, every[tile.batch][:, :, : tile.length]))
+                yield _centred(tile.importance, scores_of(query, every[tile.batch][:, :, : tile.length]))
 
         weight = torch.zeros(())
-        for tile, w in self._tiles():
-            key = every[tile.batch][:, :, : tile.length]
+        for tile in self.sample.tiles:
+            w, key = tile.importance, every[tile.batch][:, :, : tile.length]
             per_key = w.shape[1] // key.shape[1]
             weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
         lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
         self._settle(parts, lambda changes: pull(errors(changes)), pull(self._errors(every)), weight, lefts)
 
-    def _spread_of_keys(self, part: _Part, every: list[Tensor]) -> Tensor:
+    def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
         """What a query's numbers do to scores, besides what softmax forgets, from some of the queries: [n, e, e]."""
         total, seen, rows = torch.zeros(()), 0, 0
-        for tile, w in self._tiles():
-            some, positions = w[:, :, ::_SKIPPED], tile.positions[::_SKIPPED]
+        for tile in self.sample.tiles:
+            w, positions = tile.importance, tile.positions[::_SKIPPED]
+            some = w[:, :, ::_SKIPPED]
             key = every[tile.batch][:, :, : tile.length, part.columns]
             key = key.repeat_interleave(w.shape[1] // key.shape[1], 1)[:, :, None]  # [B, H, 1, T, e]
             mean = some[:, :, :, None] @ key  # [B, H, r, 1, e]
@@ -257,9 +197,9 @@ class LayerRefit:
 
     def _errors(self, every: list[Tensor]) -> Iterator[Tensor]:
         """What the scores lack, weighed."""
-        for tile, w in self._tiles():
+        for tile in self.sample.tiles:
             made = scores_of(self._queries(tile), every[tile.batch][:, :, : tile.length])
-            yield _centred(w, tile.scores - made)
+            yield _centred(tile.importance, tile.scores - made)
 
     def _solve_keys(self) -> None:
         parts = self._key_parts()
@@ -278,36 +218,36 @@ class LayerRefit:
 
         def errors(changes: list[Tensor]) -> Iterator[Tensor]:
             made: dict[int, list[Tensor]] = {}
-            for (tile, w), query in zip(self._tiles(), every, strict=True):
+            for tile, query in zip(self.sample.tiles, every, strict=True):
                 if tile.batch not in made:
                     made = {tile.batch: [p.given(c, tile.batch) for p, c in zip(parts, changes, strict=True)]}
                 scores = torch.zeros(())
                 for part, key in zip(parts, made[tile.batch], strict=True):
                     scores = scores + scores_of(query[..., part.columns], key[:, :, : tile.length])
-                yield _centred(w, scores)
+                yield _centred(tile.importance, scores)
 
         inputs = self.sample.inputs
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in every]).sum(0)
         right, lefts = pull(self._errors(self._keys())), [self._spread_of_queries(part, every) for part in parts]
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
-    def _spread_of_queries(self, part: _Part, every: list[Tensor]) -> Tensor:
+    def _spread_of_queries(self, part: Projection, every: list[Tensor]) -> Tensor:
         """What a key's numbers do to scores, from some of the queries: [n, e, e]."""
         total, seen, rows = torch.zeros(()), 0, 0
-        for (tile, w), whole in zip(self._tiles(), every, strict=True):
+        for tile, whole in zip(self.sample.tiles, every, strict=True):
             query = whole[:, :, ::_SKIPPED, part.columns]
             seen, rows = seen + query.shape[2], rows + whole.shape[2]
             if part.turning is None:
                 total = total + torch.einsum("bhre,bhrf->hef", query, query)
                 continue
-            some = w[:, :, ::_SKIPPED]
+            some = tile.importance[:, :, ::_SKIPPED]
             met = part.turned_back(query[:, :, :, None].expand(-1, -1, -1, tile.length, -1))  # [B, H, r, T, e]
             total = total + ((met * some[..., None]).mT @ met).sum((0, 2))
         return total.unflatten(0, (len(part.weight), -1)).sum(1) * (rows / seen)
 
     def _settle(
         self,
-        parts: list[_Part],
+        parts: list[Projection],
         apply: Callable[[list[Tensor]], list[Tensor]],
         right: list[Tensor],
         weight: Tensor,

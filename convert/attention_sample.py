@@ -20,7 +20,7 @@ _TILE_SCORES, _TILE_ROWS = 2**20, 128
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tile:
     """Some queries of a batch of windows.
 
@@ -31,7 +31,7 @@ class Tile:
         length: the tokens 0..length-1 are all that a query may look at.
         hidden: [r, length] True where one may not.
         scores: [B, H, r, length] of the original.
-        attention: [B, H, r, length] of the original, rows sum to one.
+        importance: [B, H, r, length] what errors of scores count, rows sum to one; at first the original's attention.
         output: [B, r, D] of the original's attention.
         weight: [B, r, 1] what the square of an error of the output counts.
     """
@@ -42,9 +42,13 @@ class Tile:
     length: int
     hidden: Tensor
     scores: Tensor
-    attention: Tensor
+    importance: Tensor
     output: Tensor
     weight: Tensor
+
+    def forget_scores(self) -> None:
+        """Let go what is only needed for queries and keys."""
+        self.scores = self.importance = self.scores.new_empty(0)
 
 
 @dataclass(frozen=True)
