@@ -2,8 +2,9 @@
 
 A method fits a layer on sums over the text (`statistics`), in which queries and keys know nothing of each other. Here
 the converted attention reads what the layers before it, converted already, have made of the text, and the queries of
-every window (some of them, where there are very many) are held against the original's own. Softmax forgets what is added to all scores of a query, and an error
-e_ts counts as much as token s may be looked at. So the error of scores is their variance,
+every window (some of them, where there are very many) are held against the original's own. Softmax forgets what is
+added to all scores of a query, and an error e_ts counts as much as token s may be looked at. So the error of scores is
+their variance,
 
     sum_t sum_s w_ts (e_ts - sum_u w_tu e_tu)^2,
 
