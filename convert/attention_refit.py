@@ -244,7 +244,8 @@ class LayerRefit:
             some = tile.importance[:, :, ::_SKIPPED]
             met = part.turned_back(query[:, :, :, None].expand(-1, -1, -1, tile.length, -1))  # [B, H, r, T, e]
             total = total + ((met * some[..., None]).mT @ met).sum((0, 2))
-        return total.unflatten(0, (len(part.weight), -1)).sum(1) * (rows / seen)
+        shared: Tensor = total.unflatten(0, (len(part.weight), -1)).sum(1)
+        return shared * (rows / seen)
 
     def _settle(
         self,

@@ -114,19 +114,19 @@ def sample_original(
 
 def scores_of(query: Tensor, key: Tensor) -> Tensor:
     """Products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
-    grouped = query.unflatten(1, (key.shape[1], -1))
-    if key.shape[1] == 1:  # one product for all heads
-        return (grouped.flatten(2, 3) @ key.mT).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
-    found: Tensor = (grouped @ key[:, :, None].mT).flatten(1, 2)
-    return found
+    return _by_group(query, key.mT)
 
 
 def mixed(attention: Tensor, value: Tensor) -> Tensor:
     """Values under the attention of the heads that share them: [B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
-    grouped = attention.unflatten(1, (value.shape[1], -1))
-    if value.shape[1] == 1:
-        return (grouped.flatten(2, 3) @ value).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
-    found: Tensor = (grouped @ value[:, :, None]).flatten(1, 2)
+    return _by_group(attention, value)
+
+
+def _by_group(left: Tensor, right: Tensor) -> Tensor:
+    """[B, H, r, m] times the [B, K, m, n] of a head's group: [B, H, r, n], one product for all heads of a group."""
+    groups, rows = right.shape[1], left.shape[2]
+    grouped = left.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, K, H / K r, m]
+    found: Tensor = (grouped @ right).unflatten(2, (-1, rows)).flatten(1, 2)
     return found
 
 

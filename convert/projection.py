@@ -56,7 +56,8 @@ class Projection:
         read = self.reads(batch) if tile is None else self.reads(batch)[:, tile.rows]
         back = self.turned_back(states, None if tile is None else tile.positions)
         rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
-        return (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
+        found: Tensor = (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
+        return found
 
     def moved(self, weights: Weights, change: Tensor) -> Weights:
         """The weights with this part changed."""
