@@ -191,7 +191,7 @@ def fitted(folder: Path, **options: Any) -> Iterator[tuple[Stream, Callable[[int
     """The stream of the original, and what its layers become."""
     plan = api.plan(folder, **options)
     with fitting(plan, silent) as found:
-        yield Stream(plan.source, plan.arch, plan.geometry, plan.prefix), found.convert
+        yield Stream(plan.source, plan.arch, plan.geometry, plan.prefix), lambda layer: found.convert(layer).attention
 
 
 @pytest.mark.parametrize("to", ["gqa", "mla"])
