@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import HEADS, get_attention, load, logits_of, set_attention, tiny_model
+from tiny import HEADS, assert_same_logits, get_attention, load, logits_of, set_attention, tiny_model
 
 from convert_attn import convert
 from convert_attn.convert.attention import (
@@ -55,7 +55,7 @@ def test_heads_that_are_equal_already_convert_without_loss(
     _equal_heads(model, groups, order)
     model.save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=groups, method=method, output=tmp_path / "out")
-    torch.testing.assert_close(logits_of(load(tmp_path / "out")), logits_of(model), atol=1e-5, rtol=1e-5)
+    assert_same_logits(logits_of(load(tmp_path / "out")), logits_of(model))
 
 
 @pytest.mark.parametrize("to", ["gqa", "mqa"])
@@ -70,7 +70,7 @@ def test_loaded_class_equals_the_original_class_with_shared_heads_replicated(
     converted = load(tmp_path / "out")
     for layer in range(LAYERS):
         set_attention(model, layer, replicate_kv_heads(get_attention(converted, layer), HEADS))
-    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-5, rtol=1e-5)
+    assert_same_logits(logits_of(converted), logits_of(model))
 
 
 @pytest.mark.parametrize("to", ["gqa", "mqa"])
@@ -140,7 +140,7 @@ def test_grouped_source_converts_further(model_type: str, tmp_path: Path) -> Non
     convert(tmp_path / "in", to="gqa", groups=2, output=tmp_path / "out")
     converted = load(tmp_path / "out")
     assert converted.config.num_key_value_heads == 2
-    torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-5, rtol=1e-5)
+    assert_same_logits(logits_of(converted), logits_of(model))
 
 
 @pytest.mark.parametrize("method", SHARING)

@@ -92,6 +92,11 @@ def logits_of(model: Any, length: int = 24, batch: int = 2) -> torch.Tensor:
         return model(input_ids=tokens).logits
 
 
+def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for what float32 rounds: 5e-6 of the largest logit, as another processor adds in another order."""
+    torch.testing.assert_close(found, expected, atol=5e-6 * float(expected.abs().max()), rtol=1e-5)
+
+
 def load(folder: Path, **options: Any) -> Any:
     """A checkpoint folder in fp32, without remote code: our classes are registered."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()

@@ -85,6 +85,7 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
         original: as in `markdown`.
     """
     from matplotlib.figure import Figure  # of an extra
+    from matplotlib.ticker import FuncFormatter
 
     made = [row for row in rows if row.failed is None]
     figure = Figure(figsize=(13, 6), layout="constrained")
@@ -108,6 +109,8 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
             level = original["figures"]["float32"]["perplexity"]["mean"]
             axes.axhline(level, color="#666c75", linestyle=":", label="original")
         axes.set(xlabel="share of the original cache, %", ylabel=label, yscale="log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.grid(visible=True, alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
