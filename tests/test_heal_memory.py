@@ -194,7 +194,7 @@ del_first = torch.ones(7 * 2**20); del del_first  # 28 MB: from here on glibc ke
 own = psutil.Process()
 before, large, small = own.memory_info().rss, [], []
 for _ in range(20):
-    large.append(torch.ones(3 * 2**20)); small.append(torch.ones(2**12))
+    large.append(torch.ones(3 * 2**20)); small.append(torch.ones(2**17))  # 512 KB: no earlier hole holds it
 large.clear()
 print(int(done), own.memory_info().rss - before)
 """
