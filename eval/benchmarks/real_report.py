@@ -110,7 +110,7 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
             axes.axhline(level, color="#666c75", linestyle=":", label="original")
         axes.set(xlabel="share of the original cache, %", ylabel=label, yscale="log")
         for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            formatted(FuncFormatter(lambda value, _: f"{value:g}"))
+            formatted(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "125" else ""))
         axes.grid(visible=True, alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
