@@ -21,6 +21,7 @@ from convert_attn.convert.functional import Attention
 from convert_attn.convert.layers import Layers
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.refit import single
+from convert_attn.convert.relative_error import relative_error
 from convert_attn.convert.request import STEP
 from convert_attn.convert.stream import Stream
 from convert_attn.convert.targets.base import Converted
@@ -121,8 +122,7 @@ class Trial:
 def _missed(converted: Converted, seen: _Seen) -> Tensor:
     """[B, T], at most 1 for a token."""
     attention = replace(seen.attention, weights=converted)
-    error = (attention.output() - seen.output).square().sum(-1)
-    return error / (error + seen.stream).clamp_min(1e-30)
+    return relative_error((attention.output() - seen.output).square().sum(-1), seen.stream)
 
 
 def filled_in(sizes: Sequence[int], errors: Sequence[float], most: int) -> list[float]:

@@ -44,7 +44,6 @@ _VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
 _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
-_ROUNDS = 1  # of values and output projection
 
 
 @dataclass
@@ -66,8 +65,9 @@ class LayerRefit:
 
     def run(self) -> Weights:
         """Queries, keys, then values with the output projection."""
-        self._weigh()
-        self._solve_queries()
+        every = self._keys()
+        self._weigh(every)
+        self._solve_queries(every)
         self._solve_keys()
         for tile in self.sample.tiles:
             tile.forget_scores()
@@ -148,16 +148,15 @@ class LayerRefit:
         scores = scores_of(self._queries(tile), key[:, :, : tile.length])
         return scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
 
-    def _weigh(self) -> None:
-        """w of every query and token: see the top."""
-        every = self._keys()
+    def _weigh(self, every: list[Tensor]) -> None:
+        """w of every query and token, by the keys of every batch: see the top."""
         for tile in self.sample.tiles:
             even = (~tile.hidden).to(torch.float32)
             even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
             tile.importance.mul_(_OWN).add_(self._seen(tile, every[tile.batch]), alpha=_SEEN).add_(even)
 
-    def _solve_queries(self) -> None:
-        scale, parts, every = self.rule.scale, self._query_parts(), self._keys()
+    def _solve_queries(self, every: list[Tensor]) -> None:
+        scale, parts = self.rule.scale, self._query_parts()
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -179,7 +178,8 @@ class LayerRefit:
             per_key = w.shape[1] // key.shape[1]
             weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
         lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
-        self._settle(parts, lambda changes: pull(errors(changes)), pull(self._errors(every)), weight, lefts)
+        right = pull(self._errors(map(self._queries, self.sample.tiles), every))
+        self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
         """What a query's numbers do to scores, besides what softmax forgets, from some of the queries: [n, e, e]."""
@@ -196,10 +196,10 @@ class LayerRefit:
             total, seen, rows = total + turned.sum((0, 3)), seen + some.shape[2], rows + w.shape[2]
         return total * (rows / seen)
 
-    def _errors(self, every: list[Tensor]) -> Iterator[Tensor]:
-        """What the scores lack, weighed."""
-        for tile in self.sample.tiles:
-            made = scores_of(self._queries(tile), every[tile.batch][:, :, : tile.length])
+    def _errors(self, by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
+        """What the scores lack, weighed; of the queries of every tile and the keys of every batch."""
+        for tile, query in zip(self.sample.tiles, by_tile, strict=True):
+            made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
 
     def _solve_keys(self) -> None:
@@ -229,7 +229,7 @@ class LayerRefit:
 
         inputs = self.sample.inputs
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in every]).sum(0)
-        right, lefts = pull(self._errors(self._keys())), [self._spread_of_queries(part, every) for part in parts]
+        right, lefts = pull(self._errors(every, self._keys())), [self._spread_of_queries(part, every) for part in parts]
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_queries(self, part: Projection, every: list[Tensor]) -> Tensor:
@@ -292,9 +292,8 @@ class LayerRefit:
         every = self._keys()
         seen = [self._seen(tile, every[tile.batch]) for tile in self.sample.tiles]
         self._count(seen)
-        for _ in range(_ROUNDS):
-            self._solve_output(seen)
-            self._solve_value(seen)
+        self._solve_output(seen)
+        self._solve_value(seen)
         self._solve_output(seen)
 
     def _heads_out(self, seen: list[Tensor]) -> Iterator[Tensor]:

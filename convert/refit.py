@@ -25,6 +25,7 @@ from convert_attn.convert.functional import Attention
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.mlp_refit import MlpOutput, solve_mlp
 from convert_attn.convert.output_ridge import Regression, solve
+from convert_attn.convert.relative_error import relative_error
 from convert_attn.convert.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
 
@@ -271,8 +272,8 @@ class SideBySide:
         """What the attention's output lacks on the selection text, relative to the stream: at most 1 for a token."""
         total = 0.0
         for _, lost, _, stream in self._misses("selection", block, converted):
-            error = lost.square().sum(-1)
-            total += float((error / (error + stream.square().sum(-1)).clamp_min(1e-30)).sum(dtype=torch.float64))
+            error = relative_error(lost.square().sum(-1), stream.square().sum(-1))
+            total += float(error.sum(dtype=torch.float64))
         return total if total == total else float("inf")
 
     def _with_output(self, block: Block, converted: Converted) -> Converted:

@@ -27,6 +27,7 @@ from convert_attn.convert.heal.schedule import Schedule
 from convert_attn.convert.heal.settings import LAYERWISE, Settings
 from convert_attn.convert.heal.workplace import Workplace
 from convert_attn.convert.progress import Progress
+from convert_attn.convert.relative_error import relative_error as bounded
 from convert_attn.convert.skeleton import Call, Skeleton
 
 STOPPED = "layers-stopped"  # under which is kept that the stage has ended early
@@ -288,14 +289,8 @@ class Layerwise:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error of states [B, T, D] relative to the residual stream, or to itself where it is larger: [B, T] to 1.
-
-    The first token's state is a hundred times as large as others in many models: counted by size alone, a block would
-    be trained for that token.
-    """
-    error = (found - wanted).square().sum(-1)
-    stream = wanted.square().sum(-1)
-    return error / (stream + error.detach()).clamp_min(1e-30)
+    """The error [B, T] of states [B, T, D] relative to those that are wanted: a block is trained for no token alone."""
+    return bounded((found - wanted).square().sum(-1), wanted.square().sum(-1))
 
 
 def name_of(layer: int) -> str:
