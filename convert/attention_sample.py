@@ -133,4 +133,5 @@ def _by_group(left: Tensor, right: Tensor) -> Tensor:
 def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
     """The transpose of both, summed over queries and heads that share: [B, H, r, T], [B, H, r, e] -> [B, K, T, e]."""
     left, right = (part.unflatten(1, (heads, -1)).flatten(2, 3) for part in (parts, tokens))
-    return left.mT @ right
+    summed: Tensor = left.mT @ right
+    return summed
