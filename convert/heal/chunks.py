@@ -13,7 +13,7 @@ Score = Callable[[Tensor, int], Tensor]
 """Rows [n, D] and the first one's number -> k sums over them, differentiable."""
 
 _ON_CPU, _ELSEWHERE = 2**23, 2**26  # numbers in a chunk's logits
-_COPIES = 8  # of them, alive at a time: of teacher and student, their logarithms, gradients
+_COPIES = 6  # of them, alive at a time: of teacher and student, their logarithms, shares, gradients
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:

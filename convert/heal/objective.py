@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from convert_attn.convert.heal.chunks import Score, rows_per_chunk, summed
@@ -140,10 +141,36 @@ def attach(model: Any) -> Halves:
 
 
 def divergence(reference: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(reference || logits) at temperature T, nats summed over tokens; logits [n, vocabulary]."""
-    theirs = (reference.float() / temperature).log_softmax(-1)
-    ours = (logits.float() / temperature).log_softmax(-1)
-    return F.kl_div(ours, theirs, log_target=True, reduction="sum") * temperature**2
+    """Sum T^2 KL(reference || logits) at temperature T over tokens, in nats; logits are [n, vocabulary].
+
+    Only `logits` get gradients (Hinton et al., arXiv:1503.02531, section 2).
+    """
+    found: Tensor = _Divergence.apply(reference, logits, temperature)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Divergence(torch.autograd.Function):
+    """Its gradient, T (softmax(logits) - softmax(reference)), is made where the numbers it needs are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, reference: Tensor, logits: Tensor, temperature: float) -> Tensor:
+        theirs, ours = (_softened(part, temperature).log_softmax(-1) for part in (reference, logits))
+        shares = theirs.exp()
+        found = theirs.sub_(ours).mul_(shares).sum() * temperature**2
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(ours.exp_().sub_(shares).to(logits.dtype))
+            ctx.temperature = temperature
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return None, (outer * ctx.temperature).to(gradient.dtype) * gradient, None
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def next_tokens(tokens: Tensor) -> Tensor:
