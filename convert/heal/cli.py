@@ -139,6 +139,12 @@ from convert_attn.convert.values import Count, Numbers, ShareOrAuto, Size, Words
     help="Compute activations again: less memory, more time. Done by itself where they would take most of it.",
 )
 @click.option(
+    "--torch-compile",
+    is_flag=True,
+    help="Compile the blocks of both models for the stage over the whole: a minute first, then faster steps. Needs a "
+    "C++ compiler on a CPU.",
+)
+@click.option(
     "--max-memory",
     type=Size(),
     help="That a process may take, as 4G: the micro batch is chosen by it, and a run that cannot keep to it is refused "

@@ -12,7 +12,7 @@ def return_large_blocks() -> bool:
     """Let glibc map every block of 1 MB or more by itself; False where there is no glibc.
 
     By default the size from which it does so grows to 32 MB with what is freed: activations then lie in a heap whose
-    holes are kept.
+    holes are kept. Pages mapped anew for every tensor are zeroed anew: steps of SmolLM2-135M take a third longer.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -17,6 +17,7 @@ from convert_attn.convert.heal.workplace import Workplace
 _KEPT = "plan"
 _COPIES = 4  # of whole logits: both models', and gradients
 _USABLE = 0.95  # of what is free
+_HOLES = 1.4  # a heap with holes to what is predicted: 1.28 seen on SmolLM2-135M
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ def decide(predictor: Predictor, settings: Settings, place: Workplace) -> str:
 def begun(place: Workplace) -> bool:
     """Whether a run has chosen before."""
     return place.has(_KEPT)
+
+
+def tight(place: Workplace, room: Room) -> bool:
+    """Whether what a heap keeps of freed activations may be too much for a process."""
+    return int(place.facts(_KEPT)["peak"]) * _HOLES > room.free
 
 
 def decided(accelerator: Accelerator, settings: Settings, place: Workplace) -> Settings:

@@ -22,6 +22,7 @@ from convert_attn.convert.heal.journal import LOG, Journal, Show
 from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.memory import Predictor
 from convert_attn.convert.heal.pair import Pair, open_pair
+from convert_attn.convert.heal.planning import Room
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -166,7 +167,6 @@ class _Run:
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
         warnings = self._short(text)
-        return_large_blocks()
         self._plan(text, show)
         used = self._layerwise(text, journal)
         done = self._whole(text, used, journal)
@@ -241,6 +241,8 @@ class _Run:
                 raise
             show({"stage": journals.START, "step": 0, "memory": told})
         self.settings = planning.decided(self.accelerator, self.settings, self.place)
+        if planning.tight(self.place, Room.of(self.accelerator.device, self.settings.max_memory)):
+            return_large_blocks()
 
     def _layer_windows(self, text: Text) -> int:
         """Windows for the stage over single blocks."""

@@ -28,7 +28,7 @@ _COUNTS = (
     "patience",
     "max_memory",
 )
-_CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing", "max_memory"})
+_CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing", "torch_compile", "max_memory"})
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Settings:
             selection text.
         gradient_checkpointing: activations are computed again; where False, that is done all the same if the memory
             would not hold them, or if they would take more than all else and more than 1 GB.
+        torch_compile: blocks of both models are compiled by torch.compile for the whole model's training.
         max_memory: bytes that a process may take, on its device; None: what is free.
         patience: measurements on selection text without a better one before it stops; None: it goes on to the end, as
             much is won while the rate falls.
@@ -87,6 +88,7 @@ class Settings:
     patience: int | None = None
     mixed_precision: str = "auto"
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
     max_memory: int | None = None
     seed: int = 0
 

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from convert_attn.convert.heal.compiled import compile_blocks
 from convert_attn.convert.heal.halves import Halves
 from convert_attn.convert.heal.handover import Handover
 from convert_attn.convert.heal.journal import Journal
@@ -56,6 +57,8 @@ class Whole:
         student = self._marked(student)
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
+        if self.settings.torch_compile:
+            compile_blocks(*(model for model in (student, teacher) if model is not None))
         training = Training(
             self.accelerator,
             self.settings,
