@@ -65,13 +65,15 @@ class LayerRefit:
 
     def run(self) -> Weights:
         """Queries, keys, then values with the output projection."""
-        every = self._keys()
-        self._weigh(every)
-        self._solve_queries(every)
-        self._solve_keys()
+        every, asked = self._keys(), [*map(self._queries, self.sample.tiles)]
+        self._weigh(every, asked)
+        self._solve_queries(every, asked)
+        asked = [*map(self._queries, self.sample.tiles)]
+        self._solve_keys(every, asked)
         for tile in self.sample.tiles:
             tile.forget_scores()
-        self._solve_values()
+        every = self._keys()
+        self._solve_values([*map(self._seen, self.sample.tiles, asked, (every[t.batch] for t in self.sample.tiles))])
         return self.weights
 
     # --- what is solved for
@@ -143,19 +145,20 @@ class LayerRefit:
     def _keys(self) -> list[Tensor]:
         return [keys(self.weights, read, self.rule) for read in self.sample.inputs]
 
-    def _seen(self, tile: Tile, key: Tensor) -> Tensor:
+    def _seen(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
         """The conversion's own attention [B, H, r, length]."""
-        scores = scores_of(self._queries(tile), key[:, :, : tile.length])
+        scores = scores_of(query, key[:, :, : tile.length])
         return scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
 
-    def _weigh(self, every: list[Tensor]) -> None:
-        """w of every query and token, by the keys of every batch: see the top."""
-        for tile in self.sample.tiles:
+    def _weigh(self, every: list[Tensor], asked: list[Tensor]) -> None:
+        """w of every query and token, by the keys of every batch and the queries of every tile: see the top."""
+        for tile, query in zip(self.sample.tiles, asked, strict=True):
             even = (~tile.hidden).to(torch.float32)
             even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
-            tile.importance.mul_(_OWN).add_(self._seen(tile, every[tile.batch]), alpha=_SEEN).add_(even)
+            seen = self._seen(tile, query, every[tile.batch])
+            tile.importance.mul_(_OWN).add_(seen, alpha=_SEEN).add_(even)
 
-    def _solve_queries(self, every: list[Tensor]) -> None:
+    def _solve_queries(self, every: list[Tensor], asked: list[Tensor]) -> None:
         scale, parts = self.rule.scale, self._query_parts()
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
@@ -178,7 +181,7 @@ class LayerRefit:
             per_key = w.shape[1] // key.shape[1]
             weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
         lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
-        right = pull(self._errors(map(self._queries, self.sample.tiles), every))
+        right = pull(self._errors(asked, every))
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
@@ -202,13 +205,12 @@ class LayerRefit:
             made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
 
-    def _solve_keys(self) -> None:
+    def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
         parts = self._key_parts()
-        every = [self._queries(tile) for tile in self.sample.tiles]
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
-            for tile, query, gradient in zip(self.sample.tiles, every, gradients, strict=True):
+            for tile, query, gradient in zip(self.sample.tiles, asked, gradients, strict=True):
                 for part, back in zip(parts, backs[tile.batch], strict=True):
                     back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -219,7 +221,7 @@ class LayerRefit:
 
         def errors(changes: list[Tensor]) -> Iterator[Tensor]:
             made: dict[int, list[Tensor]] = {}
-            for tile, query in zip(self.sample.tiles, every, strict=True):
+            for tile, query in zip(self.sample.tiles, asked, strict=True):
                 if tile.batch not in made:
                     made = {tile.batch: [p.given(c, tile.batch) for p, c in zip(parts, changes, strict=True)]}
                 scores = torch.zeros(())
@@ -228,14 +230,14 @@ class LayerRefit:
                 yield _centred(tile.importance, scores)
 
         inputs = self.sample.inputs
-        weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in every]).sum(0)
-        right, lefts = pull(self._errors(every, self._keys())), [self._spread_of_queries(part, every) for part in parts]
+        weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
+        right, lefts = pull(self._errors(asked, every)), [self._spread_of_queries(part, asked) for part in parts]
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
-    def _spread_of_queries(self, part: Projection, every: list[Tensor]) -> Tensor:
+    def _spread_of_queries(self, part: Projection, asked: list[Tensor]) -> Tensor:
         """What a key's numbers do to scores, from some of the queries: [n, e, e]."""
         total, seen, rows = torch.zeros(()), 0, 0
-        for tile, whole in zip(self.sample.tiles, every, strict=True):
+        for tile, whole in zip(self.sample.tiles, asked, strict=True):
             query = whole[:, :, ::_SKIPPED, part.columns]
             seen, rows = seen + query.shape[2], rows + whole.shape[2]
             if part.turning is None:
@@ -287,22 +289,23 @@ class LayerRefit:
 
     # --- values
 
-    def _solve_values(self) -> None:
+    def _solve_values(self, seen: list[Tensor]) -> None:
         """Values and, on the sample only, the output projection, in turn."""
-        every = self._keys()
-        seen = [self._seen(tile, every[tile.batch]) for tile in self.sample.tiles]
-        self._count(seen)
-        self._solve_output(seen)
-        self._solve_value(seen)
-        self._solve_output(seen)
+        heads = self._heads_out(seen)
+        self._count(heads)
+        self._solve_output(heads)
+        self._solve_value(seen, heads)
+        self._solve_output(self._heads_out(seen))
 
-    def _heads_out(self, seen: list[Tensor]) -> Iterator[Tensor]:
+    def _heads_out(self, seen: list[Tensor]) -> list[Tensor]:
         """[B, r, H, a], tile by tile."""
         made: dict[int, Tensor] = {}
+        found = []
         for tile, attention in zip(self.sample.tiles, seen, strict=True):
             if tile.batch not in made:
                 made = {tile.batch: values(self.weights, self.sample.inputs[tile.batch])}
-            yield mixed(attention, made[tile.batch][:, :, : tile.length]).transpose(1, 2)
+            found.append(mixed(attention, made[tile.batch][:, :, : tile.length]).transpose(1, 2))
+        return found
 
     def _missing_output(self, tile: Tile, heads: Tensor) -> Tensor:
         """What the output lacks: [B, r, D]."""
@@ -314,15 +317,15 @@ class LayerRefit:
         """The output projection [H a, D]."""
         return self.weights.o.mT.flatten(0, 1)
 
-    def _count(self, seen: list[Tensor]) -> None:
+    def _count(self, heads_out: list[Tensor]) -> None:
         """What errors count: relative to the residual stream, or to the error itself where that is larger."""
-        for tile, heads in zip(self.sample.tiles, self._heads_out(seen), strict=True):
+        for tile, heads in zip(self.sample.tiles, heads_out, strict=True):
             missing, w = self._missing_output(tile, heads), tile.weight
             self._counts.append(w / (1 + w * missing.square().sum(-1, keepdim=True)))
 
-    def _solve_output(self, seen: list[Tensor]) -> None:
+    def _solve_output(self, heads_out: list[Tensor]) -> None:
         o, gram, cross = self.weights.o, None, None
-        for tile, count, heads in zip(self.sample.tiles, self._counts, self._heads_out(seen), strict=True):
+        for tile, count, heads in zip(self.sample.tiles, self._counts, heads_out, strict=True):
             missing = self._missing_output(tile, heads).flatten(0, 1)
             flat = heads.flatten(2).flatten(0, 1)
             weighed = (flat * count.flatten(0, 1)).mT
@@ -335,7 +338,7 @@ class LayerRefit:
         change = torch.linalg.solve(damped, cross.double()).float().unflatten(0, (o.shape[0], o.shape[2])).mT
         self.weights = replace(self.weights, o=o + change)
 
-    def _solve_value(self, seen: list[Tensor]) -> None:
+    def _solve_value(self, seen: list[Tensor], heads_out: list[Tensor]) -> None:
         part, o, rows = self._value_part(), self.weights.o, self._o_rows
         n, inputs = part.weight.shape[0], self.sample.inputs
 
@@ -372,7 +375,7 @@ class LayerRefit:
 
         lacking = (
             (self._missing_output(tile, heads) * count) @ rows.mT
-            for tile, count, heads in zip(self.sample.tiles, self._counts, self._heads_out(seen), strict=True)
+            for tile, count, heads in zip(self.sample.tiles, self._counts, heads_out, strict=True)
         )
         (change,) = conjugate_gradients(damped, pull(lacking), lambda rest: [left @ rest[0] @ inverse], _STEPS)
         self.weights = part.moved(self.weights, change)

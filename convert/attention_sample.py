@@ -15,7 +15,9 @@ from torch import Tensor
 from convert_attn.convert.attention import AttentionWeights
 from convert_attn.convert.functional import Attention, Rule, keys, may_not_look, queries, values
 
-_SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
+SHARED_SCORES = 2**25  # in a sample, of all heads: 128 MB for the original's, as much for what they count
+LATENT_SCORES = 2**27
+"""For latents four times as many: what they lose is less, so what half of the queries leave unseen is more of it."""
 _TILE_SCORES, _TILE_ROWS = 2**20, 128
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
@@ -64,15 +66,15 @@ class Sample:
     tiles: list[Tile]
 
 
-def sampled_windows(count: int, length: int, heads: int) -> Tensor:
-    """Which of `count` windows of `length` tokens are in a sample."""
-    most = max(1, _SCORES // (heads * _FEWEST * length))
+def sampled_windows(count: int, length: int, heads: int, scores: int) -> Tensor:
+    """Which of `count` windows of `length` tokens are in a sample of at most `scores` pairs of a query and a token."""
+    most = max(1, scores // (heads * _FEWEST * length))
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def sampled_rows(windows: int, length: int, heads: int) -> slice:
+def sampled_rows(windows: int, length: int, heads: int, scores: int) -> slice:
     """Which positions of each sampled window are queries; half of its pairs are never looked at."""
-    stride = min(length, max(1, -(-windows * heads * length * length // (2 * _SCORES))))
+    stride = min(length, max(1, -(-windows * heads * length * length // (2 * scores))))
     return slice(stride - 1, length, stride)
 
 
@@ -82,7 +84,11 @@ def windows_at_once(length: int, heads: int) -> int:
 
 
 def sample_original(
-    weights: AttentionWeights, batches: Sequence[tuple[Tensor, Tensor, Tensor]], rule: Rule, order: Sequence[int]
+    weights: AttentionWeights,
+    batches: Sequence[tuple[Tensor, Tensor, Tensor]],
+    rule: Rule,
+    order: Sequence[int],
+    at_most: int = LATENT_SCORES,
 ) -> Sample:
     """What the original's attention does on a sample.
 
@@ -90,9 +96,10 @@ def sample_original(
         batches: of inputs after the norm in the original and in the conversion [B, T, D], and of residual streams
             in front of the original's attention.
         order: the original's query heads in the order of the conversion's.
+        at_most: pairs of a query and a token, of all heads; some of the queries are taken where there are more.
     """
     windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
-    every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
+    every = range(*sampled_rows(windows, length, len(weights.q), at_most).indices(length))
     found = Sample([converted for _, converted, _ in batches], [])
     for number, (original, _, stream) in enumerate(batches):
         key, value = keys(weights, original, rule), values(weights, original)

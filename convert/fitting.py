@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convert_attn.convert import calibration_text
 from convert_attn.convert.allocate import Trial, splits
+from convert_attn.convert.attention_sample import LATENT_SCORES, SHARED_SCORES
 from convert_attn.convert.calibrate import Calibration, Collecting, calibrate, collecting, kept
 from convert_attn.convert.calibration_text import AUTO, SAMPLE, Windows, shipped_windows
 from convert_attn.convert.class_facts import typed_config
@@ -101,6 +102,7 @@ class _Session:
                 held,
                 heads=sizes.num_heads,
                 dtype=DTYPES[plan.cache_dtype],
+                scores=LATENT_SCORES if isinstance(plan.form, LatentCache) else SHARED_SCORES,
                 mlp=plan.refit_mlp,
             )
         )

@@ -59,8 +59,12 @@ def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor
     angle = positions.to(torch.float64)[:, None] * inv_freq.to(states.device)
     turning = torch.where(inv_freq.to(states.device) == 0, 1.0, scale)
     cos, sin = (angle.cos() * turning).to(states.dtype), (angle.sin() * turning).to(states.dtype)
-    first, second = states.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    found = states * torch.cat([cos, cos], -1)
+    half = cos.shape[-1]
+    first, second = states[..., :half], states[..., half:]
+    found[..., :half].addcmul_(second, sin, value=-1)
+    found[..., half:].addcmul_(first, sin)
+    return found
 
 
 def project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
