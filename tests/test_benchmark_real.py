@@ -123,6 +123,24 @@ def test_rows_that_are_there_are_not_run_again(
     assert "was made with another windows, window_count: give another --json" in other.output
 
 
+def test_a_conversion_there_is_becomes_a_row(made: tuple[Result, Path], setting: list[str], tmp_path: Path) -> None:
+    kept, folder = json.loads((made[1] / "a.json").read_text()), Path(setting[-1]) / "mla-1-4-subspace-in-domain"
+    words = [*setting, "--add", str(folder), "--json", str(tmp_path / "b.json"), "--png", str(tmp_path / "b.png")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads((tmp_path / "b.json").read_text())["rows"]
+    known = next(row for row in kept["rows"] if row["name"] == IN_DOMAIN)
+    assert row["name"] == folder.name
+    assert row["seconds"] is row["peak_mb"] is None
+    for name in ("figures", "class_name", "tokens", "cache_share"):
+        assert row[name] == known[name], name
+    assert len(row["command"]) == 1
+    assert "--calibration fit.txt" in row["command"][0]
+    refused = CliRunner().invoke(main, [*setting, "--add", setting[1]])
+    assert refused.exit_code == 2
+    assert "holds no conversion that says how it was made" in refused.output
+
+
 def test_what_folders_write_stands_beside_the_original(made: tuple[Result, Path], setting: list[str]) -> None:
     assert made[0].exit_code == 0
     folder = Path(setting[-1]) / "mla-1-4-subspace-in-domain"

@@ -9,13 +9,15 @@
 The model is SmolLM2-135M-Instruct, which is unpacked from a Python package (--model: any other folder). A row is
 TARGET:METHOD:CALIBRATION, for example mqa:subspace:in-domain; targets are MQA and MLA at shares of the cache, and
 calibration is none, auto, self, in-domain (--texts-calibration) or healed (converted on that text, then trained for
---heal-tokens). Each row is the command line in a process of its own. Perplexity and KL to the original are measured
-on the first windows of the test text with the class that AutoModelForCausalLM loads, in float32 and in the dtype that
-is stored, the original in the same one. Errors are standard errors over windows. `forwards` is the row's time over
-that of one forward pass of the original, in float32, over as many tokens as were calibrated on, timed in the same run.
+--heal-tokens with --heal-options). Each row is the command line in a process of its own. Perplexity and KL to the
+original are measured on the first windows of the test text with the class that AutoModelForCausalLM loads, in float32
+and in the dtype that is stored, the original in the same one. Errors are standard errors over windows. `forwards` is
+the row's time over that of one forward pass of the original, in float32, over as many tokens as were calibrated on,
+timed in the same run.
 
 Prints a Markdown table; --json FILE keeps the numbers after every row, and with --resume rows in it are not run again.
-Given folders, it prints instead what they write to a few prompts, beside the original. --identity writes the
+Given folders, it prints instead what they write to a few prompts, beside the original; --add measures such a folder as
+a row of its own. --identity writes the
 original's K/V heads out, one for each query head, has the command line find the groups again, and prints how far the
 logits are off.
 """
@@ -23,6 +25,7 @@ logits are off.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -103,8 +106,10 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
         return []
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        other = [name for name in setting if kept["setting"].get(name) != setting[name]]
         rows = [Row(**row) for row in kept["rows"]]
+        healed = any(row.name.endswith(f":{HEALED}") for row in rows)
+        names = [name for name in setting if healed or not name.startswith("heal_")]
+        other = [name for name in names if kept["setting"].get(name) != setting[name]]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"--resume: '{file}' holds no rows of this benchmark: give another --json") from None
     if other:
@@ -123,6 +128,8 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
 @click.option("--calibration-tokens", type=Count(), help="At most this many [default: as the command does].")
 @click.option("--heal-tokens", type=Count(), help="Train healed rows on so many; without it there are none.")
 @click.option("--heal-data", type=_FILE, help="Text to train them on [default: the in-domain text].")
+@click.option("--heal-options", default="", metavar="WORDS", help="Of heal, as '--mixed-precision bf16'.")
+@click.option("--add", "present", type=_FOLDER, multiple=True, help="A conversion there is, as a row of its own.")
 @click.option("--target", "bounds", type=Target(), multiple=True, help="Highest perplexity a row may have, in float32.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: temporary].")
 @click.option("--keep", is_flag=True, help="Leave the conversions in --work.")
@@ -170,13 +177,15 @@ def _table(
     calibration_tokens: int | None,
     heal_tokens: int | None,
     heal_data: Path | None,
+    heal_options: str,
+    present: tuple[Path, ...],
     bounds: tuple[tuple[str, float], ...],
     keep: bool,
     resume: bool,
     json_file: Path | None,
     png: Path | None,
 ) -> None:
-    wanted = chosen(patterns, heal_tokens is not None)
+    wanted = [] if present and not patterns else chosen(patterns, heal_tokens is not None)
     test = _text(texts_test, heldout_text(), work / "test.txt")
     calibration = _text(texts_calibration, calibration_text(), work / "calibration.txt")
     try:
@@ -193,20 +202,30 @@ def _table(
         "calibration_tokens": calibration_tokens,
         "heal_tokens": heal_tokens,
         "heal_data": None if heal_data is None else sha256(heal_data.read_bytes()).hexdigest(),
+        "heal_options": heal_options,
     }
     rows = _earlier(json_file, setting) if resume else []
-    bench = Bench(folder, work, tokens, calibration, test, calibration_tokens, heal_tokens, heal_data, keep)
+    healing = (heal_tokens, heal_data, tuple(shlex.split(heal_options)))
+    bench = Bench(folder, work, tokens, calibration, test, calibration_tokens, *healing, keep)
     found: dict[str, Any] = {"environment": environment("cpu"), "setting": setting, "original": bench.original()}
     for ask in wanted:
         if ask.name not in [row.name for row in rows]:
             rows.append(bench.run(ask))
             click.echo(json.dumps(asdict(rows[-1])), err=True)
-        if json_file is not None:
-            document = found | {"rows": [asdict(row) for row in rows]}
-            json_file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _keep(found, rows, json_file)
+    for there in present:
+        rows = [row for row in rows if row.name != there.name]
+        rows.append(bench.present(there))
+        _keep(found, rows, json_file)
     click.echo(markdown(found["original"], rows, dict(bounds)))
     if png is not None:
         draw(found["original"], rows, png)
+
+
+def _keep(found: dict[str, Any], rows: list[Row], file: Path | None) -> None:
+    if file is not None:
+        document = found | {"rows": [asdict(row) for row in rows]}
+        file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

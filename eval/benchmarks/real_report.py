@@ -38,7 +38,8 @@ def markdown(original: Mapping[str, Any], rows: Sequence[Row], targets: Mapping[
             continue
         forwards = "" if row.forward_ratio is None else f"{row.forward_ratio:.1f}x"
         cells = [row.name, f"{row.cache_share or 0:.1%}", row.class_name or "", *_figures(row.figures)]
-        cells += [f"{row.seconds:.0f} s", forwards, f"{row.peak_mb:.0f} MB"]
+        cells += ["" if row.seconds is None else f"{row.seconds:.0f} s", forwards]
+        cells += ["" if row.peak_mb is None else f"{row.peak_mb:.0f} MB"]
         lines.append(f"| {' | '.join(cells)} |")
     said = verdicts(rows, targets)
     return "\n".join([*lines, *([""] if said else []), *said])
@@ -92,8 +93,8 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
     for axes, name, label in zip(
         figure.subplots(1, 2), ("perplexity", "kl"), ("perplexity", "KL to the original, nats per token"), strict=True
     ):
-        for number, way in enumerate(dict.fromkeys(row.name.partition(":")[2] for row in made)):
-            here = [row for row in made if row.name.partition(":")[2] == way]
+        for number, way in enumerate(dict.fromkeys(map(_way, made))):
+            here = [row for row in made if _way(row) == way]
             points = {
                 kind: sorted(
                     (100 * (row.cache_share or 0), max(row.figures["float32"][name]["mean"] or 0.0, _LOWEST))
@@ -116,6 +117,11 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
             axes.legend(fontsize=7)
     figure.suptitle("dots: MLA, crosses: MQA; lower is better", fontsize=10)
     figure.savefig(path, dpi=130)
+
+
+def _way(row: Row) -> str:
+    """What rows of one line have in common: method and calibration, or the name of a folder."""
+    return row.name.partition(":")[2] or row.name
 
 
 def _columns(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:

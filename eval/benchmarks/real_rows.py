@@ -18,12 +18,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.repeat import public
 from convert_attn.eval.benchmarks.common import load_model
 from convert_attn.eval.benchmarks.real_model import write_out_heads
+from convert_attn.eval.memory import cache_bytes_per_token
 from convert_attn.eval.quality import Tally, token_figures
 
 TARGETS: dict[str, list[str]] = {
@@ -89,8 +90,9 @@ class Row:
     Attributes:
         name: `Ask.name`.
         command: the command lines, files by their names alone.
-        seconds: wall time of the commands.
-        peak_mb: resident memory of a command and the processes it starts, together, at its highest; in 10**6 bytes.
+        seconds: wall time of the commands; None where they were run before.
+        peak_mb: as for `seconds`, resident memory of a command and the processes it starts, together, at its highest;
+            in 10**6 bytes.
         tokens: read for calibration.
         forward_ratio: `seconds` over the time of one forward pass of the original over as many tokens; None where none
             were read.
@@ -104,8 +106,8 @@ class Row:
 
     name: str
     command: list[str]
-    seconds: float
-    peak_mb: float
+    seconds: float | None
+    peak_mb: float | None
     tokens: int = 0
     forward_ratio: float | None = None
     cache: int | None = None
@@ -145,7 +147,7 @@ class Bench:
         calibration: in-domain text; a file.
         held_out: the test text; a file, what of it is in the text for healing is left out there.
         calibration_tokens: at most so many are read; None: as the command does.
-        heal_tokens, heal_data: how long `healed` rows are trained, and on what.
+        heal_tokens, heal_data, heal_options: how long `healed` rows are trained, on what, and other options of `heal`.
         keep: leave the conversions where they are.
     """
 
@@ -157,6 +159,7 @@ class Bench:
     calibration_tokens: int | None = None
     heal_tokens: int | None = None
     heal_data: Path | None = None
+    heal_options: tuple[str, ...] = ()
     keep: bool = False
 
     def __post_init__(self) -> None:
@@ -185,7 +188,7 @@ class Bench:
             data = str(self.heal_data or self.calibration)
             words = ["heal", str(result), "--teacher", str(self.folder), "--data", data]
             words += ["--exclude", str(self.held_out), "--tokens", str(self.heal_tokens), "--cpu", "--json"]
-            yield [*words, "--output", str(self.output(ask)), "--overwrite"]
+            yield [*words, "--output", str(self.output(ask)), "--overwrite", *self.heal_options]
 
     def output(self, ask: Ask) -> Path:
         """The folder that a row makes."""
@@ -212,13 +215,37 @@ class Bench:
     def _measured(self, ask: Ask, typed: list[str], seconds: float, peak: int, made: dict[str, Any]) -> Row:
         tokens = (made["calibration"] or {}).get("tokens", 0)
         before, after = made["cache_bytes_per_token_before"], made["cache_bytes_per_token_after"]
-        figures = {}
-        for name, dtype in DTYPES.items():
-            model = load_model(self.output(ask), dtype)
-            figures[name] = quality(model, self.windows, self._originals[name])
+        figures, model = self._figures(self.output(ask))
         ratio = seconds / self.forward_seconds(tokens) if tokens else None
         kind = type(model).__name__
         return Row(ask.name, typed, seconds, peak / 1e6, tokens, ratio, after, after / before, kind, figures)
+
+    def _figures(self, folder: Path) -> tuple[dict[str, Any], Any]:
+        """Of a conversion in every dtype, and the model in the dtype that is stored."""
+        figures: dict[str, Any] = {}
+        model = None
+        for name, dtype in DTYPES.items():
+            model = load_model(folder, dtype)
+            figures[name] = quality(model, self.windows, self._originals[name])
+        return figures, model
+
+    def present(self, folder: Path) -> Row:
+        """Measure a conversion that was made or healed before, under its folder's name.
+
+        Raises:
+            UsageError: it is none.
+        """
+        try:
+            made = json.loads((folder / "config.json").read_text(encoding="utf-8"))["convert_attn"]
+            typed = [str(step["command"]) for step in (made, *made.get("heal", ()))]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"'{folder}' holds no conversion that says how it was made: give folders of such"
+            ) from None
+        figures, model = self._figures(folder)
+        after, before = (cache_bytes_per_token(each) for each in (model, self._originals["stored"]))
+        kind, tokens = type(model).__name__, int((made.get("calibration") or {}).get("tokens", 0))
+        return Row(folder.name, typed, None, None, tokens, None, round(after), after / before, kind, figures)
 
     @torch.inference_mode()
     def forward_seconds(self, tokens: int) -> float:
