@@ -13,24 +13,24 @@ import torch
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.progress import Progress, no_bars, silent
 from convert_attn.convert.version import __version__
-from convert_attn.eval.card import check_cards, update_card
-from convert_attn.eval.contenders import (
+from convert_attn.eval.measures.contenders import (
     Contender,
     check_memory,
     choose_device,
     open_contenders,
     predicted_numbers,
 )
-from convert_attn.eval.document import make_document
-from convert_attn.eval.harness import Harness
-from convert_attn.eval.job import Job
-from convert_attn.eval.losses import compare_on_text, probe
-from convert_attn.eval.memory import cache_bytes_per_token, peak_memory
-from convert_attn.eval.passages import BUNDLED, Passages, documents_of, make_passages
-from convert_attn.eval.report import write_reports
-from convert_attn.eval.scale import at_scale, scale_shape
-from convert_attn.eval.speed import compare_speed
-from convert_attn.eval.store import Store
+from convert_attn.eval.measures.losses import compare_on_text, probe
+from convert_attn.eval.measures.memory import cache_bytes_per_token, peak_memory
+from convert_attn.eval.measures.passages import BUNDLED, Passages, documents_of, make_passages
+from convert_attn.eval.measures.scale import at_scale, scale_shape
+from convert_attn.eval.measures.speed import compare_speed
+from convert_attn.eval.results.card import check_cards, update_card
+from convert_attn.eval.results.document import make_document
+from convert_attn.eval.results.files import write_reports
+from convert_attn.eval.results.job import Job
+from convert_attn.eval.results.store import Store
+from convert_attn.eval.tasks.harness import Harness
 
 MAX_TOKENS = 65536
 REPEATS = 7
@@ -87,7 +87,7 @@ def evaluate(
 
     Args:
         original, converted: Hub id, local folder, or sample:NAME.
-        text: see `convert_attn.convert.text.read_documents`; None: the bundled held-out text.
+        text: see `convert_attn.convert.text.documents.read_documents`; None: the bundled held-out text.
         window: tokens per window; None: what all models can read, at most 2048.
         max_tokens: of the text.
         tasks: names of lm-eval's tasks, groups or tags, or YAML files.

@@ -12,7 +12,7 @@ import transformers
 from checkpoints import Command
 from tiny import CONVERTIBLE
 
-from convert_attn.convert import calibration_text
+from convert_attn.convert.text import windows as calibration_text
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)  # tiny models: threads cost more than they give, and pytest-xdist uses the cores

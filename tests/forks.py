@@ -21,7 +21,13 @@ _DRIVER = textwrap.dedent(
 
     import torch, transformers
     torch.set_num_threads(1)
-    from convert_attn.convert import api, card, cli, hub, report, run, targets, verification
+    from convert_attn.convert import targets, verification
+    from convert_attn.convert.conversion import api
+    from convert_attn.convert.publish import card
+    from convert_attn.convert.cli import commands as cli
+    from convert_attn.convert.checkpoint import resolve as hub
+    from convert_attn.convert.cli import report
+    from convert_attn.convert.conversion import run
     from convert_attn.convert.heal import run as heal_run  # not run here: autograd threads do not survive a fork
     from convert_attn.convert.archs import architectures
     for name in architectures():  # their classes, once

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.balance import balanced_heads, balanced_latent
-from convert_attn.convert.functional import Attention, Rule
-from convert_attn.convert.latent import LatentWeights
 from convert_attn.convert.methods import methods
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.balance import balanced_heads, balanced_latent
+from convert_attn.convert.weights.functional import Attention, Rule
+from convert_attn.convert.weights.latent import LatentWeights
 
 FORMS: dict[str, dict[str, Any]] = {
     "gqa": {"to": "gqa", "groups": 2},

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from convert_attn.eval.benchmarks import common, decode, decode_contenders
-from convert_attn.eval.benchmarks.timing import SLOW_REPEATS, Timed, take_turns
-from convert_attn.eval.decoding import with_cache
+from convert_attn.eval.measures.decoding import with_cache
+from convert_attn.eval.measures.timing import SLOW_REPEATS, Timed, take_turns
 
 CONTEXTS = [16, 32]
 SIZES = decode_contenders.Sizes(heads=4, head_dim=8, rank=16, rope_dim=8, layers=1)
@@ -126,6 +126,6 @@ def test_png_without_matplotlib_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_slow_calls_are_repeated_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convert_attn.eval.benchmarks.timing.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("convert_attn.eval.measures.timing.SLOW_SECONDS", 0.0)
     times = take_turns({"one": Timed(lambda: None), "two": Timed(lambda: None)}, 10, CPU)
     assert {spread.repeats for spread in times.values()} == {SLOW_REPEATS}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from convert_attn.convert.values import Count, short_count
+from convert_attn.convert.option_types import Count, short_count
 from convert_attn.eval.benchmarks.heal import OURS, UPTRAIN, Row, main, needed
 
 

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling import transformers_api
 
 NAMES = ["cache", "past_key_values"]

@@ -19,26 +19,26 @@ from tiny import HEADS, SIZES, load, logits_of, tiny_model
 from torch import Tensor, nn
 
 from convert_attn import convert
-from convert_attn.convert import api
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.calibrate import calibrate
-from convert_attn.convert.fitting import fitting
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.functional import Attention
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.latent_basis import Latent, Reading, exact_latent, fit_latent
-from convert_attn.convert.latent_basis import _one_metric as one_metric
-from convert_attn.convert.layers import Layers
-from convert_attn.convert.moments import Moments
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.calibration.calibrate import calibrate
+from convert_attn.convert.calibration.statistics import LayerStatistics
+from convert_attn.convert.calibration.statistics import _by_offset as by_offset
+from convert_attn.convert.conversion import api
+from convert_attn.convert.fitting.layers import Layers
+from convert_attn.convert.fitting.refit import single
+from convert_attn.convert.fitting.session import fitting
+from convert_attn.convert.maths.latent_basis import Latent, Reading, exact_latent, fit_latent
+from convert_attn.convert.maths.latent_basis import _one_metric as one_metric
+from convert_attn.convert.maths.moments import Moments
+from convert_attn.convert.maths.rotary import Offsets, characteristic, measured_offsets
+from convert_attn.convert.maths.rotary import _within_bin as within_bin
 from convert_attn.convert.progress import silent
-from convert_attn.convert.refit import single
-from convert_attn.convert.rotary import Offsets, characteristic, measured_offsets
-from convert_attn.convert.rotary import _within_bin as within_bin
-from convert_attn.convert.statistics import LayerStatistics
-from convert_attn.convert.statistics import _by_offset as by_offset
-from convert_attn.convert.stream import Stream
+from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets import fitting as targets_for
 from convert_attn.convert.targets.base import Converted
+from convert_attn.convert.weights.functional import Attention
 
 HIDDEN, LAYERS = SIZES["hidden_size"], SIZES["num_hidden_layers"]
 HEAD_DIM = HIDDEN // HEADS
@@ -299,8 +299,8 @@ def test_statistics_do_not_depend_on_batches(tmp_path: Path, monkeypatch: pytest
     tiny_model("llama").save_pretrained(tmp_path / "in")
     found = []
     for tokens, scores in ((32, 1), (1 << 20, 1 << 26)):
-        monkeypatch.setattr(sys.modules["convert_attn.convert.calibrate"], "_BATCH_TOKENS", tokens)
-        monkeypatch.setattr(sys.modules["convert_attn.convert.functional"], "_SCORES", scores)
+        monkeypatch.setattr(sys.modules["convert_attn.convert.calibration.calibrate"], "_BATCH_TOKENS", tokens)
+        monkeypatch.setattr(sys.modules["convert_attn.convert.weights.functional"], "_SCORES", scores)
         monkeypatch.setenv("CONVERT_ATTN_CACHE", str(tmp_path / str(tokens)))
         found.append(measured(tmp_path / "in", windows_of()))
     assert_same_statistics(found[0], found[1], rtol=1e-6)
@@ -308,7 +308,7 @@ def test_statistics_do_not_depend_on_batches(tmp_path: Path, monkeypatch: pytest
 
 def test_evenly_spaced_queries_stand_for_all_of_a_long_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every third of 32, in all that is of attention; moments of inputs are of all tokens."""
-    monkeypatch.setattr(sys.modules["convert_attn.convert.statistics"], "_ROWS", 11)
+    monkeypatch.setattr(sys.modules["convert_attn.convert.calibration.statistics"], "_ROWS", 11)
     model = tiny_model("gpt2")
     model.save_pretrained(tmp_path / "in")
     assert_same_statistics(measured(tmp_path / "in", windows_of()), direct(model, windows_of(), stride=3))

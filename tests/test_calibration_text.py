@@ -15,8 +15,8 @@ from checkpoints import Command, config_of, contents, edit_tensors, save_tiny, t
 from tiny import SIZES, load, logits_of, tiny_model
 
 from convert_attn import convert
-from convert_attn.convert.calibration_text import calibration_windows
 from convert_attn.convert.samples import sample_path
+from convert_attn.convert.text.windows import calibration_windows
 
 VOCABULARY, HIDDEN = SIZES["vocab_size"], SIZES["hidden_size"]
 OPTIONS = ("--to", "gqa", "--groups", "2", "--output", "out")

@@ -16,9 +16,9 @@ from transformers.generation.configuration_utils import METADATA_FIELDS
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.form import LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.targets import fitting
 
 _SIZES = Geometry(64, 2, HEADS, HEADS, 8, 64)

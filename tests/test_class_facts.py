@@ -13,13 +13,13 @@ from tiny import HEADS, load, logits_of, tiny_geometry, tiny_model
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.archs.geometry import class_biases, facts_of, geometry, layer_rule
+from convert_attn.convert.archs.packing import split
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.functional import Attention, layer_rule
-from convert_attn.convert.geometry import class_biases, facts_of, geometry
-from convert_attn.convert.heal.settings import Settings
-from convert_attn.convert.layout import split
-from convert_attn.eval.contenders import cache_form, predicted_numbers
+from convert_attn.convert.heal.state.settings import Settings
+from convert_attn.convert.weights.functional import Attention
+from convert_attn.eval.measures.contenders import cache_form, predicted_numbers
 
 ROTARY = ("llama", "mistral", "qwen2", "gemma", "phi3")
 # keys that some class reads and others do not, and sizes at which they would show

@@ -17,7 +17,8 @@ from tiny import HEADS, load, logits_of, tiny_model
 
 import convert_attn
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
-from convert_attn.convert import api, shards
+from convert_attn.convert.checkpoint import shards
+from convert_attn.convert.conversion import api
 from convert_attn.convert.methods import DEFAULT, methods
 
 if sys.version_info >= (3, 11):

@@ -15,7 +15,7 @@ from test_carried import _convert, _homes
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from convert_attn.convert.derived import tokenizer_differences
+from convert_attn.convert.publish.derived import tokenizer_differences
 from convert_attn.convert.samples import sample_path
 from convert_attn.convert.verification.folder import verify
 

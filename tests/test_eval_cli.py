@@ -17,10 +17,10 @@ import convert_attn
 from convert_attn import UsageError, evaluate
 from convert_attn.convert.samples import sample_path
 from convert_attn.eval import run
-from convert_attn.eval.compare import dominances
-from convert_attn.eval.figures import estimate, number, size
-from convert_attn.eval.page import page
-from convert_attn.eval.report import markdown, sections, verdict
+from convert_attn.eval.measures.compare import dominances
+from convert_attn.eval.measures.figures import estimate, number, size
+from convert_attn.eval.results.page import page
+from convert_attn.eval.results.report import markdown, sections, verdict
 
 QUICK = ("--window", "128", "--max-tokens", "2048", "--device", "cpu")
 TIMED = ("--contexts", "16,32", "--repeats", "2")
@@ -184,7 +184,7 @@ def test_json_is_one_object(made: Path, tmp_path: Path, command: Command) -> Non
 def test_without_matplotlib_there_is_a_report_without_plots(
     made: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert_attn.eval.report.find_spec", lambda name: None)
+    monkeypatch.setattr("convert_attn.eval.results.files.find_spec", lambda name: None)
     done = command("eval", "sample:gpt2", made / "gqa4", *QUICK, "--no-speed", "--output", tmp_path / "r")
     assert done.code == 0
     assert "matplotlib is not installed" in done.out
@@ -381,7 +381,7 @@ def test_code_of_others_runs_only_when_trusted(made: Path, tmp_path: Path, comma
 def test_a_model_that_does_not_fit_is_one_sentence(
     made: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convert_attn.eval.contenders.free_bytes", lambda device: 10**6)
+    monkeypatch.setattr("convert_attn.eval.measures.contenders.free_bytes", lambda device: 10**6)
     done = command("eval", "sample:gpt2", made / "gqa4", *QUICK, "--output", tmp_path / "r")
     assert done.code == 1
     assert "side by side in float32, and cpu has 1.0 MB free: try --dtype bfloat16" in done.err

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import convert_attn
 from convert_attn import ConvertAttnError, UsageError
 from convert_attn.convert.samples import sample_path
-from convert_attn.eval import passages, tasks
-from convert_attn.eval.harness import Harness, paired
+from convert_attn.eval import tasks
+from convert_attn.eval.measures import passages
 from convert_attn.eval.tasks import documents, last_words
+from convert_attn.eval.tasks.harness import Harness, paired
 
 OWN = ("convert_attn_next_line", "convert_attn_heldout")
 

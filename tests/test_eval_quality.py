@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from convert_attn import ConvertAttnError
 from convert_attn.convert.samples import sample_path
-from convert_attn.eval.losses import compare_on_text, position_edges, probe, probe_distances, sequences
-from convert_attn.eval.passages import Passages, bundled_documents, documents_of, make_passages
-from convert_attn.eval.quality import FIGURES, Tally, measure, ratio, token_figures
+from convert_attn.eval.measures.losses import compare_on_text, position_edges, probe, probe_distances, sequences
+from convert_attn.eval.measures.passages import Passages, bundled_documents, documents_of, make_passages
+from convert_attn.eval.measures.quality import FIGURES, Tally, measure, ratio, token_figures
 
 
 def _ignore(done: int, total: int) -> None:
@@ -116,8 +116,8 @@ def test_slices_and_batches_do_not_change_the_figures(monkeypatch: pytest.Monkey
     model = tiny_model("gpt2")
     other, passages = _noisy(model, 0.05), _random_passages()
     whole = compare_on_text(model, other, passages, _ignore)
-    monkeypatch.setattr("convert_attn.eval.quality._SLICE_NUMBERS", 500)
-    monkeypatch.setattr("convert_attn.eval.quality._BATCH_BYTES", {"cpu": 1})
+    monkeypatch.setattr("convert_attn.eval.measures.quality._SLICE_NUMBERS", 500)
+    monkeypatch.setattr("convert_attn.eval.measures.quality._BATCH_BYTES", {"cpu": 1})
     parts = compare_on_text(model, other, passages, _ignore)
     assert parts["kl"]["mean"] == pytest.approx(whole["kl"]["mean"], rel=1e-5)
     assert parts["kl"]["error"] == pytest.approx(whole["kl"]["error"], rel=1e-4)

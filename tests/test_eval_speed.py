@@ -16,11 +16,11 @@ import convert_attn
 from convert_attn import ConvertAttnError, UsageError
 from convert_attn.convert.errors import ConvertAttnError as Failure
 from convert_attn.convert.isolated.behaviour import attention_modules
-from convert_attn.eval import contenders, speed
-from convert_attn.eval.contenders import check_memory, open_contenders, predicted_numbers
-from convert_attn.eval.memory import cache_bytes_per_token, peak_memory
-from convert_attn.eval.scale import SHAPES, at_scale, scale_shape
-from convert_attn.eval.speed import AttentionClock, compare_speed
+from convert_attn.eval.measures import contenders, speed
+from convert_attn.eval.measures.contenders import check_memory, open_contenders, predicted_numbers
+from convert_attn.eval.measures.memory import cache_bytes_per_token, peak_memory
+from convert_attn.eval.measures.scale import SHAPES, at_scale, scale_shape
+from convert_attn.eval.measures.speed import AttentionClock, compare_speed
 
 
 def _ignore(done: int, total: int) -> None:

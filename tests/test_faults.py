@@ -24,9 +24,9 @@ from hub_server import Hub, Repo
 from test_hub import hub, waits  # noqa: F401  fixtures
 
 from convert_attn import ConvertAttnError, UsageError, convert
-from convert_attn.convert import writer
-from convert_attn.convert.files import own_file
-from convert_attn.eval.store import Store
+from convert_attn.convert.checkpoint import writer
+from convert_attn.convert.checkpoint.files import own_file
+from convert_attn.eval.results.store import Store
 
 FAST = ["--to", "gqa", "--groups", "2", "--method", "mean"]
 SIGKILL = 9

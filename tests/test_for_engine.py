@@ -13,12 +13,12 @@ from checkpoints import Command, config_of, edit_config, save_tiny
 from tiny import CONVERTIBLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from convert_attn.convert.api import plan
-from convert_attn.convert.config import result_config
+from convert_attn.convert.conversion.api import plan
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.inspection import inspect
-from convert_attn.convert.plan import Plan
-from convert_attn.convert.serving import verdict
+from convert_attn.convert.inspection.inspection import inspect
+from convert_attn.convert.inspection.serving import verdict
+from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.serving_rules import OPTIONS, Engine
 
 BIG: dict[str, Any] = {

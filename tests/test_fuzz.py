@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert_attn import ConvertAttnError
-from convert_attn.convert import cli
-from convert_attn.convert.shards import open_weights
-from convert_attn.convert.tensors import DTYPES, build_header, read_header
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, build_header, read_header
+from convert_attn.convert.checkpoint.shards import open_weights
+from convert_attn.convert.cli import commands as cli
 
 Test = Callable[..., None]
 
@@ -102,7 +102,7 @@ TENSORS = st.dictionaries(
 
 def test_what_is_written_is_read_back(tmp_path: Path, slow: bool) -> None:
     """The reader refuses nothing that the writer makes, whatever the names."""
-    from convert_attn.convert.tensors import TensorInfo
+    from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
 
     @cases(slow, 200)
     @given(TENSORS, st.dictionaries(NAMES, NAMES, max_size=3))
@@ -205,7 +205,7 @@ CONFIG_VALUES = JSON | st.integers(-3, 300) | st.sampled_from([2**70, 1e300, "64
 def test_a_config_with_any_values_makes_a_plan_or_one_sentence(
     model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
 ) -> None:
-    from convert_attn.convert import api
+    from convert_attn.convert.conversion import api
 
     folder = save_tiny(tmp_path / "in", model_type)
     keys = sorted(json.loads((folder / "config.json").read_text()))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from convert_attn.convert import samples
-from convert_attn.convert.samples.general import (
+from convert_attn.convert.samples.making.general import (
     HELDOUT_LIMIT,
     LIMIT,
     check_notices,
@@ -23,9 +23,9 @@ from convert_attn.convert.samples.general import (
     long_paragraphs,
     manifest,
 )
-from convert_attn.convert.samples.general_reading import in_language, is_clean, read, tidy
-from convert_attn.convert.samples.general_sources import LICENSE_TEXTS, OTHER_TERMS, PICKS, SOURCES, Pick, Source
-from convert_attn.convert.text import read_documents
+from convert_attn.convert.samples.making.general_reading import in_language, is_clean, read, tidy
+from convert_attn.convert.samples.making.general_sources import LICENSE_TEXTS, OTHER_TERMS, PICKS, SOURCES, Pick, Source
+from convert_attn.convert.text.documents import read_documents
 
 FOLDER = samples.sample_path("gpt2").parent
 PARTS = ("general.txt", "general-heldout.txt")

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import load
 
 from convert_attn import modeling
-from convert_attn.convert.classes import auto_class_of
-from convert_attn.convert.repeat import describe, read_provenance
+from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.planning.provenance import describe, read_provenance
 from convert_attn.convert.verification.stored import verify_folder
 
 HERE = Path(__file__).parent / "golden"

@@ -23,19 +23,19 @@ from torch.nn import functional as F
 
 from convert_attn import ConvertAttnError, UsageError, convert, heal
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.heal.journal import Journal, curves, hidden, read
-from convert_attn.convert.heal.layerwise import Layerwise, relative_error
-from convert_attn.convert.heal.objective import divergence, hidden_error, next_token_loss, next_tokens
-from convert_attn.convert.heal.pair import learns, load_model, open_pair, share_frozen
-from convert_attn.convert.heal.schedule import Schedule
-from convert_attn.convert.heal.settings import Settings
-from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import open_text, pack, window_length
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.skeleton import Skeleton
-from convert_attn.convert.source import Source
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.heal.data.texts import Texts
+from convert_attn.convert.heal.data.tokens import open_text, pack, window_length
+from convert_attn.convert.heal.loss.objective import divergence, hidden_error, next_token_loss, next_tokens
+from convert_attn.convert.heal.state.journal import Journal, curves, hidden, read
+from convert_attn.convert.heal.state.pair import learns, load_model, open_pair, share_frozen
+from convert_attn.convert.heal.state.schedule import Schedule
+from convert_attn.convert.heal.state.settings import Settings
+from convert_attn.convert.heal.training.layerwise import Layerwise, relative_error
+from convert_attn.convert.streaming.skeleton import Skeleton
 from convert_attn.convert.targets import fitting
 
 LENGTH, WINDOWS = 16, 40

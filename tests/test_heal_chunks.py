@@ -10,12 +10,12 @@ from tiny import CONVERTIBLE, tiny_model
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from convert_attn.convert.heal import objective
-from convert_attn.convert.heal.chunks import rows_per_chunk
-from convert_attn.convert.heal.halves import Halves
-from convert_attn.convert.heal.objective import Objective, attach
-from convert_attn.convert.heal.pair import without_dropout
-from convert_attn.convert.heal.training import checkpoint_activations
+from convert_attn.convert.heal.loss import objective
+from convert_attn.convert.heal.loss.chunks import rows_per_chunk
+from convert_attn.convert.heal.loss.halves import Halves
+from convert_attn.convert.heal.loss.objective import Objective, attach
+from convert_attn.convert.heal.state.pair import without_dropout
+from convert_attn.convert.heal.training.loop import checkpoint_activations
 
 GOAL = Objective(1.0, 0.3, 0.7, temperature=2.0)
 # classes that do something of their own to logits, or to states on their way to the head

@@ -69,7 +69,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_leaves_no_output(
     import errno
 
     from convert_attn import ConvertAttnError
-    from convert_attn.convert.heal import workplace
+    from convert_attn.convert.heal.state import workplace
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

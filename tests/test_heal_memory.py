@@ -18,14 +18,15 @@ from test_heal import Made
 from tiny import tiny_model
 
 from convert_attn import ConvertAttnError, convert
-from convert_attn.convert.heal import layerwise, planning
-from convert_attn.convert.heal.activations import Activations
-from convert_attn.convert.heal.free_memory import cgroup_room, free_memory
-from convert_attn.convert.heal.memory import Predictor, Sizes
-from convert_attn.convert.heal.pair import open_pair
-from convert_attn.convert.heal.settings import Settings
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.values import ShareOrAuto, Size
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.heal.memory import planning
+from convert_attn.convert.heal.memory.activations import Activations
+from convert_attn.convert.heal.memory.free_memory import cgroup_room, free_memory
+from convert_attn.convert.heal.memory.prediction import Predictor, Sizes
+from convert_attn.convert.heal.state.pair import open_pair
+from convert_attn.convert.heal.state.settings import Settings
+from convert_attn.convert.heal.training import layerwise
+from convert_attn.convert.option_types import ShareOrAuto, Size
 
 _MEASURE = """
 import re, sys
@@ -188,7 +189,7 @@ def test_sizes_and_shares_as_typed() -> None:
 
 _FREED = """
 import sys, psutil, torch
-from convert_attn.convert.heal.heap import return_large_blocks
+from convert_attn.convert.heal.memory.heap import return_large_blocks
 done = return_large_blocks() if sys.argv[1] == "yes" else True
 del_first = torch.ones(7 * 2**20); del del_first  # 28 MB: from here on glibc keeps smaller blocks in its heap
 own = psutil.Process()

@@ -21,9 +21,9 @@ from huggingface_hub.utils import _http
 from tiny import load, logits_of
 
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
-from convert_attn.convert import push as pushing
-from convert_attn.convert import retry
-from convert_attn.convert.push import push, ready_to_push
+from convert_attn.convert.checkpoint import retry
+from convert_attn.convert.publish import push as pushing
+from convert_attn.convert.publish.push import push, ready_to_push
 
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from tiny import HEADS, assert_same_logits, get_attention, load, logits_of, set_attention, tiny_model
 
 from convert_attn import convert
-from convert_attn.convert.attention import (
+from convert_attn.convert.methods import methods
+from convert_attn.convert.weights.attention import (
     drop_key_bias,
     fold_value_bias,
     map_kv_heads,
     permute_kv_heads,
     replicate_kv_heads,
 )
-from convert_attn.convert.methods import methods
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 LAYERS = 2
 SHARING = [name for name, method in methods().items() if method.share]

@@ -12,15 +12,15 @@ import torch
 from checkpoints import Command, config_of, edit_tensors, tensors_of
 from tiny import HEADS, SIZES, load, logits_of, tiny_model
 
-from convert_attn.convert import api
-from convert_attn.convert.allocate import filled_in, greedy, splits
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.fitting import fitting
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import Geometry
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.conversion import api
+from convert_attn.convert.fitting.ranks import filled_in, greedy, splits
+from convert_attn.convert.fitting.session import fitting
 from convert_attn.convert.progress import silent
 from convert_attn.convert.targets import fitting as targets_for
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, LAYERS, VOCABULARY = SIZES["hidden_size"], SIZES["num_hidden_layers"], SIZES["vocab_size"]
 _SIZES = Geometry(HIDDEN, LAYERS, HEADS, HEADS, HIDDEN // HEADS, 64)

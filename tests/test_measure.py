@@ -11,11 +11,11 @@ import torch
 from checkpoints import Command, config_of
 from tiny import load, tiny_model
 
-from convert_attn.convert import calibration_text
-from convert_attn.convert.api import convert
-from convert_attn.convert.measure import Measured
-from convert_attn.convert.report import summary_lines
+from convert_attn.convert.cli.report import summary_lines
+from convert_attn.convert.conversion.api import convert
+from convert_attn.convert.fitting.measure import Measured
 from convert_attn.convert.samples import sample_path
+from convert_attn.convert.text import windows as calibration_text
 
 
 @torch.no_grad()

@@ -13,15 +13,15 @@ from checkpoints import Command
 from tiny import HEADS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
 
 from convert_attn import ConvertAttnError, convert
-from convert_attn.convert import api
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.layers import Layers
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.conversion import api
+from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.methods import methods
-from convert_attn.convert.request import Request, choose_form
+from convert_attn.convert.planning.request import Request, choose_form
 from convert_attn.convert.targets import fitting
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
 _SIZES = Geometry(HIDDEN, 2, HEADS, HEADS, HEAD_DIM, 64)

@@ -14,11 +14,11 @@ from tiny import CONVERTIBLE, HEADS, SIZES, load, logits_of, tiny_model
 
 from convert_attn import convert, verify
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.heal.pair import open_pair
-from convert_attn.convert.hub import resolve
+from convert_attn.convert.heal.state.pair import open_pair
 from convert_attn.convert.targets import fitting as targets_for
 
 _SIZES = Geometry(SIZES["hidden_size"], 2, HEADS, HEADS, SIZES["hidden_size"] // HEADS, 64)

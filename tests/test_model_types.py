@@ -6,7 +6,7 @@ import pytest
 
 from convert_attn import UsageError
 from convert_attn.convert.archs import UNSUPPORTED, architectures
-from convert_attn.convert.model_types import architecture
+from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.targets import convertible
 
 KINDS = {

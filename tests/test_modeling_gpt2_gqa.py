@@ -18,8 +18,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
-from convert_attn.convert.heal.training import checkpoint_activations
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.convert.heal.training.loop import checkpoint_activations
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling.configuration_gpt2_gqa import GPT2GQAConfig
 from convert_attn.modeling.modeling_gpt2_gqa import (
     MAX_PACKED_TOKENS,

@@ -24,8 +24,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from convert_attn import modeling
-from convert_attn.convert.heal.training import checkpoint_activations
-from convert_attn.eval.decoding import with_cache
+from convert_attn.convert.heal.training.loop import checkpoint_activations
+from convert_attn.eval.measures.decoding import with_cache
 from convert_attn.modeling.configuration_gpt2_mla import GPT2MLAConfig
 from convert_attn.modeling.configuration_llama_mla import LlamaMLAConfig
 from convert_attn.modeling.latent_attention import LatentAttention, absorbing_is_cheaper

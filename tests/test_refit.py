@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from convert_attn.convert import attention_sample
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.attention_refit import LayerRefit
-from convert_attn.convert.attention_sample import SHARED_SCORES, Sample, sample_original, sampled_rows
-from convert_attn.convert.conjugate_gradients import conjugate_gradients
-from convert_attn.convert.functional import Attention, Rule
-from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.output_ridge import Regression, solve
+from convert_attn.convert.fitting import attention_sample
+from convert_attn.convert.fitting.attention_refit import LayerRefit
+from convert_attn.convert.fitting.attention_sample import SHARED_SCORES, Sample, sample_original, sampled_rows
+from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients
+from convert_attn.convert.maths.output_ridge import Regression, solve
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.functional import Attention, Rule
+from convert_attn.convert.weights.latent import LatentWeights
 
 D, H, K, SIZE, LENGTH, WINDOWS = 24, 4, 2, 6, 20, 12
 RULES = {

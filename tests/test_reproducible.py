@@ -18,10 +18,10 @@ from huggingface_hub import ModelCard
 from tiny import CONVERTIBLE, HEADS
 
 from convert_attn import UsageError
-from convert_attn.convert import api
+from convert_attn.convert.checkpoint.shards import open_weights
+from convert_attn.convert.conversion import api
 from convert_attn.convert.methods import methods
-from convert_attn.convert.repeat import headers_sha256
-from convert_attn.convert.shards import open_weights
+from convert_attn.convert.planning.provenance import headers_sha256
 from convert_attn.convert.targets import targets
 
 FORMS: list[dict[str, Any]] = [

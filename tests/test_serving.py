@@ -13,8 +13,8 @@ from test_engines import CASES, ENGINES, GELU
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.form import LatentCache, SharedHeads
-from convert_attn.convert.serving import engines, verdicts
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.inspection.serving import engines, verdicts
 from convert_attn.convert.serving_rules import CUSTOM, RULES, Rule
 from convert_attn.convert.serving_rules import ENGINES as RULED
 from convert_attn.convert.targets import targets

@@ -13,8 +13,8 @@ from test_hub import hub, waits  # noqa: F401  fixtures
 from transformers import AutoTokenizer
 
 from convert_attn import UsageError, convert
-from convert_attn.convert import api
-from convert_attn.convert.carried import kind_of, left_sentence
+from convert_attn.convert.checkpoint.carried import kind_of, left_sentence
+from convert_attn.convert.conversion import api
 from convert_attn.convert.samples import sample_path
 
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}

@@ -39,7 +39,7 @@ from huggingface_hub.errors import (
 from tiny import HEADS, load, logits_of, tiny_model
 
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
-from convert_attn.convert import hub
+from convert_attn.convert.checkpoint import resolve as hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}

@@ -15,12 +15,12 @@ from tiny import CONVERTIBLE, HEADS, load, logits_of, tiny_model
 from transformers import AutoModelForQuestionAnswering
 
 from convert_attn import ConvertAttnError, UsageError, convert, inspect
-from convert_attn.convert.api import plan
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.loading import load_language_model
-from convert_attn.convert.quantised import evidence
-from convert_attn.convert.source import Source
-from convert_attn.convert.tensors import TensorInfo
+from convert_attn.convert.checkpoint.loading import load_language_model
+from convert_attn.convert.checkpoint.quantised import evidence
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.conversion.api import plan
 
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}
 

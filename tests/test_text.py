@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from convert_attn import ConvertAttnError, UsageError
-from convert_attn.convert import text
-from convert_attn.convert.text import read_documents
+from convert_attn.convert.text import documents as text
+from convert_attn.convert.text.documents import read_documents
 
 
 def _write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -18,13 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPTNeoXForCausalLM, P
 from transformers.models.llama import modeling_llama
 
 from convert_attn import ConvertAttnError, UsageError, convert, verify
-from convert_attn.convert import isolated, run
+from convert_attn.convert import isolated
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture, Fused, Norm
+from convert_attn.convert.checkpoint.source import Origin, Source
+from convert_attn.convert.conversion import run
 from convert_attn.convert.isolated import behaviour
-from convert_attn.convert.push import ready_to_push
+from convert_attn.convert.publish.push import ready_to_push
 from convert_attn.convert.samples import sample_path
-from convert_attn.convert.source import Origin, Source
 from convert_attn.convert.targets import gpt2_gqa, llama_mla, targets
 from convert_attn.convert.verification import cut
 from convert_attn.convert.verification import folder as folders

@@ -19,11 +19,11 @@ import torch
 from checkpoints import contents, edit_tensors, json_of, reshard, save_tiny, tensors_of
 
 from convert_attn import ConvertAttnError, UsageError, convert
-from convert_attn.convert import api, run
-from convert_attn.convert.layers import Layers
-from convert_attn.convert.run import execute
+from convert_attn.convert.checkpoint.writer import ShardWriter, whole_or_nothing
+from convert_attn.convert.conversion import api, run
+from convert_attn.convert.conversion.run import execute
+from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.verification.stored import verify_folder
-from convert_attn.convert.writer import ShardWriter, whole_or_nothing
 
 FAST = {"to": "gqa", "groups": 2, "method": "mean"}
 

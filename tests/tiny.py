@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.form import SharedHeads
-from convert_attn.convert.geometry import Geometry, geometry
-from convert_attn.convert.layout import join, split
+from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.geometry import Geometry, geometry
+from convert_attn.convert.archs.packing import join, split
 from convert_attn.convert.targets import fitting
+from convert_attn.convert.weights.attention import AttentionWeights
 
 HEADS = 8
 SIZES: dict[str, Any] = {

@@ -7,10 +7,10 @@ checkpoints load without `trust_remote_code`.
 from typing import TYPE_CHECKING, Any
 
 from convert_attn import modeling
-from convert_attn.convert.api import convert
+from convert_attn.convert.conversion.api import convert
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.inspection import inspect
-from convert_attn.convert.push import Pushed, push
+from convert_attn.convert.inspection.inspection import inspect
+from convert_attn.convert.publish.push import Pushed, push
 from convert_attn.convert.verification.folder import verify
 from convert_attn.convert.version import __version__
 

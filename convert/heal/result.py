@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.config import carry_files
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, tensor_bytes
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.checkpoint.writer import ShardWriter, check_space, whole_or_nothing
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.heal.journal import CURVE, LOG, START, Record, draw, read
-from convert_attn.convert.heal.settings import UPTRAIN, Settings
+from convert_attn.convert.heal.state.journal import CURVE, LOG, START, Record, draw, read
+from convert_attn.convert.heal.state.settings import UPTRAIN, Settings
+from convert_attn.convert.planning.provenance import versions
 from convert_attn.convert.progress import Progress
-from convert_attn.convert.repeat import versions
-from convert_attn.convert.source import Source
-from convert_attn.convert.tensors import DTYPES, tensor_bytes
+from convert_attn.convert.publish.result_config import carry_files
 from convert_attn.convert.verification.folder import cached_by_layer
 from convert_attn.convert.verification.result import Expected, run_folder, workplace
 from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.version import __version__
-from convert_attn.convert.writer import ShardWriter, check_space, whole_or_nothing
 
 _BEGIN, _END = "<!-- convert-attn heal: begin -->", "<!-- convert-attn heal: end -->"
 _NOT_TRAINED = re.compile(

@@ -13,16 +13,17 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
+from convert_attn.convert.checkpoint.quantised import leftover_warning
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.checkpoint.source import Origin
+from convert_attn.convert.checkpoint.writer import check_output
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.heal import journal as journals
-from convert_attn.convert.heal import planning
-from convert_attn.convert.heal.handover import Handover
-from convert_attn.convert.heal.heap import return_large_blocks
-from convert_attn.convert.heal.journal import LOG, Journal, Show
-from convert_attn.convert.heal.layerwise import STOPPED, Layerwise
-from convert_attn.convert.heal.memory import Predictor
-from convert_attn.convert.heal.pair import Pair, open_pair
-from convert_attn.convert.heal.planning import Room
+from convert_attn.convert.heal.data.texts import Texts
+from convert_attn.convert.heal.data.tokens import Text, open_text, pack, window_length
+from convert_attn.convert.heal.memory import planning
+from convert_attn.convert.heal.memory.heap import return_large_blocks
+from convert_attn.convert.heal.memory.planning import Room
+from convert_attn.convert.heal.memory.prediction import Predictor
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -30,18 +31,17 @@ from convert_attn.convert.heal.result import (
     measured_losses,
     write_result,
 )
-from convert_attn.convert.heal.settings import DEFAULT_STAGES, UPTRAIN, Settings
-from convert_attn.convert.heal.texts import Texts
-from convert_attn.convert.heal.tokens import Text, open_text, pack, window_length
-from convert_attn.convert.heal.training import Progressed
-from convert_attn.convert.heal.whole import Whole, narrow_dtype
-from convert_attn.convert.heal.workplace import Workplace, failures_in_words
-from convert_attn.convert.hub import resolve
+from convert_attn.convert.heal.state import journal as journals
+from convert_attn.convert.heal.state.journal import LOG, Journal, Show
+from convert_attn.convert.heal.state.pair import Pair, open_pair
+from convert_attn.convert.heal.state.settings import DEFAULT_STAGES, UPTRAIN, Settings
+from convert_attn.convert.heal.state.workplace import Workplace, failures_in_words
+from convert_attn.convert.heal.training.handover import Handover
+from convert_attn.convert.heal.training.layerwise import STOPPED, Layerwise
+from convert_attn.convert.heal.training.loop import Progressed
+from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
+from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.quantised import leftover_warning
-from convert_attn.convert.repeat import read_provenance
-from convert_attn.convert.source import Origin
-from convert_attn.convert.writer import check_output
 
 _LONGEST_WINDOW = 2048
 _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
@@ -72,8 +72,8 @@ def heal(
 
     Args:
         converted: a folder that convert-attn made.
-        data: text to train on: "sample", what `convert_attn.convert.text.read_documents` takes, or a .npy file of
-            windows of token ids; or several of these, drawn from in turn.
+        data: text to train on: "sample", what `convert_attn.convert.text.documents.read_documents` takes, or a .npy
+            file of windows of token ids; or several of these, drawn from in turn.
         tokens: to train on, all stages together.
         data_weights: whole numbers, the shares of several texts; None: equal ones.
         teacher: the original; None: the one recorded in the checkpoint, where that can be found.

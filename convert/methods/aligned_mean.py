@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.factor import double
+from convert_attn.convert.maths.head_sharing import double
+from convert_attn.convert.maths.moments import gram
+from convert_attn.convert.maths.rotary import from_planes, to_planes
 from convert_attn.convert.methods.base import LayerContext, Method
-from convert_attn.convert.moments import gram
-from convert_attn.convert.rotary import from_planes, to_planes
+from convert_attn.convert.weights.attention import AttentionWeights
 
 _ROUNDS = 20
 

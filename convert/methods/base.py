@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.moments import Moments
-from convert_attn.convert.rotary import Offsets, Rotary
+from convert_attn.convert.maths.moments import Moments
+from convert_attn.convert.maths.rotary import Offsets, Rotary
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convert_attn.convert.attention import AttentionWeights, map_kv_heads
 from convert_attn.convert.methods.base import LayerContext, Method
+from convert_attn.convert.weights.attention import AttentionWeights, map_kv_heads
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:

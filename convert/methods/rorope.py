@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.factor import double
-from convert_attn.convert.latent import LatentSizes, LatentWeights
-from convert_attn.convert.latent_basis import Latent
-from convert_attn.convert.latent_parts import Decoupled, assemble, key_rows, without_rotary
+from convert_attn.convert.maths.head_sharing import double
+from convert_attn.convert.maths.latent_basis import Latent
+from convert_attn.convert.maths.moments import gram
 from convert_attn.convert.methods.base import LayerContext, Method
-from convert_attn.convert.moments import gram
+from convert_attn.convert.methods.latent_parts import Decoupled, assemble, key_rows, without_rotary
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
 def real_pca(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> Decoupled:

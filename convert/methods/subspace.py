@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convert_attn.convert.attention import (
+from convert_attn.convert.maths.grouping import Group, best_partition
+from convert_attn.convert.maths.head_sharing import Stack, damping, double
+from convert_attn.convert.maths.moments import gram, own_gram
+from convert_attn.convert.maths.shared_key import RotaryKeys, fit_rotary, rotary_residuals
+from convert_attn.convert.methods.base import LayerContext, Method
+from convert_attn.convert.methods.latent_subspace import compress
+from convert_attn.convert.weights.attention import (
     AttentionWeights,
     drop_key_bias,
     fold_value_bias,
 )
-from convert_attn.convert.factor import Stack, damping, double
-from convert_attn.convert.grouping import Group, best_partition
-from convert_attn.convert.latent_subspace import compress
-from convert_attn.convert.methods.base import LayerContext, Method
-from convert_attn.convert.moments import gram, own_gram
-from convert_attn.convert.rotary_fit import RotaryKeys, fit_rotary, rotary_residuals
 
 
 @dataclass(frozen=True)

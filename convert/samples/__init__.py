@@ -1,8 +1,8 @@
 """Small trained multi-head checkpoints that come with the package, and text to calibrate and measure on.
 
 They make a first conversion possible without a download: ``gpt2`` and ``llama``, about a million parameters each, eight
-heads, trained on the Python standard library's source by ``convert_attn.convert.samples.train``. ``heldout_text`` is
-text that they have not seen; ``calibration_text`` is part of what they were trained on.
+heads, trained on the Python standard library's source by ``convert_attn.convert.samples.making.train``.
+``heldout_text`` is text that they have not seen; ``calibration_text`` is part of what they were trained on.
 
 ``general_text`` is for models of any other kind: short documents in English and other languages, code and manuals, as
 language models are pre-trained on; ``general_heldout_text`` is more of the same, to measure on.

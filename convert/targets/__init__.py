@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.discovery import discover
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry
 from convert_attn.convert.targets.base import Target
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from convert_attn.convert.archs.base import Architecture, Fused
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.form import Form, LatentCache, SharedHeads
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.layout import bias_shape, join, weight_shapes
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.archs.packing import bias_shape, join, weight_shapes
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.latent import LatentWeights
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.form import Form, LatentCache
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.archs.cache_form import Form, LatentCache
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes, Target
 from convert_attn.convert.targets.latent import latent_form, latent_shapes, latent_tensors
 from convert_attn.convert.targets.llama_mla import renamed_classes
+from convert_attn.convert.weights.latent import LatentWeights
 
 _ATTENTION = "self_attn."
 _LARGEST = 32768.0  # within fp16

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.latent import LatentWeights
+from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target
 from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
+from convert_attn.convert.weights.latent import LatentWeights
 
 _ATTENTION = "attn."
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.archs.cache_form import SharedHeads
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target, shared_tensors
+from convert_attn.convert.weights.attention import AttentionWeights
 
 
 def _configure(blueprint: Blueprint) -> Config:

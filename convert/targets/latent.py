@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.latent import NORM_EPS, LatentWeights
+from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
+from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
 
 
 def latent_form(blueprint: Blueprint) -> LatentCache:

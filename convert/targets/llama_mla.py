@@ -1,6 +1,6 @@
 """Llama and its relatives with a latent cache: our modeling/modeling_llama_mla.py."""
 
-from convert_attn.convert.form import LatentCache
+from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
 

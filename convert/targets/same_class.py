@@ -1,6 +1,6 @@
 """The source's own class, with fewer K/V heads: what every RoPE family in transformers can hold."""
 
-from convert_attn.convert.form import SharedHeads
+from convert_attn.convert.archs.cache_form import SharedHeads
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from convert_attn import modeling
-from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.source import Source
-from convert_attn.convert.tensors import TensorInfo, tensor_bytes
-from convert_attn.convert.writer import ShardWriter
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.checkpoint.writer import ShardWriter
+from convert_attn.convert.classes.class_facts import typed_config
 
 SMALL = 100_000_000  # bytes: a model of this size is run whole
 _BLOCK = re.compile(r"^(.*?\.)(\d+)(\..*)$|^()(\d+)(\..*)$")

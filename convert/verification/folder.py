@@ -9,20 +9,19 @@ import torch
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.classes import auto_class_of
+from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.geometry import geometry
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.form import SharedHeads
-from convert_attn.convert.functional import Rule
-from convert_attn.convert.geometry import geometry
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.layers import Layers
+from convert_attn.convert.fitting.layers import Layers
+from convert_attn.convert.maths.moments import moments_from_norm
 from convert_attn.convert.methods import DEFAULT, methods
-from convert_attn.convert.moments import moments_from_norm
-from convert_attn.convert.plan import Plan
+from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.planning.request import Request
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.request import Request
-from convert_attn.convert.source import Source
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.targets.latent import read_latent
@@ -31,6 +30,7 @@ from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.result import Answer, Expected, Verified, answer, run_folder, workplace
 from convert_attn.convert.verification.source import Probe, check_source, probe_states
 from convert_attn.convert.verification.stored import verify_folder
+from convert_attn.convert.weights.functional import Rule
 
 # relative error of an attention module of ours that is run in the dtype it is stored in
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 6e-2}

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import transformers
 
+from convert_attn.convert.checkpoint.writer import is_alive
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.writer import is_alive
 
 _ERRORS = "errors"  # what the process prints
 _HOME = Path(__file__).parent.parent / "isolated"

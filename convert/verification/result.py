@@ -18,17 +18,17 @@ from torch import Tensor
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS
+from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.functional import Attention
-from convert_attn.convert.plan import Plan
+from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.planning.provenance import solved_mlp
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.repeat import solved_mlp
-from convert_attn.convert.source import Origin, Source
 from convert_attn.convert.targets.base import Converted
-from convert_attn.convert.tensors import DTYPES, FLOATS
 from convert_attn.convert.verification.cut import Changed, checked_layers, find_blocks, write_cut
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.source import Probe
+from convert_attn.convert.weights.functional import Attention
 
 _UNSEEN = 0.25  # rounding that is such a share of what the conversion costs adds 3 % to it: their squares add up
 _WORK = ".checks"  # below the folder that is made, gone before it appears

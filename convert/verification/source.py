@@ -17,16 +17,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from convert_attn.convert.attention import AttentionWeights
-from convert_attn.convert.class_facts import typed_config
+from convert_attn.convert.archs.geometry import layer_rule
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
-from convert_attn.convert.functional import Attention, Rule, layer_rule, turn
+from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.isolated.behaviour import feed, probe_length
-from convert_attn.convert.layers import Layers
-from convert_attn.convert.plan import Plan
+from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.skeleton import Skeleton
+from convert_attn.convert.streaming.skeleton import Skeleton
 from convert_attn.convert.verification.cut import checked_layers
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.functional import Attention, Rule, turn
 
 _WINDOW = 6  # tokens: shorter than the probe, so that a window shows
 _LARGE = 40.0  # standard deviation of the large scores: those of trained models reach it

@@ -12,10 +12,10 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS, TensorInfo
+from convert_attn.convert.checkpoint.shards import SafetensorsWeights, Weights, open_weights
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import Progress
-from convert_attn.convert.shards import SafetensorsWeights, Weights, open_weights
-from convert_attn.convert.tensors import DTYPES, FLOATS, TensorInfo
 
 
 def verify_folder(folder: Path, auto_class: str, progress: Progress) -> None:

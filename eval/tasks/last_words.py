@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from convert_attn.eval import passages
+from convert_attn.eval.measures import passages
 
 _SEPARATOR = re.compile(r"^<\|endoftext\|>\n?", re.MULTILINE)
 _FEWEST, _MOST = 60, 160  # words before the last one

@@ -1,0 +1,88 @@
+"""What the attention cache is to become: fewer K/V heads, or one latent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convert_attn.convert.archs.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class SharedHeads:
+    """GQA and MQA: `groups` K/V heads of the head size that the model has."""
+
+    groups: int
+
+    def cache_numbers(self, sizes: Geometry) -> int:
+        """Numbers cached per token over all layers."""
+        return sum(self.numbers_by_layer(sizes))
+
+    def numbers_by_layer(self, sizes: Geometry) -> list[int]:
+        """Numbers cached per token in each layer."""
+        return [2 * self.groups * sizes.head_dim] * sizes.num_layers
+
+    def settings(self) -> dict[str, Any]:
+        """For config.json's `convert_attn` block and --json."""
+        return {"groups": self.groups}
+
+    def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
+        """What changes, as label -> (before, after)."""
+        return {"K/V heads": (str(sizes.num_kv_heads), str(self.groups))}
+
+    def sentence(self, sizes: Geometry) -> str:
+        """What was done, for the card."""
+        return f"{sizes.num_heads} query heads share {self.groups} key/value heads (there were {sizes.num_kv_heads})"
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """MLA: one latent of `rank` and one rotary key of `rope_dim` numbers per token and layer.
+
+    `norm`: an RMSNorm on the latent, in front of the cache. `ranks`: one for each layer where they differ; `rank` is
+    then their mean, rounded down.
+    """
+
+    rank: int
+    rope_dim: int
+    norm: bool = False
+    ranks: tuple[int, ...] = ()
+
+    def of_layer(self, layer: int) -> LatentCache:
+        """The sizes of one layer."""
+        return replace(self, rank=self.ranks[layer], ranks=()) if self.ranks else self
+
+    def cache_numbers(self, sizes: Geometry) -> int:
+        """Numbers cached per token over all layers."""
+        return sum(self.numbers_by_layer(sizes))
+
+    def numbers_by_layer(self, sizes: Geometry) -> list[int]:
+        """Numbers cached per token in each layer."""
+        return [rank + self.rope_dim for rank in self.ranks or (self.rank,) * sizes.num_layers]
+
+    def settings(self) -> dict[str, Any]:
+        """For config.json's `convert_attn` block and --json."""
+        settings = {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
+        return settings | ({"ranks": list(self.ranks)} if self.ranks else {})
+
+    def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
+        """What changes, as label -> (before, after)."""
+        numbers = str(2 * sizes.num_kv_heads * sizes.head_dim)
+        layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if self.ranks else ""
+        cached = {
+            "cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent{layers} + {self.rope_dim} rotary")
+        }
+        return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
+
+    def sentence(self, sizes: Geometry) -> str:
+        """What was done, for the card."""
+        rotary = f" and a shared rotary key of {self.rope_dim}" if self.rope_dim else ""
+        mean = " (on average: each layer has a rank of its own)" if self.ranks else ""
+        return (
+            f"one latent of {self.rank} numbers{mean}{rotary} per token and layer is cached instead of the keys "
+            f"and values of {sizes.num_kv_heads} heads"
+            + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
+        )
+
+
+Form = SharedHeads | LatentCache

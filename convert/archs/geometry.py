@@ -1,0 +1,234 @@
+"""The sizes of a checkpoint's attention, as the class that its config names really has them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
+
+from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.classes.class_facts import ClassFacts, class_facts, typed_config
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.weights.functional import Rule
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of every attention block.
+
+    Attributes:
+        context: longest input in tokens (`max_position_embeddings`).
+        inv_freq: frequencies of the rotary planes in radians per token; empty without rotary position. With
+            partial rotary it covers the first 2 * len(inv_freq) of the head's dimensions.
+        rope_type: transformers' name for how the frequencies come about, "default" for the plain formula.
+        rotary_scale: what the turned numbers of queries and keys are multiplied by, besides.
+        windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
+        scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
+        outside_biases: whether a block has biases outside its attention.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    inv_freq: tuple[float, ...] = ()
+    rope_type: str = "default"
+    rotary_scale: float = 1.0
+    windows: tuple[int | None, ...] = ()
+    scales: tuple[float, ...] = ()
+    outside_biases: bool = False
+
+    @property
+    def window(self) -> int | None:
+        """The shortest window, where one is shorter than what the model can read at all."""
+        return min((window for window in self.windows if window and window < self.context), default=None)
+
+    @property
+    def mixed_windows(self) -> bool:
+        """Some layers see more tokens than others."""
+        return len(set(self.windows)) > 1
+
+    def scale(self, layer: int) -> float:
+        """What a layer's scores are multiplied by."""
+        return self.scales[layer] if self.scales else self.head_dim**-0.5
+
+    def head_order(self) -> Tensor:
+        """[d] positions of a head's dimensions such that plane p is (p, p + d/2); identity for full rotary."""
+        half = len(self.inv_freq)
+        order = torch.arange(self.head_dim)
+        if not half:
+            return order
+        first, second, rest = order[:half], order[half : 2 * half], order[2 * half :]
+        middle = len(rest) // 2
+        return torch.cat([first, rest[:middle], second, rest[middle:]])
+
+    def plane_frequencies(self) -> Tensor:
+        """[P] frequency of every plane in the order of `head_order`, 0 for planes that do not turn."""
+        frequencies = torch.zeros(self.head_dim // 2, dtype=torch.float64)
+        frequencies[: len(self.inv_freq)] = torch.tensor(self.inv_freq, dtype=torch.float64)
+        return frequencies
+
+    def cache_numbers(self, num_kv_heads: int) -> int:
+        """Numbers cached per token over all layers: K and V of every K/V head."""
+        return self.num_layers * 2 * num_kv_heads * self.head_dim
+
+
+def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
+    """What the class of a config.json is: see `class_facts`.
+
+    Raises:
+        ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
+    """
+    facts = class_facts(raw, name, arch.block, arch.output.rpartition(".")[0])
+    known = {f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")}
+    for layer, module in enumerate(facts.modules):
+        own = facts.attention(layer)
+        stem = arch.block.format(layer=layer)
+        for path in own:
+            if path.removeprefix(stem) not in known:
+                raise ConvertAttnError(
+                    f"{facts.name} with the config.json of '{name}' has '{path}' in its attention, which this tool "
+                    f"does not know of model type '{arch.model_type}'; it cannot be converted"
+                )
+        for projection in arch.projections:
+            if f"{stem}{projection}.weight" not in own:
+                raise ConvertAttnError(
+                    f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
+                    f"'{arch.model_type}'; the installed transformers is not one that it knows"
+                )
+        first = {path.removeprefix(facts.modules[0]): shape for path, shape in facts.attention(0).items()}
+        if first != {path.removeprefix(module): shape for path, shape in own.items()}:
+            raise ConvertAttnError(
+                f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
+                f"{layer} from layer 0), which this tool cannot convert"
+            )
+    if bool(facts.rotation.inv_freq) != (arch.position == "rope"):
+        has = "rotary position" if facts.rotation.inv_freq else "no rotary position"
+        raise ConvertAttnError(
+            f"{facts.name} with the config.json of '{name}' has {has}, which this tool does not expect of model type "
+            f"'{arch.model_type}'"
+        )
+    return facts
+
+
+def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
+    """Which of "q", "k", "v", "o" have a bias in the class."""
+    if isinstance(arch.qkv, Fused):
+        names = {"q": arch.qkv.qkv, "k": arch.qkv.qkv, "v": arch.qkv.qkv}
+    else:
+        names = {"q": arch.qkv.q, "k": arch.qkv.k, "v": arch.qkv.v}
+    names["o"] = arch.output
+    block = arch.block.format(layer=0)
+    return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
+
+
+def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
+    block, attention = arch.block.format(layer=0), facts.attention(0)
+    return any(path.startswith(block) and path.endswith(".bias") for path in facts.parameters.keys() - attention.keys())
+
+
+def _rows(arch: Architecture, facts: ClassFacts, projection: str) -> tuple[int, int]:
+    """Outputs and inputs of a projection of the class."""
+    shape = facts.parameters[f"{arch.block.format(layer=0)}{projection}.weight"]
+    rows, columns = shape[::-1] if arch.transposed else shape
+    return rows, columns
+
+
+def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str) -> tuple[int, int, int]:
+    """Head size, query heads and K/V heads, by the shapes of the class's projections.
+
+    Args:
+        heads: query heads, as the config has them.
+
+    Raises:
+        ConvertAttnError: shapes that are no whole number of heads.
+    """
+    _, mixed = _rows(arch, facts, arch.output)
+    head_dim = facts.head_dim or mixed // heads
+    if isinstance(arch.qkv, Fused):
+        shared = (_rows(arch, facts, arch.qkv.qkv)[0] - mixed) / 2
+    else:
+        shared = float(_rows(arch, facts, arch.qkv.k)[0])
+    if mixed != heads * head_dim or shared % head_dim or not shared:
+        raise ConvertAttnError(
+            f"{facts.name} with the config.json of '{name}' has queries of {mixed} numbers and keys of {shared:g}, "
+            f"which are not {heads} query heads and some K/V heads of {head_dim}"
+        )
+    return head_dim, heads, int(shared) // head_dim
+
+
+def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> None:
+    """Sizes in the config are sizes.
+
+    Raises:
+        ConvertAttnError: naming one that is none.
+    """
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, arch.config_kv_heads, None) or heads if arch.config_kv_heads else heads
+    for what, value in (
+        ("num_attention_heads", heads),
+        ("hidden_size", config.hidden_size),
+        ("num_key_value_heads", kv_heads),
+        ("num_hidden_layers", config.num_hidden_layers),
+        ("max_position_embeddings", config.max_position_embeddings),
+        ("head_dim", getattr(config, "head_dim", None) or 1),
+        ("sliding_window", getattr(config, "sliding_window", None) or 1),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise ConvertAttnError(f"config.json of '{name}' has {what} {value!r}, expected a positive number")
+    if heads % kv_heads:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has {heads} query heads and {kv_heads} K/V heads, expected a multiple"
+        )
+    if not getattr(config, "head_dim", None) and config.hidden_size % heads:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has hidden_size {config.hidden_size} and {heads} query heads, expected a multiple"
+        )
+
+
+def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
+    """Sizes of the class that config.json names, with that config.
+
+    Raises:
+        ConvertAttnError: sizes that do not fit each other, or a class that this tool cannot follow.
+    """
+    config = typed_config(raw, name)
+    _check_numbers(arch, config, name)
+    facts = facts_of(arch, raw, name)
+    head_dim, heads, kv_heads = _heads(arch, facts, config.num_attention_heads, name)
+    rotation = facts.rotation
+    if len(rotation.inv_freq) > head_dim // 2 or not all(math.isfinite(value) for value in rotation.inv_freq):
+        raise ConvertAttnError(
+            f"config.json of '{name}' has rope parameters {config.rope_parameters!r} that give no rotation: "
+            f"{len(rotation.inv_freq)} frequencies for heads of {head_dim}, or values that are not finite"
+        )
+    return Geometry(
+        hidden_size=_rows(arch, facts, arch.output)[0],
+        num_layers=config.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        context=config.max_position_embeddings,
+        inv_freq=rotation.inv_freq,
+        rope_type=rotation.kind,
+        rotary_scale=rotation.scale,
+        windows=facts.windows,
+        scales=facts.scales,
+        outside_biases=_outside_biases(arch, facts),
+    )
+
+
+def layer_rule(sizes: Geometry, layer: int) -> Rule:
+    """The rule of a layer of the original, as its class has it (`geometry` asks the class; no weights are read)."""
+    return Rule(
+        scale=sizes.scale(layer),
+        inv_freq=sizes.plane_frequencies() if sizes.inv_freq else None,
+        rotary_scale=sizes.rotary_scale,
+        window=sizes.windows[layer] if sizes.windows else None,
+    )

@@ -1,0 +1,1 @@
+"""What text tells of the original."""

@@ -1,0 +1,120 @@
+"""What calibration text tells of a layer: sums over its tokens, never the activations themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.maths.moments import Moments
+from convert_attn.convert.maths.rotary import Offsets, measured_offsets
+from convert_attn.convert.weights.functional import Attention
+
+# Of the attention mass follows the prior, so that distances the text was too short for count. A floor that is even over
+# all distances (0.05, 0.2) did not bring the farthest tokens nearer to the original (eval/benchmarks/far_tokens.py).
+OFFSET_FLOOR = 0.05
+_ROWS = 128  # queries of a window whose attention is looked at: evenly spaced where a window is longer
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Of one layer, float64; x is the block's input after the norm, p_its how head i weighs token s for query t.
+
+    Attributes:
+        tokens: how many were seen.
+        mean: [D] E[x].
+        second: [D, D] E[x x^T].
+        keys_mean: [D] E[sum_s p_its x_s] over heads and queries.
+        keys: [D, D] E[sum_s p_its x_s x_s^T] over heads and queries: tokens by the attention they get.
+        attended: [D, D] E[a a^T] with a = sum_s p_its x_s, over heads and queries: what values meet.
+        histogram: [H, T] attention mass at each offset t - s, rows sum to one.
+    """
+
+    tokens: int
+    mean: Tensor
+    second: Tensor
+    keys_mean: Tensor
+    keys: Tensor
+    attended: Tensor
+    histogram: Tensor
+
+    def offsets(self, context: int) -> Offsets:
+        """How far back the heads look, with a floor of the prior up to `context`."""
+        return measured_offsets(self.histogram, context, OFFSET_FLOOR)
+
+    def damped(self, prior: Moments) -> tuple[Moments, Moments, Moments]:
+        """Moments of tokens, keys and attended inputs, leaning on the prior where the text is short.
+
+        D directions cannot be told from fewer tokens: the prior counts like D / 16 of them, and is scaled to the
+        measured size. Every result then has full rank, whatever the text.
+        """
+        hidden = self.mean.shape[0]
+        share = hidden / (hidden + 16 * self.tokens)
+        guess = prior.matrix()
+        size = guess.diagonal().sum().clamp_min(1e-200)
+
+        def lean(measured: Tensor, mean: Tensor) -> Moments:
+            return Moments(mean, (1 - share) * measured + share * (measured.diagonal().sum() / size) * guess)
+
+        return (
+            lean(self.second, self.mean),
+            lean(self.keys, self.keys_mean),
+            lean(self.attended, self.keys_mean),
+        )
+
+
+class Gathering:
+    """Sums for one layer's statistics, batch by batch."""
+
+    def __init__(self, hidden: int, heads: int, length: int, device: str) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self._tokens = self._rows = self._queries = 0
+        self._mean, self._keys_mean, self._histogram = zeros(hidden), zeros(hidden), zeros(heads, length)
+        self._second, self._keys, self._attended = (zeros(hidden, hidden) for _ in range(3))
+
+    def attend(self, attention: Attention) -> Tensor:
+        """The attention's output [B, T, D], its statistics added to the sums."""
+        x = attention.x
+        length, flat = x.shape[1], x.flatten(0, 1)
+        stride = -(-length // _ROWS)
+        rows = torch.arange(stride - 1, length, stride, device=x.device)
+        received = torch.zeros_like(x[..., 0])  # [B, T] attention that each token gets
+        for part, probabilities in attention.probabilities(rows):
+            received += probabilities.sum((1, 2))
+            mixed = (probabilities.flatten(1, 2) @ x).flatten(0, 1)  # [B h r, D]
+            self._attended += mixed.mT @ mixed
+            self._histogram[part] += _by_offset(probabilities.sum(0), rows)
+        heads = self._histogram.shape[0]
+        self._tokens += flat.shape[0]
+        self._rows += heads * x.shape[0] * len(rows)
+        self._queries += x.shape[0] * len(rows)
+        self._mean += flat.sum(0)
+        self._second += flat.mT @ flat
+        weighted = flat * received.flatten()[:, None] / heads
+        self._keys += flat.mT @ weighted
+        self._keys_mean += weighted.sum(0)
+        return attention.output()
+
+    def result(self) -> LayerStatistics:
+        """The means."""
+        return LayerStatistics(
+            tokens=self._tokens,
+            mean=self._mean / self._tokens,
+            second=self._second / self._tokens,
+            keys_mean=self._keys_mean / self._queries,
+            keys=self._keys / self._queries,
+            attended=self._attended / self._rows,
+            histogram=self._histogram / self._histogram.sum(1, keepdim=True),
+        )
+
+
+def _by_offset(probabilities: Tensor, rows: Tensor) -> Tensor:
+    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back."""
+    length = probabilities.shape[-1]
+    offsets = rows[:, None] - torch.arange(length, device=rows.device)
+    seen = offsets >= 0
+    found = probabilities.new_zeros(len(probabilities), length, dtype=torch.float64)
+    return found.index_add_(1, offsets[seen], probabilities[:, seen].double())

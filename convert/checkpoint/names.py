@@ -1,0 +1,75 @@
+"""Where the base model's tensors are in a checkpoint: the prefix of their names, or what is wrong with them."""
+
+from __future__ import annotations
+
+import re
+
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.auto_classes import base_prefix
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+
+# what wrappers put into names, and how they are taken off again
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DataParallel or DistributedDataParallel",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "_forward_module.": "Lightning",
+}
+_SIGHT = re.compile(r"(^|\.)(language_model|text_model|llm|lm)\.")
+
+
+def block_prefix(arch: Architecture, source: Source) -> str:
+    """The prefix of block tensors beyond `arch.block`: that of the base model, "" in a checkpoint of the bare one.
+
+    A head class may keep its base model under a name of its own (Llama's for question answering does).
+
+    Raises:
+        UsageError: the names are those of a wrapper, an adapter or a larger model.
+        ConvertAttnError: there is no first block.
+    """
+    first = arch.block.format(layer=0) + arch.projections[0] + ".weight"
+    infos = source.weights.infos
+    for prefix in (arch.base, "", base_prefix(source.config) or arch.base):
+        if prefix + first in infos:
+            return prefix
+    raise _misnamed(arch, list(infos), source.origin.name, first)
+
+
+def _misnamed(arch: Architecture, names: list[str], name: str, first: str) -> ConvertAttnError:
+    expected = f"'{arch.base}{first}'"
+    found = f"'{name}' has no tensor {expected}, which every {arch.model_type} checkpoint has"
+    wrapped = next((tensor for tensor in names if re.search(r"(^|\.)(base_layer|lora_[AB])\.", tensor)), None)
+    if wrapped is not None:
+        return UsageError(
+            f"{found}, but '{wrapped}': its layers are wrapped by PEFT; load it with peft, call `merge_and_unload()` "
+            "and save that with `save_pretrained`"
+        )
+    for wrapper, maker in _WRAPPERS.items():
+        inside = next((tensor for tensor in names if f".{wrapper}" in f".{tensor}"), None)
+        if inside is not None and any(_without_wrappers(tensor).endswith(first) for tensor in names):
+            return UsageError(
+                f"{found}, but '{inside}': its names have '{wrapper}' of {maker} in them; save the model that was "
+                f"wrapped (`model.{wrapper.rstrip('.')}.save_pretrained(...)`), or take '{wrapper}' out of the names"
+            )
+    other = next((tensor for tensor in names if tensor.endswith(f".{first}") or tensor == first), None)
+    if other is not None:
+        prefix = other.removesuffix(first)
+        if prefix.startswith("base_model.model."):
+            remedy = "they are PEFT's: save `model.get_base_model()`, or take 'base_model.model.' out of the names"
+        elif _SIGHT.search(prefix):
+            remedy = "it is the language model inside a larger model: save it alone with `save_pretrained`"
+        else:
+            remedy = f"rename them, or save the model with the class of its model_type ({arch.model_type})"
+        return UsageError(
+            f"{found}, but '{other}': its names begin with '{prefix}' where '{arch.base}' or nothing is expected; "
+            f"{remedy}"
+        )
+    return ConvertAttnError(f"{found}; the checkpoint is incomplete or its model_type is wrong")
+
+
+def _without_wrappers(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = f".{name}".replace(f".{wrapper}", ".").removeprefix(".")
+    return name

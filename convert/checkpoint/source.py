@@ -1,0 +1,190 @@
+"""A checkpoint: where it comes from, its config, its tensors, and the files beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from convert_attn import modeling
+from convert_attn.convert.checkpoint.carried import MODULES, kind_of, left_sentence, module_folders
+from convert_attn.convert.checkpoint.files import listing, own_file, read_json
+from convert_attn.convert.checkpoint.formats import check_no_adapter, no_config, no_model_type
+from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning, without_leftovers
+from convert_attn.convert.checkpoint.shards import Weights, open_weights
+from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, tokenizer_code
+from convert_attn.convert.classes.auto_classes import tied_names
+from convert_attn.convert.errors import ConvertAttnError
+
+# keys of config.json that say how much memory classes and configs take, and more than any model has of them
+_COUNTS = ("_size", "_dim", "_layers", "_layer", "_heads", "_head", "_embd", "_inner", "_positions", "_labels")
+_MAX_COUNT = 10_000_000
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from.
+
+    Attributes:
+        name: as the user typed it (Hub id, folder or sample:NAME).
+        folder: where its files are.
+        commit: the Hub commit the files belong to, None for a local folder.
+        subfolder: where below the repository or folder they are.
+        elsewhere: names of files of the repository, below the subfolder, that were not downloaded.
+    """
+
+    name: str
+    folder: Path
+    commit: str | None = None
+    subfolder: str = ""
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name to publish: a folder's own name, never the path to it."""
+        return self.name if self.commit or self.name.startswith("sample:") else self.short_name
+
+    @property
+    def short_name(self) -> str:
+        """The name that outputs are called after."""
+        plain = self.name.removeprefix("sample:").rstrip("/")
+        return (Path(plain).name or plain) if plain not in (".", "..", "") else self.folder.resolve().name
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint: its origin, its config.json, and its weights (opened on first use).
+
+    Attributes:
+        config: as it stands, but for what it says of quantisation.
+        leftovers: that, by the path of its key: plain weights may have it from a quantised model.
+    """
+
+    origin: Origin
+    config: dict[str, Any]
+    leftovers: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, origin: Origin) -> Source:
+        """Read config.json.
+
+        Raises:
+            UsageError: no model there, or one that transformers would load with an adapter.
+        """
+        check_no_adapter(_top_names(origin.folder), origin.name)
+        path = own_file(origin.folder, "config.json")
+        if not path.is_file():
+            raise no_config(listing(origin.folder), str(origin.folder))
+        try:
+            config = read_json(path)
+        except (ValueError, RecursionError) as error:
+            raise ConvertAttnError(f"config.json of '{origin.name}' is no JSON ({error})") from None
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise no_model_type(config, origin.name)
+        classes = config.get("architectures") or []
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ConvertAttnError(
+                f"config.json of '{origin.name}' has architectures {classes!r}, expected class names"
+            )
+        for key, value in config.items():
+            if isinstance(value, int) and value > _MAX_COUNT and key.endswith(_COUNTS):
+                raise ConvertAttnError(f"config.json of '{origin.name}' has {key} {value}, which no model has")
+        plain, leftovers = without_leftovers(config)
+        return cls(origin, plain, leftovers)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors.
+
+        Raises:
+            QuantisedError: they are quantised.
+            ConvertAttnError: none, or broken ones.
+        """
+        opened = open_weights(self.origin.folder)
+        check_plain(self.origin.name, opened.infos.values(), self.leftovers)
+        if opened.same:
+            tied = tied_names(self.config, self.origin.name)
+            opened.leave_out({name for name, first in opened.same.items() if frozenset((name, first)) in tied})
+        return opened
+
+    def refuse_quantised(self) -> None:
+        """Look at the weights that are here, if any are.
+
+        Raises:
+            QuantisedError: they are quantised.
+        """
+        try:
+            _ = self.weights
+        except QuantisedError:
+            raise
+        except ConvertAttnError:  # none here, or broken: who needs them says so
+            return
+
+    @cached_property
+    def _files(self) -> tuple[str, ...]:
+        """Everything in the folder, by names relative to it."""
+        return tuple(listing(self.origin.folder))
+
+    @cached_property
+    def _modules(self) -> frozenset[str] | None:
+        """The folders that modules.json names, None where there is none."""
+        path = own_file(self.origin.folder, MODULES)
+        try:
+            return module_folders(read_json(path)) if path.is_file() else None
+        except (ValueError, RecursionError):
+            return None
+
+    def side_files(self) -> list[str]:
+        """What is carried over as it is: tokenizer, chat templates, licence and the like; no code, no weights.
+
+        Returns:
+            names relative to the folder.
+        """
+        named = [name for name in self._files if kind_of(name, self._modules) == "carried"]
+        return [name for name in named if own_file(self.origin.folder, name).is_file()]
+
+    @cached_property
+    def tokenizer_code(self) -> TokenizerCode | None:
+        """The code that the tokenizer is made by, None where it needs none."""
+        return tokenizer_code(self.origin.folder)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there are files that a tokenizer is made of."""
+        return any(name in _TOKENIZERS for name in self._files)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the user is to know of the source: a config that speaks of quantisation, files that are left."""
+        code, model_type = self.tokenizer_code, self.config["model_type"]
+        opened = vars(self).get("weights")
+        carried = {*(code.files if code else ()), *(opened.files if opened else ())}
+        if model_type in modeling.FAMILIES:  # its own code has a counterpart in any result that needs it
+            carried |= {path.name for path in modeling.source_files(model_type)}
+        left = [
+            name
+            for name in (*self._files, *self.origin.elsewhere)
+            if name not in carried and kind_of(name, self._modules) in ("left", "code")
+        ]
+        left += [name for name in self.origin.elsewhere if kind_of(name, self._modules) == "carried"]
+        found = [leftover_warning(self.leftovers, plain=opened is not None)] if self.leftovers else []
+        if code is not None:
+            found.append(
+                f"the tokenizer's code ({code.where}) goes with the result and runs when it is loaded with "
+                "trust_remote_code=True"
+            )
+        return (*found, *([left_sentence(left)] if left else []))
+
+    def card_text(self) -> str | None:
+        """The source's README.md, None where it has none."""
+        path = own_file(self.origin.folder, "README.md")
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+_TOKENIZERS = frozenset(
+    "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tekken.json".split()
+)
+
+
+def _top_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []

@@ -1,0 +1,1 @@
+"""What the installed transformers' classes are and do."""

@@ -1,0 +1,44 @@
+"""The transformers class that a config.json names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from convert_attn import modeling
+from convert_attn.convert.classes.class_facts import typed_config
+
+
+def auto_class_of(config: dict[str, Any]) -> str:
+    """The Auto class that fits the `architectures` of a config.json."""
+    names = config.get("architectures") or ["ForCausalLM"]
+    for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+        if names[0].endswith(f"For{task}"):
+            return f"AutoModelFor{task}"
+    return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
+
+
+def base_prefix(config: dict[str, Any]) -> str | None:
+    """What names of the base model's tensors begin with in the class that a config.json names, None without one."""
+    names = config.get("architectures") or [""]
+    try:
+        found = getattr(getattr(transformers, names[0], None), "base_model_prefix", None)
+    except Exception:  # importing a class may want what is not installed
+        return None
+    return f"{found}." if isinstance(found, str) and found else None
+
+
+def tied_names(config: dict[str, Any], name: str) -> set[frozenset[str]]:
+    """The pairs of parameters that the class keeps as one; none where the class cannot be made."""
+    modeling.register()
+    try:
+        with torch.device("meta"):
+            model: Any = getattr(transformers, auto_class_of(config)).from_config(typed_config(config, name))
+    except Exception:  # the class decides what it raises; a later check says what is wrong with it
+        return set()
+    base = f"{model.base_model_prefix}."
+    pairs = {frozenset(pair) for pair in dict(getattr(model, "all_tied_weights_keys", None) or {}).items()}
+    # a checkpoint of the bare base model has names without its prefix
+    return pairs | {frozenset(tied.removeprefix(base) for tied in pair) for pair in pairs}

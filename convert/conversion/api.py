@@ -1,0 +1,118 @@
+"""The same as the command line, from Python: `from convert_attn import convert, inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convert_attn.convert.checkpoint.resolve import resolve
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.checkpoint.writer import check_output
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.conversion.run import Result, execute
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.inspection.for_engine import plan_for
+from convert_attn.convert.planning.model_types import architecture
+from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.planning.request import Request
+from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.publish.card import auto_class
+from convert_attn.convert.publish.result_config import result_config
+from convert_attn.convert.verification.stored import check_names
+
+
+def plan(
+    model: str | Path,
+    *,
+    to: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    trust_remote_code: bool = False,
+    output: str | Path | None = None,
+    **options: Any,
+) -> Plan:
+    """Check a conversion from config and headers only.
+
+    Args:
+        model: Hub id, local folder, or sample:NAME.
+        to: "gqa", "mqa" or "mla".
+        revision: branch, tag or commit of a Hub model.
+        subfolder: where below the model's folder or repository the checkpoint is.
+        trust_remote_code: accept a source that names code of its own; the tokenizer's is carried, and run in the check.
+        options: the other fields of `Request`; `engine` is --for.
+
+    Raises:
+        ConvertAttnError: whatever stands in the way, in one sentence.
+    """
+    folder, overwrite = None if output is None else Path(output), bool(options.get("overwrite", False))
+    if folder is not None and not _is_here(str(model)):
+        check_output(folder, overwrite)  # before a download
+    _check_device(str(options.get("device", "cpu")))
+    source = Source.open(resolve(str(model), revision, subfolder))
+    architecture(source.config["model_type"])  # an unknown type is the first thing to say
+    own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
+    if own_code and not trust_remote_code:
+        raise UsageError(
+            f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
+            "names say; give --trust-remote-code to read them as its model_type all the same"
+        )
+    if source.tokenizer_code is not None and not trust_remote_code:
+        raise UsageError(
+            f"the tokenizer of '{model}' is made by code of its own ({source.tokenizer_code.where}), which has to go "
+            "with the result and runs wherever that is loaded; read it, then give --trust-remote-code, or convert a "
+            "copy of the folder without it"
+        )
+    made = plan_for(source, Request(to=to, output=folder, trust_remote_code=trust_remote_code, **options))
+    # what does not fit the result's class is known before any work is done
+    config = typed_config(result_config(made), made.source.origin.name)
+    check_names((output.info for output in made.outputs), config, auto_class(made))
+    if folder is not None:  # what is wrong with the source matters more than what lies in the way of the result
+        check_output(folder, overwrite)
+        if source.origin.folder.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
+    return made
+
+
+def _is_here(model: str) -> bool:
+    """Whether nothing has to be downloaded."""
+    try:
+        return model.startswith("sample:") or Path(model).expanduser().is_dir()
+    except RuntimeError:  # ~name of a user who does not exist
+        return False
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there or cannot compute in float64.
+
+    Raises:
+        UsageError: see above.
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"--device {device} cannot be used here: {reason}") from None
+
+
+def _own_types() -> frozenset[str]:
+    """Model types of this package, whose checkpoints carry our own code."""
+    from convert_attn.convert.targets import targets
+
+    return frozenset(t.becomes for t in targets() if t.becomes and t.layout == "custom")
+
+
+def convert(model: str | Path, *, to: str, progress: Progress = silent, **options: Any) -> Result:
+    """Convert a checkpoint: see `plan` for the arguments.
+
+    Returns:
+        the folder that was made.
+
+    Raises:
+        ConvertAttnError: nothing was written.
+    """
+    return execute(plan(model, to=to, **options), progress)
+
+
+__all__ = ["convert", "execute", "plan"]

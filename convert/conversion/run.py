@@ -1,0 +1,149 @@
+"""The one loop: every block's attention read, shared and written; everything else copied byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo, tensor_bytes
+from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.fitting.layers import Layers, on_device
+from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.fitting.session import Fitting, fitting
+from convert_attn.convert.planning.plan import OutputTensor, Plan
+from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.publish.card import auto_class
+from convert_attn.convert.publish.result_config import write_side_files
+from convert_attn.convert.targets.base import Blueprint
+from convert_attn.convert.verification.process import ISOLATED
+from convert_attn.convert.verification.result import Answer, Verified, answer, verify_conversion
+from convert_attn.convert.verification.source import Probe, check_source
+from convert_attn.convert.verification.stored import verify_folder
+from convert_attn.convert.weights.balance import balanced
+from convert_attn.convert.weights.latent import LatentWeights
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion made.
+
+    Attributes:
+        output: the folder.
+        nbytes: size of its weights in bytes.
+        plan: as carried out: sizes that were left to the calibration text are known.
+        made: on how much text, and how good the result is.
+        warnings: sentences for the user.
+        verified: what was seen when the result was run.
+    """
+
+    output: Path
+    nbytes: int
+    plan: Plan
+    made: Made = UNMEASURED
+    warnings: tuple[str, ...] = ()
+    verified: Verified | None = None
+
+
+def execute(plan: Plan, progress: Progress = silent) -> Result:
+    """Carry out a plan: the output folder appears, verified, or nothing does.
+
+    Raises:
+        ConvertAttnError: whatever went wrong, in one sentence.
+    """
+    check_output(plan.output, plan.request.overwrite)
+    check_space(plan.output, sum(output.info.nbytes for output in plan.outputs))
+    ISOLATED.start()  # it imports its libraries while this process works
+    probes = check_source(plan, progress)
+    with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
+        plan = found.plan
+        blueprint, answers = _write_weights(found, folder, probes, progress)
+        measured = found.measure()
+        made = Made(tokens=found.tokens, measured=measured)
+        warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
+        verify_folder(folder, auto_class(plan), progress)
+        verified = verify_conversion(plan, folder, auto_class(plan), answers, progress)
+    nbytes = sum(output.info.nbytes for output in plan.outputs)
+    return Result(plan.output, nbytes, plan, made, warnings, verified)
+
+
+def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:
+    """The output's tensors by shard, sharded like the source."""
+    shards: dict[str, list[TensorInfo]] = {file: [] for file in plan.source.weights.metadata}
+    for output in plan.outputs:
+        shards[output.info.file].append(output.info)
+    return {file: infos for file, infos in shards.items() if infos}
+
+
+def _write_weights(
+    fitting: Fitting, folder: Path, probes: Sequence[Probe], progress: Progress
+) -> tuple[Blueprint, list[Answer]]:
+    """All shards; the plan's blueprint with what was found on the way, and what probed layers must give."""
+    plan = fitting.plan
+    found: list[tuple[float, ...]] = []
+    asked, answers = {probe.layer: probe for probe in probes}, []
+    writer = ShardWriter(folder, _shards(plan), plan.source.weights.metadata)
+    try:
+        by_layer: dict[int, list[OutputTensor]] = {}
+        others: list[OutputTensor] = []
+        for output in plan.outputs:
+            computed = output.origin == "attention" or (plan.refit_mlp and plan.ends_mlp(output))
+            if computed and output.layer is not None:
+                by_layer.setdefault(output.layer, []).append(output)
+            else:
+                others.append(output)
+        for done, (layer, outputs) in enumerate(sorted(by_layer.items())):
+            progress("attention", done, len(by_layer))
+            with torch.no_grad():
+                new = fitting.convert(layer)
+                converted = new.attention
+                if layer in asked:
+                    answers.append(answer(asked.pop(layer), converted))
+                if plan.balanced:
+                    converted = balanced(converted, plan.arch.position == "rope")
+                with on_device(plan.request.device):
+                    tensors = plan.target.tensors(plan.blueprint, converted, layer)
+                if new.mlp is not None:
+                    tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
+            if isinstance(converted, LatentWeights):
+                found.append(tuple(converted.inv_freq.tolist()))
+            for output in outputs:
+                local = output.info.name.removeprefix(plan.block(layer))
+                tensor = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
+                _check_range(tensor, output)
+                writer.put(output.info.name, [tensor_bytes(tensor)])
+        progress("attention", len(by_layer), len(by_layer))
+        for done, output in enumerate(others):
+            progress("copy", done, len(others))
+            writer.put(output.info.name, _copied(plan, output))
+        progress("copy", len(others), len(others))
+        writer.close()
+        # layers that are copied as they are
+        answers += [answer(probe, Layers(plan).read(layer)) for layer, probe in asked.items()]
+        return replace(plan.blueprint, inv_freq=tuple(found)), answers
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _check_range(tensor: Tensor, output: OutputTensor) -> None:
+    """Computed numbers must fit the dtype they are stored in."""
+    if not torch.isfinite(tensor).all():
+        raise ConvertAttnError(
+            f"converted tensor '{output.info.name}' has numbers that do not fit {output.info.dtype}; "
+            "give --dtype bfloat16 or float32, or another --method"
+        )
+
+
+def _copied(plan: Plan, output: OutputTensor) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor that is not computed."""
+    weights = plan.source.weights
+    same_dtype = weights.infos[output.source].dtype == output.info.dtype
+    if output.origin == "copy" and same_dtype:
+        return weights.chunks(output.source)
+    tensor = weights.read(output.source).to(DTYPES[output.info.dtype])
+    return iter([tensor_bytes(tensor.T if output.origin == "transpose" else tensor)])

@@ -1,0 +1,1 @@
+"""Every layer's new form."""

@@ -1,0 +1,144 @@
+"""Queries of a text, and what the original's attention does with them at one layer, in tiles.
+
+A tile is some queries of some windows with the tokens that they may look at: half of all pairs of a query and a token
+are ahead of it, and what is worked on at once stays near the processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.functional import Attention, Rule, keys, may_not_look, queries, values
+
+SHARED_SCORES = 2**25  # in a sample, of all heads: 128 MB for the original's, as much for what they count
+LATENT_SCORES = 2**27
+"""For latents four times as many: what they lose is less, so what half of the queries leave unseen is more of it."""
+_TILE_SCORES, _TILE_ROWS = 2**20, 128
+_FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
+
+
+@dataclass
+class Tile:
+    """Some queries of a batch of windows.
+
+    Attributes:
+        batch: which of the sample's inputs.
+        rows: where the queries are.
+        positions: [r] the same, as numbers.
+        length: the tokens 0..length-1 are all that a query may look at.
+        hidden: [r, length] True where one may not.
+        scores: [B, H, r, length] of the original.
+        importance: [B, H, r, length] what errors of scores count, rows sum to one; at first the original's attention.
+        output: [B, r, D] of the original's attention.
+        weight: [B, r, 1] what the square of an error of the output counts.
+    """
+
+    batch: int
+    rows: slice
+    positions: Tensor
+    length: int
+    hidden: Tensor
+    scores: Tensor
+    importance: Tensor
+    output: Tensor
+    weight: Tensor
+
+    def forget_scores(self) -> None:
+        """Let go what is only needed for queries and keys."""
+        self.scores = self.importance = self.scores.new_empty(0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Windows of the text at one layer.
+
+    Attributes:
+        inputs: [B, T, D] batches of what the converted attention reads.
+        tiles: batch by batch.
+    """
+
+    inputs: list[Tensor]
+    tiles: list[Tile]
+
+
+def sampled_windows(count: int, length: int, heads: int, scores: int) -> Tensor:
+    """Which of `count` windows of `length` tokens are in a sample of at most `scores` pairs of a query and a token."""
+    most = max(1, scores // (heads * _FEWEST * length))
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def sampled_rows(windows: int, length: int, heads: int, scores: int) -> slice:
+    """Which positions of each sampled window are queries; half of its pairs are never looked at."""
+    stride = min(length, max(1, -(-windows * heads * length * length // (2 * scores))))
+    return slice(stride - 1, length, stride)
+
+
+def windows_at_once(length: int, heads: int) -> int:
+    """How many windows make a batch of a sample."""
+    return max(1, _TILE_SCORES // (heads * length * min(length, _TILE_ROWS)))
+
+
+def sample_original(
+    weights: AttentionWeights,
+    batches: Sequence[tuple[Tensor, Tensor, Tensor]],
+    rule: Rule,
+    order: Sequence[int],
+    at_most: int = LATENT_SCORES,
+) -> Sample:
+    """What the original's attention does on a sample.
+
+    Args:
+        batches: of inputs after the norm in the original and in the conversion [B, T, D], and of residual streams
+            in front of the original's attention.
+        order: the original's query heads in the order of the conversion's.
+        at_most: pairs of a query and a token, of all heads; some of the queries are taken where there are more.
+    """
+    windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
+    every = range(*sampled_rows(windows, length, len(weights.q), at_most).indices(length))
+    found = Sample([converted for _, converted, _ in batches], [])
+    for number, (original, _, stream) in enumerate(batches):
+        key, value = keys(weights, original, rule), values(weights, original)
+        for begin in range(0, len(every), _TILE_ROWS):
+            part = every[begin : begin + _TILE_ROWS]
+            rows, seen = slice(part.start, part[-1] + 1, part.step), part[-1] + 1
+            positions = torch.tensor(part, device=original.device)
+            hidden = may_not_look(rule, seen, positions)
+            query = queries(weights, original[:, rows], rule, positions)
+            scores = scores_of(query * rule.scale, key[:, :, :seen])
+            attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            heads = mixed(attention, value[:, :, :seen]).transpose(1, 2)
+            out = Attention(weights, original, rule).output(heads)
+            counts = (stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal()
+            held = (scores[:, order], attention[:, order], out, counts)
+            found.tiles.append(Tile(number, rows, positions, seen, hidden, *held))
+    return found
+
+
+def scores_of(query: Tensor, key: Tensor) -> Tensor:
+    """Products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
+    return _by_group(query, key.mT)
+
+
+def mixed(attention: Tensor, value: Tensor) -> Tensor:
+    """Values under the attention of the heads that share them: [B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
+    return _by_group(attention, value)
+
+
+def _by_group(left: Tensor, right: Tensor) -> Tensor:
+    """[B, H, r, m] times the [B, K, m, n] of a head's group: [B, H, r, n], one product for all heads of a group."""
+    groups, rows = right.shape[1], left.shape[2]
+    grouped = left.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, K, H / K r, m]
+    found: Tensor = (grouped @ right).unflatten(2, (-1, rows)).flatten(1, 2)
+    return found
+
+
+def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
+    """The transpose of both, summed over queries and heads that share: [B, H, r, T], [B, H, r, e] -> [B, K, T, e]."""
+    left, right = (part.unflatten(1, (heads, -1)).flatten(2, 3) for part in (parts, tokens))
+    summed: Tensor = left.mT @ right
+    return summed

@@ -1,0 +1,120 @@
+"""One block at a time: its attention read from the source, what is known of it, and its new form."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.archs.packing import split
+from convert_attn.convert.calibration.statistics import LayerStatistics
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.maths.moments import Moments, moments_from_norm
+from convert_attn.convert.maths.rotary import Rotary, prior_offsets
+from convert_attn.convert.methods.base import LayerContext
+from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.targets.base import Converted
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.latent import LatentSizes
+
+
+def on_device(device: str) -> AbstractContextManager[object]:
+    """Fresh tensors on that device; on the CPU they are there anyway, and the context would slow every call."""
+    return nullcontext() if device == "cpu" else torch.device(device)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@dataclass
+class Layers:
+    """The blocks of a plan's source."""
+
+    plan: Plan
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator(self.plan.request.device).manual_seed(self.plan.request.seed)
+
+    def read(self, layer: int) -> AttentionWeights:
+        """A block's attention weights, in float32 or wider: nothing is rounded until it is written."""
+        plan = self.plan
+        names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
+        present = plan.source.weights.infos
+        block = plan.block(layer)
+        tensors = {name: _widened(self._finite(block + name)) for name in names if block + name in present}
+        return split(plan.arch, plan.geometry, tensors)
+
+    def _finite(self, name: str) -> Tensor:
+        tensor = self.plan.source.weights.read(name).to(self.plan.request.device)
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise ConvertAttnError(
+                f"tensor '{name}' of '{self.plan.source.origin.name}' has {bad} values that are NaN or infinite: "
+                "the checkpoint is broken; download it again"
+            )
+        return tensor
+
+    def prior(self, layer: int) -> Moments:
+        """The moments that the block's norm alone lets one guess."""
+        norm = self.plan.block(layer) + self.plan.arch.norm.name
+        gain = self._finite(f"{norm}.weight").to(torch.float64) + self.plan.arch.norm.gain_offset
+        biased = f"{norm}.bias" in self.plan.source.weights.infos
+        return moments_from_norm(gain, self._finite(f"{norm}.bias") if biased else None)
+
+    def context(self, layer: int, seen: LayerStatistics | None, score_share: float = 1.0) -> LayerContext:
+        """What a method may know: measured where there was text, guessed from the norm where there was none."""
+        with on_device(self.plan.request.device):
+            return self._context(self.prior(layer), seen, score_share)
+
+    def _context(self, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
+        sizes = self.plan.geometry
+        rotary = Rotary(sizes.plane_frequencies()) if self.plan.arch.position == "rope" else None
+        epsilon = self.plan.epsilon
+        if seen is None:
+            offsets = prior_offsets(sizes.num_heads, sizes.context)
+            return LayerContext(prior, rotary, offsets, self.generator, epsilon=epsilon)
+        tokens, keys, attended = seen.damped(prior)
+        offsets = seen.offsets(sizes.context)
+        return LayerContext(tokens, rotary, offsets, self.generator, keys, attended, score_share, epsilon)
+
+    def convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None = None) -> Converted:
+        """The block's new form.
+
+        Args:
+            form: another latent than the plan's.
+        """
+        with on_device(self.plan.request.device):
+            return self._convert(weights, context, form)
+
+    def _convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None) -> Converted:
+        plan = self.plan
+        if plan.unchanged:
+            return weights
+        wanted, method = form or plan.form, plan.method
+        if isinstance(wanted, SharedHeads) and method.share is not None:
+            return method.share(weights, wanted.groups, context)
+        if isinstance(wanted, LatentCache) and method.compress is not None:
+            frequencies = plan.target.frequencies(replace(plan.blueprint, form=wanted))
+            sizes = LatentSizes(wanted.rank, wanted.rope_dim, frequencies)
+            converted = method.compress(weights, sizes, context)
+            self._check_frequencies(converted.inv_freq, frequencies)
+            moments = context.moments
+            input_power = float(moments.variance().mean())
+            return replace(converted, norm=wanted.norm, power=moments.power(converted.down), input_power=input_power)
+        raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")
+
+    def _check_frequencies(self, chosen: Tensor, prescribed: tuple[float, ...] | None) -> None:
+        """A class that prescribes how fast planes turn has no place to say otherwise."""
+        if prescribed is None:
+            return
+        wanted = torch.tensor(prescribed, dtype=chosen.dtype, device=chosen.device)
+        if chosen.shape != wanted.shape or not torch.allclose(chosen, wanted):
+            raise ConvertAttnError(
+                f"method '{self.plan.method.name}' chose rotary frequencies of its own, but {self.plan.target.name} "
+                "prescribes them: give --layout custom or another --method"
+            )

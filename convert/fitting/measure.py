@@ -1,0 +1,199 @@
+"""What a conversion costs on text that nothing was fitted on: original and result, from the last block's states on.
+
+The states come from the run side by side (`refit`), block by block, so a model never has to fit as a whole. From there
+the class of the source does the rest: its last norm, its head and whatever it does to logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.errors import ConvertAttnError, first_line
+
+_LOSSY, _RUIN = 1.25, 2.0  # times the original's perplexity: from where a sentence says so
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over windows and its standard error."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Original and result on held-out text, in float32 arithmetic with the result's weights as stored.
+
+    Attributes:
+        text: what it was measured on.
+        windows, length: how many windows of how many tokens.
+        original, perplexity: of both on the next token.
+        kl: KL(original || result), nats per token.
+        top1: how often both hold the same token for the likeliest.
+        log_ratio: log(perplexity of the result / of the original), paired by window.
+    """
+
+    text: str
+    windows: int
+    length: int
+    original: Estimate
+    perplexity: Estimate
+    kl: Estimate
+    top1: Estimate
+    log_ratio: Estimate
+
+    @property
+    def ratio(self) -> float:
+        """Perplexity of the result as a multiple of the original's."""
+        return math.exp(min(self.log_ratio.mean, 700.0))
+
+    @property
+    def is_ruin(self) -> bool:
+        """Whether nobody would use it as it is."""
+        return self.ratio > _RUIN
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the loss wants a remedy."""
+        return self.ratio > _LOSSY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a conversion found on its way.
+
+    Attributes:
+        tokens: of calibration text, 0 without.
+        measured: original and result, or a few words on why they were not compared.
+    """
+
+    tokens: int = 0
+    measured: Measured | str = "not asked for"
+
+    @property
+    def quality(self) -> dict[str, Any] | None:
+        """For machines; None where nothing was measured."""
+        return asdict(self.measured) if isinstance(self.measured, Measured) else None
+
+
+UNMEASURED = Made()
+Report = Callable[[], "Measured | str"]
+"""Gives what was measured, or a sentence on why nothing was."""
+
+
+def estimate(values: list[float]) -> Estimate:
+    """The mean of one value a window, with its standard error (0 for a single one)."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    error = float(tensor.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return Estimate(mean=float(tensor.mean()), error=error)
+
+
+def _perplexity(losses: list[float]) -> Estimate:
+    loss = estimate(losses)
+    value = math.exp(min(loss.mean, 700.0))
+    return Estimate(mean=value, error=value * loss.error)
+
+
+def can_be_measured(source: Source) -> str | None:
+    """A sentence on why a checkpoint has no perplexity, None where it has one."""
+    if auto_class_of(source.config) != "AutoModelForCausalLM":
+        return f"'{source.origin.name}' has no language-model head"
+    return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
+
+
+class Head:
+    """What the source's class does after its last block: its blocks hand on what they are given.
+
+    Args:
+        prefix: what names of the base model's tensors start with in the checkpoint.
+        device: where it runs; in float32.
+    """
+
+    def __init__(self, source: Source, prefix: str, device: str) -> None:
+        self._device = device
+        config = typed_config(source.config, source.origin.name)
+        try:
+            with init_empty_weights(include_buffers=False):
+                model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+        except Exception as error:  # the class decides what it raises
+            raise ConvertAttnError(
+                f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
+            ) from None
+        self._model = model.eval()
+        base = model.base_model
+        stem, blocks = next((name, part) for name, part in base.named_children() if isinstance(part, nn.ModuleList))
+        own = f"{model.base_model_prefix}."
+        for name, _ in list(model.named_parameters()):
+            if name.startswith(f"{own}{stem}."):
+                continue
+            stored = f"{prefix}{name.removeprefix(own)}" if name.startswith(own) else name
+            if stored not in source.weights.infos:  # tied to another, or missed below
+                continue
+            value = source.weights.read(stored).to(device, torch.float32)
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, nn.Parameter(value, requires_grad=False))
+        model.tie_weights()
+        outside = (name for name, p in model.named_parameters() if p.is_meta and not name.startswith(f"{own}{stem}."))
+        if missing := next(outside, None):
+            raise ConvertAttnError(f"'{source.origin.name}' has no tensor for '{missing}', which its class needs")
+        self._states: Tensor | None = None
+        for block in blocks:
+            block.forward = self._pass_on
+
+    def _pass_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        assert self._states is not None
+        return self._states
+
+    @torch.no_grad()
+    def logits(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Logits [B, T, words] in float32 of token ids [B, T] from the last block's states [B, T, D]."""
+        self._states = states.to(self._device)
+        found: Tensor = self._model(input_ids=tokens.to(self._device), use_cache=False).logits
+        return found.float()
+
+
+def measure(head: Head, tokens: Tensor, original: Tensor, converted: Tensor, text: str) -> Measured:
+    """Compare two runs over the same windows.
+
+    Args:
+        tokens: [N, T].
+        original, converted: [N, T, D] states after the last block.
+        text: what to call it.
+    """
+    rows = []
+    for ids, ours, theirs in zip(tokens.split(1), converted.split(1), original.split(1), strict=True):
+        after = ids[:, 1:, None].to(ours.device)
+        p = head.logits(ids, theirs)[:, :-1].log_softmax(-1)
+        q = head.logits(ids, ours)[:, :-1].log_softmax(-1)
+        after = after.to(p.device)
+        rows.append(
+            (
+                -float(p.gather(-1, after).mean()),
+                -float(q.gather(-1, after).mean()),
+                float((p.exp() * (p - q)).sum(-1).mean()),
+                float((p.argmax(-1) == q.argmax(-1)).float().mean()),
+            )
+        )
+    before, now, kl, top1 = ([row[n] for row in rows] for n in range(4))
+    return Measured(
+        text=text,
+        windows=len(tokens),
+        length=tokens.shape[1],
+        original=_perplexity(before),
+        perplexity=_perplexity(now),
+        kl=estimate(kl),
+        top1=estimate(top1),
+        log_ratio=estimate([b - a for a, b in zip(before, now, strict=True)]),
+    )

@@ -1,0 +1,209 @@
+"""How the layers of a plan get their new form: from weights alone, or from what calibration text tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.calibration.calibrate import Calibration, Collecting, calibrate, collecting, kept
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.fitting.attention_sample import LATENT_SCORES, SHARED_SCORES
+from convert_attn.convert.fitting.layers import Layers
+from convert_attn.convert.fitting.measure import Head, Measured, Report, can_be_measured, measure
+from convert_attn.convert.fitting.ranks import Trial, splits
+from convert_attn.convert.fitting.refit import NewLayer, SideBySide
+from convert_attn.convert.methods.base import LayerContext
+from convert_attn.convert.planning.plan import Plan, no_text, replan
+from convert_attn.convert.planning.provenance import public
+from convert_attn.convert.progress import Progress
+from convert_attn.convert.streaming.stream import Stream
+from convert_attn.convert.targets.base import Converted
+from convert_attn.convert.text import windows as calibration_text
+from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is known once the text has been read.
+
+    Attributes:
+        plan: with the sizes that were chosen on it.
+        convert: a layer's new form; to be asked for in order.
+        tokens: of calibration text, 0 without.
+        warnings: sentences for the user.
+        measure: once all layers are converted: original and result on held-out text.
+    """
+
+    plan: Plan
+    convert: Callable[[int], NewLayer]
+    tokens: int = 0
+    warnings: tuple[str, ...] = ()
+    measure: Report = lambda: "not asked for"
+
+
+@contextmanager
+def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
+    """Everything that comes before the first layer is converted."""
+    layers = Layers(plan)
+    if plan.unchanged:
+        yield Fitting(plan, lambda layer: NewLayer(layers.read(layer)), measure=lambda: "nothing was changed")
+        return
+    with torch.no_grad(), ExitStack() as stack:
+        yield _Session(plan, stack, progress).fitting()
+
+
+@dataclass
+class _Session:
+    """The texts of a conversion, and what is open while it runs."""
+
+    plan: Plan
+    stack: ExitStack
+    progress: Progress
+
+    def fitting(self) -> Fitting:
+        """See `fitting`."""
+        plan = self.plan
+        warnings: tuple[str, ...] = ()
+        windows, unread = self._windows()
+        if unread:
+            plan, warnings = replace(plan, text=None), (no_text(unread),)
+        held, called = self._held(windows)
+        sizes = plan.geometry
+        stream = Stream(plan.source, plan.arch, sizes, plan.prefix, plan.request.device)
+        known: Calibration | None = None
+        if windows is not None:
+            warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
+            layers = Layers(plan)
+            if not plan.refit or _chooses_sizes(plan):
+                read = layers.read
+                known = calibrate(
+                    plan.source, stream, read, windows.fit, sizes.num_layers, sizes.num_heads, self.progress
+                )
+                plan = _sized(plan, Trial(layers, stream, known, windows.selection), self.progress)
+            else:
+                known = kept(plan.source, windows.fit, stream.device)
+        collected = None
+        if windows is not None and known is None:
+            opened = collecting(plan.source, stream, windows.fit, sizes.num_heads)
+            collected = self.stack.enter_context(opened)
+        solved = windows if plan.refit else None
+        pair = self.stack.enter_context(
+            SideBySide(
+                stream,
+                None if solved is None else solved.fit,
+                None if solved is None else solved.selection,
+                held,
+                heads=sizes.num_heads,
+                dtype=DTYPES[plan.cache_dtype],
+                scores=LATENT_SCORES if isinstance(plan.form, LatentCache) else SHARED_SCORES,
+                mlp=plan.refit_mlp,
+            )
+        )
+        run = _Run(Layers(plan), pair, known or collected, collected)
+
+        def report() -> Measured | str:
+            if held is None:
+                return called
+            original, converted = pair.held
+            return measure(Head(plan.source, plan.prefix, stream.device), held, original, converted, called)
+
+        return Fitting(plan, run.convert, 0 if windows is None else windows.tokens, warnings, report)
+
+    def _windows(self) -> tuple[Windows | None, str]:
+        """The calibration text, and why there is none where the default could not be read."""
+        plan = self.plan
+        request, sizes, origin = plan.request, plan.geometry, plan.source.origin
+        if plan.text is None:
+            return None, ""
+        vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
+        try:
+            by_default = calibration_text.AUTO_TOKENS if request.calibration == AUTO else None
+            tokens, seed = request.calibration_tokens or by_default, request.seed
+            windows = calibration_text.calibration_windows(
+                plan.text, origin.folder, origin.name, sizes.context, vocabulary, tokens, seed
+            )
+        except ConvertAttnError as error:
+            if request.calibration != AUTO or plan.method.calibration == "needed":
+                raise
+            return None, str(error).partition(":")[0]
+        return windows, ""
+
+    def _held(self, windows: Windows | None) -> tuple[Tensor | None, str]:
+        """Windows to measure on and what they are; None and the reason where there are none."""
+        plan = self.plan
+        origin = plan.source.origin
+        if not plan.request.measure:
+            return None, "--no-measure"
+        reason = can_be_measured(plan.source)
+        if reason is not None:
+            return None, reason
+        if windows is not None and windows.held is not None:
+            return windows.held, f"text of {public(plan.text)} that nothing was fitted on"
+        vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
+        own = SAMPLE if origin.name.startswith("sample:") else plan.text
+        try:
+            return shipped_windows(own, origin.folder, origin.name, plan.geometry.context, vocabulary)
+        except ConvertAttnError as error:
+            return None, str(error)
+
+
+def _chooses_sizes(plan: Plan) -> bool:
+    """Whether sizes are chosen on the text, before any layer is converted."""
+    asked = plan.request.cache_ratio is not None and plan.method.chooses_sizes
+    return asked and isinstance(plan.form, LatentCache)
+
+
+def _short(tokens: int, hidden: int) -> tuple[str, ...]:
+    if tokens >= hidden:
+        return ()
+    return (
+        f"the calibration text has {tokens} tokens for fitting, fewer than the hidden size {hidden}: what it says was "
+        "damped by the guess that is made without text; give more for a better result",
+    )
+
+
+def _sized(plan: Plan, trial: Trial, progress: Progress) -> Plan:
+    """MLA by --cache-ratio: the split and the ranks are chosen; sizes that the user gave stay."""
+    form, sizes = plan.form, plan.geometry
+    if not _chooses_sizes(plan) or not isinstance(form, LatentCache):
+        return plan
+    if form.rope_dim:
+        form = trial.best(splits(form, sizes.hidden_size, sizes.num_kv_heads * sizes.head_dim), progress)
+    if plan.target.layout == "custom":
+        form = trial.ranks(form, progress)
+    return replan(plan, form)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Layer after layer, in order.
+
+    Attributes:
+        known: tells what was seen of a layer; None where there is no text.
+        collected: what sees the original's attention, where that is not known from before.
+    """
+
+    layers: Layers
+    pair: SideBySide
+    known: Calibration | Collecting | None
+    collected: Collecting | None
+
+    def convert(self, layer: int) -> NewLayer:
+        """The layer's new form."""
+        weights, form = self.layers.read(layer), self.layers.plan.form
+        of_layer = form.of_layer(layer) if isinstance(form, LatentCache) else None
+
+        def new() -> tuple[Converted, LayerContext]:
+            context = self.layers.context(layer, None if self.known is None else self.known.layer(layer))
+            return self.layers.convert(weights, context, of_layer), context
+
+        if not self.pair.runs:
+            return NewLayer(new()[0])
+        return self.pair.settle(layer, weights, new, None if self.collected is None else self.collected.watch)

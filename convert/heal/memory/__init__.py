@@ -1,0 +1,1 @@
+"""Memory, predicted before it is taken."""

@@ -1,0 +1,1 @@
+"""Looking without converting."""

@@ -1,0 +1,233 @@
+"""What a checkpoint is and what it could become, from its config and headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.checkpoint.names import block_prefix
+from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning
+from convert_attn.convert.checkpoint.resolve import resolve, within
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.inspection.for_engine import latent_forms
+from convert_attn.convert.inspection.serving import named, takes
+from convert_attn.convert.planning.model_types import architecture
+from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, choose_latent, divisors
+from convert_attn.convert.serving_rules import Engine
+from convert_attn.convert.targets import fitting
+from convert_attn.convert.targets.base import Blueprint, Config, Target
+
+_MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
+CONTEXTS = (1024, 8192, 131072)
+_HEADERS_SECONDS = 10.0  # a request per shard
+
+
+@dataclass(frozen=True)
+class CacheRow:
+    """One form the model could take.
+
+    Attributes:
+        name: "MHA", "GQA-8", "MQA", "MLA 512 + 64".
+        holders: "class (layout)" of every target that can hold it.
+        bytes_per_token: KV cache over all layers.
+    """
+
+    name: str
+    holders: tuple[str, ...]
+    bytes_per_token: int
+
+    def at(self, tokens: int) -> int:
+        """KV cache in bytes for a context of that many tokens."""
+        return self.bytes_per_token * tokens
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The facts of a checkpoint that decide what it can become.
+
+    Attributes:
+        position: "rope" or "learned".
+        dtype: safetensors' name of the weights' dtype, which is taken for the cache's.
+        parameters: how many numbers the weights hold, None where only config.json could be read.
+        warnings: sentences for the user.
+    """
+
+    model: str
+    commit: str | None
+    model_type: str
+    position: str
+    sizes: Geometry
+    dtype: str
+    parameters: int | None
+    rows: tuple[CacheRow, ...]
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For --json."""
+        sizes = {key: value for key, value in asdict(self.sizes).items() if key != "inv_freq"}
+        rows = [
+            {
+                "name": row.name,
+                "classes": list(row.holders),
+                "bytes_per_token": row.bytes_per_token,
+                "bytes_at": {str(tokens): row.at(tokens) for tokens in CONTEXTS},
+            }
+            for row in self.rows
+        ]
+        return {
+            "model": self.model,
+            "commit": self.commit,
+            "model_type": self.model_type,
+            "position": self.position,
+            **sizes,
+            "dtype": self.dtype,
+            "parameters": self.parameters,
+            "cache": rows,
+            "warnings": list(self.warnings),
+        }
+
+
+def inspect(
+    model: str | Path, revision: str | None = None, subfolder: str | None = None, engine: str | None = None
+) -> Inspection:
+    """Look at a model without downloading its weights.
+
+    Args:
+        model: Hub id, local folder (config.json is enough), or sample:NAME.
+        engine: show only what this engine serves by a class of its own with a small cache; a name that --for takes.
+
+    Raises:
+        ConvertAttnError: not there, not a model this package knows, or one that is quantised.
+    """
+    asked = None if engine is None else named(engine)
+    source = Source.open(resolve(str(model), revision, subfolder, weights=False))
+    arch = architecture(source.config["model_type"])
+    sizes = geometry(arch, source.config, source.origin.name)
+    dtype, parameters = _weights_facts(source, arch)
+    return Inspection(
+        model=source.origin.name,
+        commit=source.origin.commit,
+        model_type=arch.model_type,
+        position=arch.position,
+        sizes=sizes,
+        dtype=dtype,
+        parameters=parameters,
+        rows=tuple(_rows(_Look(source, arch, sizes, asked), DTYPES[dtype].itemsize)),
+        warnings=(leftover_warning(source.leftovers, parameters is not None),) if source.leftovers else (),
+    )
+
+
+def _weights_facts(source: Source, arch: Architecture) -> tuple[str, int | None]:
+    """The dtype most numbers have, and how many there are; from config.json where there are no headers."""
+    infos = _local_tensors(source)
+    if infos:
+        block_prefix(arch, source)
+    elif source.origin.commit is not None and not source.origin.subfolder:
+        infos = _hub_tensors(source)
+        check_plain(source.origin.name, infos, source.leftovers)
+    if infos:
+        counts: Counter[str] = Counter()
+        for info in infos:
+            counts[info.dtype] += math.prod(info.shape)
+        return max(counts, key=counts.__getitem__), sum(counts.values())
+    named = source.config.get("dtype") or source.config.get("torch_dtype") or "float32"
+    return DTYPE_OPTIONS.get(str(named), "F32"), None
+
+
+def _local_tensors(source: Source) -> list[TensorInfo]:
+    """From the headers here; none where only config.json is here, or, from the Hub, not all of the shards."""
+    folder = source.origin.folder
+    try:
+        return list(source.weights.infos.values())
+    except QuantisedError:
+        raise
+    except ConvertAttnError:
+        broken = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+        if broken and source.origin.commit is None:
+            raise
+        return []
+
+
+def _hub_tensors(source: Source) -> list[TensorInfo]:
+    """The Hub serves headers by byte range."""
+    api, origin = HfApi(), source.origin
+    try:
+        metadata = within(_HEADERS_SECONDS, lambda: api.get_safetensors_metadata(origin.name, revision=origin.commit))
+    except Exception:  # no safetensors, no network in the HTTP client's own words: the count is left out
+        return []
+    return [
+        TensorInfo(name, str(info.dtype), tuple(info.shape), file, 0)
+        for file, one in metadata.files_metadata.items()
+        for name, info in one.tensors.items()
+        if info.dtype in DTYPES
+    ]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A model, and the engine that its results are for."""
+
+    source: Source
+    arch: Architecture
+    sizes: Geometry
+    engine: Engine | None
+
+    def targets(self, form: Form) -> list[Target]:
+        """Every target that holds a form, and that the engine takes."""
+        fit = fitting(self.arch, self.sizes, form)
+        return [t for t in fit if self.engine is None or takes(self.engine, self.config(t, form))]
+
+    def holders(self, form: Form) -> tuple[str, ...]:
+        """ "class (layout)" of those targets."""
+        return tuple(f"{target.becomes or self.arch.model_type} ({target.layout})" for target in self.targets(form))
+
+    def config(self, target: Target, form: Form) -> Config:
+        """What a rule reads of the result's config.json."""
+        known, model_type = architectures(), target.becomes or self.arch.model_type
+        facts = facts_of(self.arch, self.source.config, self.source.origin.name)
+        biases, config = class_biases(self.arch, facts), self.source.config
+        planes = ((0.0,) * (form.rope_dim // 2),) * self.sizes.num_layers if isinstance(form, LatentCache) else ()
+        blueprint = Blueprint(self.arch, known.get(model_type, self.arch), config, self.sizes, form, biases, planes)
+        return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
+
+    def latents(self) -> list[LatentCache]:
+        """The engine's sizes of a latent, or those of the usual shares of the cache."""
+        if self.engine is not None and self.engine.latents:
+            return latent_forms(self.engine, self.arch, self.sizes)
+        forms = []
+        for share in _MLA_SHARES:
+            try:
+                forms.append(choose_latent(Request(to="mla", cache_ratio=share), self.arch, self.sizes))
+            except UsageError:  # too small for this share, or a rotation that a latent cannot have
+                continue
+        return forms
+
+
+def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
+    """What it is now, every number of shared heads, and MLA; with an engine only what it takes of them."""
+    sizes, rows = look.sizes, []
+    for kv_heads in reversed(divisors(sizes.num_kv_heads)):
+        holders = look.holders(SharedHeads(kv_heads))
+        name = "MQA" if kv_heads == 1 else "MHA" if kv_heads == sizes.num_heads else f"GQA-{kv_heads}"
+        if kv_heads == sizes.num_kv_heads:
+            holders = (f"{look.arch.model_type} (source)", *holders)
+        if holders or look.engine is None:
+            rows.append(CacheRow(name, holders, sizes.cache_numbers(kv_heads) * itemsize))
+    for form in look.latents():
+        holders = look.holders(form)
+        if holders:
+            name = f"MLA {form.rank}" + (f" + {form.rope_dim}" if form.rope_dim else "")
+            numbers = form.cache_numbers(sizes) + sizes.num_layers * min(t.extra_latent for t in look.targets(form))
+            rows.append(CacheRow(name, holders, numbers * itemsize))
+    return rows

@@ -1,0 +1,104 @@
+"""What is needed to make a conversion again, and to say later what was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import transformers
+
+from convert_attn.convert.checkpoint.shards import Weights
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.planning.plan import Plan
+
+# where the result goes, not what it is
+_NOT_REPEATED = frozenset({"output", "overwrite"})
+
+
+def command(plan: Plan) -> str:
+    """The command line that makes the same again: every option that is not its default, no path of this machine."""
+    origin, words = plan.source.origin, ["convert-attn", plan.source.origin.label]
+    if origin.commit is not None:
+        words += ["--revision", origin.commit]
+    if origin.subfolder:
+        words += ["--subfolder", origin.subfolder]
+    for field in fields(plan.request):
+        value = getattr(plan.request, field.name)
+        if field.name in _NOT_REPEATED or value == field.default:
+            continue
+        option = field.metadata.get("option", field.name).replace("_", "-")
+        words.append(f"--{'no-' if value is False else ''}{option}")
+        if not isinstance(value, bool):
+            words.append(public(value))
+    return shlex.join(words)
+
+
+def public(value: object) -> str:
+    """An option's value; of a file or folder here, its name alone."""
+    text = str(value)
+    return Path(text).name if "/" in text and Path(text).expanduser().exists() else text
+
+
+def versions() -> dict[str, str]:
+    """What the arithmetic depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "numpy": str(numpy.__version__),
+    }
+
+
+def headers_sha256(weights: Weights) -> str:
+    """SHA-256 of names, dtypes and shapes of all tensors: whether another checkpoint could be the same one."""
+    digest = hashlib.sha256()
+    for name in sorted(weights.infos):
+        info = weights.infos[name]
+        digest.update(f"{name} {info.dtype} {list(info.shape)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_provenance(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json of a converted folder, and the block `convert_attn` in it.
+
+    Raises:
+        UsageError: this package did not make the folder.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = None
+    block = config.get("convert_attn") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(block, dict) or "to" not in block:
+        raise UsageError(
+            f"'{folder}' is no folder that convert-attn made (its config.json has no `convert_attn`): convert first"
+        )
+    return config, block
+
+
+def solved_mlp(provenance: dict[str, Any], mlp_output: str) -> Callable[[str], bool]:
+    """Tell which tensors outside attention a conversion has changed, by their names.
+
+    Args:
+        provenance: config.json's block `convert_attn`, {} where there is none.
+        mlp_output: the projection that ends an MLP, as `Architecture` has it.
+    """
+    calibration = provenance.get("calibration")
+    changed = isinstance(calibration, dict) and calibration.get("refit") == "mlp"
+    ends = (f".{mlp_output}.weight", f".{mlp_output}.bias")
+    return lambda name: changed and name.endswith(ends)
+
+
+def describe(provenance: dict[str, Any]) -> str:
+    """What was converted to what, in a line: "gpt2 to GQA (groups 4, subspace)"."""
+    sizes = [f"{key} {provenance[key]}" for key in ("groups", "rank", "rope_dim") if provenance.get(key)]
+    how = ", ".join([*sizes, str(provenance.get("method"))])
+    return f"{provenance.get('source')} to {str(provenance['to']).upper()} ({how})"

@@ -1,0 +1,156 @@
+"""config.json of the result, and the files beside the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from convert_attn import modeling
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.checkpoint.files import read_json
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.checkpoint.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
+from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, json_object
+from convert_attn.convert.errors import UsageError
+from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.planning.class_config import class_config
+from convert_attn.convert.planning.plan import Plan, result_classes
+from convert_attn.convert.planning.provenance import command, headers_sha256, versions
+from convert_attn.convert.planning.request import DTYPE_OPTIONS
+from convert_attn.convert.publish.card import model_card
+from convert_attn.convert.publish.derived import settle
+from convert_attn.convert.targets.base import Blueprint
+from convert_attn.convert.text.windows import AUTO
+from convert_attn.convert.version import __version__
+
+
+def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = UNMEASURED) -> dict[str, Any]:
+    """The source's config.json with the keys that the conversion changes; everything else stays as it was.
+
+    Args:
+        blueprint: the plan's own, or that with what the fit has found.
+        made: what was found on the way.
+    """
+    source = plan.source.config
+    config, _ = class_config(plan.target, blueprint or plan.blueprint, plan.source.origin.name)
+    config["architectures"] = result_classes(plan.target, plan.source)
+    if plan.request.dtype in DTYPE_OPTIONS:
+        # transformers 4 called it torch_dtype
+        named = [key for key in ("dtype", "torch_dtype") if key in source] or ["dtype"]
+        config |= dict.fromkeys(named, plan.request.dtype)
+    if plan.target.layout == "custom":
+        config["auto_map"] = modeling.auto_map(plan.result_type)
+    config["transformers_version"] = transformers.__version__
+    if plan.target.form is SharedHeads:
+        config |= legacy_keys(plan.arch, config)
+    config["convert_attn"] = provenance(plan, made)
+    return config
+
+
+def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys that older readers need and transformers 5 no longer writes (they would silently use a default)."""
+    found: dict[str, Any] = {}
+    for old, path in arch.legacy_config.items():
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if old not in config and value is not None:
+            found[old] = value
+    scaling = config.get("rope_parameters")
+    if isinstance(scaling, dict) and scaling.get("rope_type", "default") != "default":
+        found.setdefault("rope_scaling", config.get("rope_scaling") or scaling)
+    return found
+
+
+def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
+    """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
+    return {
+        "version": __version__,
+        "source": plan.source.origin.label,
+        "source_subfolder": plan.source.origin.subfolder or None,
+        "source_commit": plan.source.origin.commit,
+        "source_headers_sha256": headers_sha256(plan.source.weights),
+        "source_num_key_value_heads": plan.geometry.num_kv_heads,
+        "to": plan.request.to,
+        "method": plan.method.name,
+        **plan.form.settings(),
+        "seed": plan.request.seed,
+        "calibration": calibration(plan, made.tokens),
+        "quality": made.quality,
+        "command": command(plan),
+        "versions": versions(),
+    }
+
+
+def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
+    """What text was used and how, None where there was none."""
+    text = plan.text
+    if text is None or (tokens == 0 and plan.request.calibration == AUTO):
+        return None
+    # a file's own name, never the path to it
+    refit = "mlp" if plan.refit_mlp else plan.refit
+    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": refit}
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Copy a side file; of JSON without `auto_map`.
+
+    That key names code, of other repositories too, which would run when the result is loaded as its card says.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    if target.suffix != ".json":
+        return
+    try:
+        content = read_json(target)
+    except (ValueError, RecursionError):  # not JSON: nothing will read it as that
+        return
+    if isinstance(content, dict) and content.pop("auto_map", None) is not None:
+        target.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def carry_files(source: Source, result_type: str, folder: Path) -> None:
+    """Tokenizer and the like from a source, and our modeling code where the result's class is ours.
+
+    Code that the tokenizer is made by goes with it: whoever does not trust it is to refuse the source before.
+
+    Raises:
+        UsageError: a link out of the source, or code of the tokenizer that has the name of ours.
+    """
+    for name in source.side_files():
+        _carry(source.origin.folder / name, folder / name)
+    if code := source.tokenizer_code:
+        _carry_tokenizer_code(source.origin.folder, code, folder)
+    for path in modeling.source_files(result_type) if result_type in modeling.FAMILIES else ():
+        if (folder / path.name).exists():
+            raise UsageError(f"the tokenizer's code in {source.origin.folder} has {path.name}, which the result needs")
+        shutil.copyfile(path, folder / path.name)
+
+
+def _carry_tokenizer_code(source: Path, code: TokenizerCode, folder: Path) -> None:
+    """The tokenizer's Python files, and its entry of `auto_map` where transformers looks for it first."""
+    for name in code.files:
+        shutil.copyfile(source / name, folder / name)
+    settings = json_object(folder / TOKENIZER_SETTINGS) | {"auto_map": {"AutoTokenizer": code.reference}}
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / TOKENIZER_SETTINGS).write_text(text, encoding="utf-8")
+
+
+def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, made: Made = UNMEASURED) -> tuple[str, ...]:
+    """config.json, tokenizer and the like, modeling code where the class is ours, and the model card.
+
+    Returns:
+        sentences on what is not as in the source.
+    """
+    carry_files(plan.source, plan.result_type, folder)
+    (folder / "config.json").write_text(
+        json.dumps(result_config(plan, blueprint, made), indent=2, sort_keys=True) + "\n"
+    )
+    (folder / "README.md").write_text(model_card(plan, made))
+    origin = plan.source.origin
+    return settle(origin.folder, origin.name if origin.commit else str(origin.folder), folder)

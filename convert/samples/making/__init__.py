@@ -1,0 +1,1 @@
+"""How the bundled samples and texts were made."""

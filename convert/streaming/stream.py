@@ -1,0 +1,86 @@
+"""The original model run block by block: one block's weights in memory, the states of all windows between blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.geometry import Geometry, layer_rule
+from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.streaming.skeleton import Skeleton
+from convert_attn.convert.weights.functional import Rule
+
+Attend = Callable[[Tensor], Tensor]
+"""The block's input after the norm [B, T, D] -> the attention's output [B, T, D]."""
+
+
+@dataclass
+class Block:
+    """One decoder block with its weights in memory.
+
+    Attributes:
+        mlp_output: the projection that ends its MLP.
+        rule: how its scores become probabilities.
+    """
+
+    module: nn.Module
+    norm: nn.Module
+    attention: nn.Module
+    mlp_output: nn.Module
+    rule: Rule
+
+    def normalised(self, states: Tensor) -> Tensor:
+        """What the attention reads, [B, T, D]."""
+        out: Tensor = self.norm(states)
+        return out
+
+    def run(self, states: Tensor, attend: Attend) -> Tensor:
+        """The block's output [B, T, D], with `attend` in place of its attention."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            return attend(hidden_states), None
+
+        self.attention.forward = forward
+        out = self.module(states)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+class Stream:
+    """A checkpoint's base model without weights, filled block by block.
+
+    Args:
+        source: whose weights are read.
+        prefix: what names of the base model's tensors start with in the checkpoint.
+        device: where blocks run; in float32.
+    """
+
+    def __init__(self, source: Source, arch: Architecture, sizes: Geometry, prefix: str, device: str = "cpu") -> None:
+        self._arch, self._sizes = arch, sizes
+        self.device, self.hidden_size = device, sizes.hidden_size
+        self._skeleton = Skeleton(source, prefix, device)
+
+    def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
+        return self._skeleton.embed(batches)
+
+    def _module(self, layer: int) -> nn.Module:
+        module: nn.Module = self._skeleton.model.get_submodule(self._arch.block.format(layer=layer).rstrip("."))
+        return module
+
+    @contextmanager
+    def block(self, layer: int) -> Iterator[Block]:
+        """One block; its attention's own projections are not read, as `Block.run` never uses them."""
+        stem = self._arch.block.format(layer=layer)
+        skipped = tuple(f"{stem}{name}." for name in self._arch.projections)
+        names = self._skeleton.names(lambda name: name.startswith(stem) and not name.startswith(skipped))
+        module = self._module(layer)
+        attention = module.get_submodule(self._arch.output.rpartition(".")[0])
+        with self._skeleton.filled(names):
+            norm, mlp_output = (module.get_submodule(name) for name in (self._arch.norm.name, self._arch.mlp_output))
+            yield Block(module, norm, attention, mlp_output, layer_rule(self._sizes, layer))

@@ -1,0 +1,1 @@
+"""Text as documents and as windows of tokens."""

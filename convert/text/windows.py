@@ -1,0 +1,241 @@
+"""Text for calibration, as windows of token ids: a file, a dataset, the package's own text, or the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+
+import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
+from convert_attn.convert.checkpoint.loading import load_language_model
+from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
+from convert_attn.convert.text.documents import read_documents, split_documents
+
+AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
+TOKEN_FILE = ".npy"
+TOKENS, SELF_TOKENS, AUTO_TOKENS = 131072, 16384, 32768
+"""How many are used where the user does not say: of text, of what the model has to write first, of the package's."""
+
+_WINDOW = 512
+_HELD_WINDOW, _HELD = 512, 12  # tokens in a window that is measured on, and how many of them
+_SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
+_SELECTION = 8  # every eighth window is kept for choosing between fits
+CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or give --calibration none"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on.
+
+    Attributes:
+        held: more of the same text for measuring, disjoint from both; None where there is no more.
+    """
+
+    fit: Tensor
+    selection: Tensor
+    warnings: tuple[str, ...] = ()
+    held: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many there are in all; a single window serves twice and counts once."""
+        return self.fit.numel() + (0 if self.selection is self.fit else self.selection.numel())
+
+
+def check_calibration(spec: str) -> None:
+    """Refuse a text that is not there, before any work.
+
+    Raises:
+        UsageError: see `read_documents`.
+    """
+    if spec.endswith(TOKEN_FILE):
+        if not Path(spec).is_file():
+            raise UsageError(f"calibration tokens '{spec}' are not there")
+    elif spec not in (AUTO, SAMPLE, SELF):
+        read_documents(spec)
+
+
+def calibration_windows(
+    spec: str, folder: Path, name: str, context: int, vocabulary: int, tokens: int | None, seed: int
+) -> Windows:
+    """Calibration text of a checkpoint as windows of its tokens.
+
+    Args:
+        spec: "auto" (the package's general text), "sample" (that which the bundled samples were trained on), "self"
+            (the model writes it), what `read_documents` takes, or a .npy file of windows of token ids [N, T], which
+            are taken as they are.
+        folder: the checkpoint's, for its tokenizer.
+        name: what the user called it.
+        context: longest window the model takes.
+        vocabulary: how many token ids the model knows.
+        tokens: how many at most; None: `TOKENS`, `AUTO_TOKENS` for "auto", `SELF_TOKENS` for "self".
+        seed: of which windows are taken, or of what the model writes.
+
+    Raises:
+        ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
+    """
+    window, held = min(context, _WINDOW), None
+    if spec.endswith(TOKEN_FILE):
+        windows = token_file(Path(spec), context, tokens)
+    elif spec == SELF:
+        windows = _written_by_model(folder, name, tokens or SELF_TOKENS, window, seed)
+    else:
+        wanted = tokens or (AUTO_TOKENS if spec == AUTO else TOKENS)
+        windows, held = _tokenised(spec, load_tokenizer(folder, name), wanted, window, seed)
+    strange = windows[(windows < 0) | (windows >= vocabulary)]
+    if strange.numel():
+        raise ConvertAttnError(
+            f"calibration text '{spec}' has the token id {int(strange[0])} but '{name}' knows 0 to {vocabulary - 1}: "
+            "the tokens are another model's; use the tokenizer that belongs to this one"
+        )
+    return replace(_parted(windows), held=held)
+
+
+def shipped_windows(spec: str | None, folder: Path, name: str, context: int, vocabulary: int) -> tuple[Tensor, str]:
+    """Windows [N, T] of the package's held-out text to measure on, and what to call it.
+
+    Args:
+        spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
+
+    Raises:
+        ConvertAttnError: no tokenizer, or tokens that the model does not know.
+    """
+    text, called = (heldout_text(), "Python modules") if spec == SAMPLE else (general_heldout_text(), "general text")
+    ids = _token_ids(split_documents(text), load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW)
+    window = min(context, _HELD_WINDOW, len(ids))
+    if window < 2:
+        raise ConvertAttnError(f"the tokenizer of '{name}' makes {len(ids)} tokens of the held-out text")
+    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    strange = windows[windows >= vocabulary]
+    if strange.numel():
+        raise ConvertAttnError(
+            f"the tokenizer of '{name}' gives the token id {int(strange[0])} but the model knows 0 to {vocabulary - 1}"
+        )
+    chosen = torch.linspace(0, len(windows) - 1, min(_HELD, len(windows))).long()
+    return windows[chosen], f"held-out {called} of the package"
+
+
+def _documents(spec: str) -> Iterable[str]:
+    if spec == SAMPLE:
+        return [calibration_text()]
+    return split_documents(general_text()) if spec == AUTO else read_documents(spec)
+
+
+def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Windows from all over a text; and others of it to measure on, where there is more than was wanted."""
+    documents = _documents(spec)
+    ids = _token_ids(documents, tokenizer, _SPREAD * wanted)
+    if len(ids) < 2:
+        raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
+    window = min(window, wanted, len(ids))
+    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    count = max(1, wanted // window)
+    length = min(window, _HELD_WINDOW)
+    more = windows[order[count : count + -(-_HELD * length // window)].sort().values]
+    held = more[:, : window // length * length].reshape(-1, length)[:_HELD]
+    measured = held if spec not in (AUTO, SAMPLE) and len(held) >= min(_HELD, 4) else None
+    return windows[order[:count].sort().values], measured
+
+
+def token_file(path: Path, context: int, tokens: int | None) -> Tensor:
+    """Windows [N, T] that somebody else has cut and tokenised."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ConvertAttnError(f"calibration tokens '{path}' cannot be read ({error}): expected an array") from None
+    if not isinstance(found, np.ndarray):
+        raise ConvertAttnError(f"calibration tokens '{path}' are an archive, expected one array: save it by numpy.save")
+    if found.ndim != 2 or found.dtype.kind not in "iu" or found.shape[1] < 2 or not len(found):
+        raise ConvertAttnError(
+            f"calibration tokens '{path}' have shape {list(found.shape)} and dtype {found.dtype}, expected integers "
+            "[windows, tokens per window]"
+        )
+    if found.shape[1] > context:
+        raise ConvertAttnError(f"windows of '{path}' have {found.shape[1]} tokens, the model takes at most {context}")
+    windows = torch.from_numpy(found.astype(np.int64))
+    return windows if tokens is None else windows[: max(1, tokens // found.shape[1]), :tokens]
+
+
+def _parted(windows: Tensor) -> Windows:
+    """Every eighth window for choosing; a single one has to serve for both."""
+    chosen = torch.arange(len(windows)) % _SELECTION == _SELECTION - 1
+    if len(windows) >= 2 and not chosen.any():
+        chosen[-1] = True
+    fit, selection = windows[~chosen], windows[chosen]
+    if len(selection):
+        return Windows(fit, selection)
+    note = "the calibration text is one window long: what is chosen on it was fitted on it too"
+    return Windows(fit, fit, (note,))
+
+
+def load_tokenizer(folder: Path, name: str, remedy: str = CALIBRATION_REMEDY) -> Any:
+    """The tokenizer of a folder.
+
+    Args:
+        remedy: who needs it, and what to do without.
+
+    Raises:
+        ConvertAttnError: it has none that loads.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a broken or missing tokenizer raises
+        raise _no_tokenizer(name, f"no tokenizer that can be loaded ({' '.join(str(error).split())})", remedy) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes up an empty one for some classes
+        raise _no_tokenizer(name, "no tokenizer", remedy)
+    return tokenizer
+
+
+def _no_tokenizer(name: str, found: str, remedy: str) -> ConvertAttnError:
+    return ConvertAttnError(f"'{name}' has {found}: {remedy}")
+
+
+def _token_ids(documents: Iterable[str], tokenizer: Any, wanted: int) -> list[int]:
+    """Documents one after the other, an end-of-text token between them where the tokenizer has one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: list[int] = []
+    for document in documents:
+        ids += (end if ids else []) + tokenizer(document, verbose=False)["input_ids"]
+        if len(ids) >= wanted:
+            break
+    return ids[:wanted]
+
+
+def _written_by_model(folder: Path, name: str, tokens: int, window: int, seed: int) -> Tensor:
+    """Text drawn from the model's own distribution, each window from a random first token: no data is needed.
+
+    The whole model is in memory for this.
+    """
+    model = _writer(folder, name)
+    window = min(window, tokens)
+    count = max(1, tokens // window)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        start = torch.randint(0, model.config.vocab_size, (count, 1))
+        parts = [
+            model.generate(
+                part, do_sample=True, top_k=0, max_new_tokens=window - 1, attention_mask=torch.ones_like(part)
+            )
+            for part in start.split(16)
+        ]
+    return torch.cat(parts)
+
+
+def _writer(folder: Path, name: str) -> Any:
+    """The model, with no settings of its own for generation: penalties or an end would make another distribution."""
+    try:
+        model = load_language_model(folder, name, dtype="auto")
+    except ConvertAttnError as error:
+        raise ConvertAttnError(f"{error}; so it cannot write its own text: give a text file as --calibration") from None
+    model.generation_config = GenerationConfig()
+    return model

@@ -1,0 +1,1 @@
+"""One block's attention as tensors, and what it computes."""

@@ -1,0 +1,191 @@
+"""Attention computed straight from weights: what calibration and refit run in place of a block's own attention.
+
+The same few lines serve the original (`AttentionWeights`) and whatever it became (`AttentionWeights` with fewer K/V
+heads, `LatentWeights`), so the two differ by their weights and by nothing else. Shapes: B windows of T tokens, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
+
+_SCORES = 2**26  # scores in memory at once (256 MB in float32): heads are taken in parts
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the scores of a layer become probabilities.
+
+    Attributes:
+        scale: what scores are multiplied by.
+        inv_freq: [P] frequencies of a head's rotary planes, 0 where one does not turn; None without rotary position.
+        rotary_scale: what turning planes are multiplied by, besides (YaRN and LongRoPE have one).
+        window: how many tokens back a token sees, None for all.
+    """
+
+    scale: float
+    inv_freq: Tensor | None = None
+    rotary_scale: float = 1.0
+    window: int | None = None
+
+
+def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor | None = None) -> Tensor:
+    """States [..., T, d] with plane p = (p, p + d/2) turned by position x inv_freq[p].
+
+    Args:
+        positions: [T] of the tokens; None: 0..T-1.
+    """
+    if positions is None:
+        positions = torch.arange(states.shape[-2], device=states.device)
+    angle = positions.to(torch.float64)[:, None] * inv_freq.to(states.device)
+    turning = torch.where(inv_freq.to(states.device) == 0, 1.0, scale)
+    cos, sin = (angle.cos() * turning).to(states.dtype), (angle.sin() * turning).to(states.dtype)
+    found = states * torch.cat([cos, cos], -1)
+    half = cos.shape[-1]
+    first, second = states[..., :half], states[..., half:]
+    found[..., :half].addcmul_(second, sin, value=-1)
+    found[..., half:].addcmul_(first, sin)
+    return found
+
+
+def project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Outputs [B, n, T, a] of heads [n, a, D] on x [B, T, D]."""
+    out = (x @ heads.flatten(0, 1).T).unflatten(-1, heads.shape[:2])
+    biased: Tensor = out if bias is None else out + bias
+    return biased.transpose(1, 2)
+
+
+def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
+    """The latent [B, T, r] that keys and values are made of, for x [B, T, D]."""
+    latent = x @ weights.down.T
+    if not weights.norm:
+        return latent
+    power = latent.square().mean(-1, keepdim=True)
+    return latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
+
+
+def queries(
+    weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule, positions: Tensor | None = None
+) -> Tensor:
+    """Turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
+    if isinstance(weights, AttentionWeights):
+        query = project(weights.q, weights.q_bias, x)
+        return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
+    query = project(weights.q_nope, weights.q_nope_bias, x)
+    if not weights.inv_freq.numel():
+        return query
+    rotary = project(weights.q_rope, weights.q_rope_bias, x)
+    return torch.cat([query, turn(rotary, weights.inv_freq, rule.rotary_scale, positions)], -1)
+
+
+def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
+    """Turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
+    if isinstance(weights, AttentionWeights):
+        key = project(weights.k, weights.k_bias, x)
+        return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
+    key = project(weights.up_k, None, latent_of(weights, x))
+    if not weights.inv_freq.numel():
+        return key
+    bias = None if weights.k_rope_bias is None else weights.k_rope_bias[None]
+    rotary = turn(project(weights.k_rope[None], bias, x), weights.inv_freq, rule.rotary_scale)
+    return torch.cat([key, rotary.expand(-1, key.shape[1], -1, -1)], -1)
+
+
+def values(weights: AttentionWeights | LatentWeights, x: Tensor) -> Tensor:
+    """Values [B, K, T, a] of tokens x [B, T, D]."""
+    if isinstance(weights, AttentionWeights):
+        return project(weights.v, weights.v_bias, x)
+    return project(weights.up_v, None, latent_of(weights, x))
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Turned queries [B, H, T, e], keys [B, K, T, e] and values [B, K, T, a], for weights of either form."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
+    """[r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
+    offset = positions[:, None] - torch.arange(length, device=positions.device)
+    hidden = offset < 0
+    return hidden if rule.window is None else hidden | (offset >= rule.window)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention on a batch.
+
+    Attributes:
+        weights: of either form, in the dtype of x.
+        x: [B, T, D] the block's input, after the norm.
+    """
+
+    weights: AttentionWeights | LatentWeights
+    x: Tensor
+    rule: Rule
+
+    @cached_property
+    def _heads(self) -> _Heads:
+        weights, x, rule = self.weights, self.x, self.rule
+        return _Heads(queries(weights, x, rule), keys(weights, x, rule), values(weights, x))
+
+    @cached_property
+    def _hidden(self) -> Tensor:
+        """[T, T] True where a token may not look."""
+        length = self.x.shape[1]
+        return may_not_look(self.rule, length, torch.arange(length, device=self.x.device))
+
+    def probabilities(self, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the heads with their attention probabilities [B, part, r, T], of queries at `rows` [r] or of all."""
+        query, key, hidden = self._heads.query, self._heads.key, self._hidden
+        if rows is not None:
+            query, hidden = query[:, :, rows], hidden[rows]
+        heads, per_key = query.shape[1], query.shape[1] // key.shape[1]
+        at_once = max(1, _SCORES // (query.shape[0] * query.shape[2] * key.shape[2]))
+        for begin in range(0, heads, at_once):
+            part = slice(begin, min(begin + at_once, heads))
+            keys = key[:, [head // per_key for head in range(part.start, part.stop)]]
+            scores = (query[:, part] * self.rule.scale) @ keys.mT
+            yield part, scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+
+    def head_outputs(self) -> Tensor:
+        """What the output projection reads: [B, T, H, a]."""
+        heads = self._heads
+        grouped = heads.query.shape[1] != heads.key.shape[1]
+        plain = self.rule.window is None
+        # the fused kernel takes values as wide as keys only, and is worth the padding
+        width = heads.value.shape[-1]
+        mixed: Tensor = scaled_dot_product_attention(
+            heads.query,
+            heads.key,
+            pad(heads.value, (0, max(0, heads.key.shape[-1] - width))),
+            attn_mask=None if plain else ~self._hidden,
+            is_causal=plain,
+            scale=self.rule.scale,
+            enable_gqa=grouped,
+        )
+        return mixed[..., :width].transpose(1, 2)
+
+    def attended(self, part: slice, probabilities: Tensor) -> Tensor:
+        """The values of a part of the heads under their probabilities: [B, T, part, a]."""
+        value = self._heads.value
+        per_key = self._heads.query.shape[1] // value.shape[1]
+        values = value[:, [head // per_key for head in range(part.start, part.stop)]]
+        return (probabilities @ values).transpose(1, 2)
+
+    def output(self, heads: Tensor | None = None) -> Tensor:
+        """The attention's output [B, T, D], from `head_outputs` where they are known already."""
+        heads = self.head_outputs() if heads is None else heads
+        out = torch.einsum("btha,hDa->btD", heads, self.weights.o)
+        return out if self.weights.o_bias is None else out + self.weights.o_bias

@@ -1,0 +1,108 @@
+"""The text that models are measured on: documents as windows of tokens, each token knowing its document."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.samples import general_heldout_text, heldout_text
+from convert_attn.convert.text.documents import read_documents
+
+BUNDLED = "bundled held-out text: 12 modules of the Python standard library"
+_MODULE = re.compile(r"^(?=# Lib/)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Windows of a text.
+
+    Attributes:
+        windows: [n, length] token ids; the documents follow each other without a separator. Where the tokenizer puts
+            a beginning-of-sequence token before a text, every window begins with it.
+        documents: [n, length] the document of each token.
+        bytes_per_token: of the documents, in UTF-8.
+    """
+
+    windows: Tensor
+    documents: Tensor
+    bytes_per_token: float
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens: all but each window's first."""
+        return self.windows.shape[0] * (self.windows.shape[1] - 1)
+
+    @property
+    def digest(self) -> str:
+        """Changes when any token does."""
+        shape = str(tuple(self.windows.shape)).encode()
+        return hashlib.sha256(shape + self.windows.numpy().tobytes()).hexdigest()[:16]
+
+    def clusters(self) -> tuple[Tensor, str]:
+        """What standard errors take as independent: [n, length] indices from 0, and "document" or "window".
+
+        Documents where there are two or more in the windows, else windows.
+        """
+        found = self.documents.unique()
+        if len(found) > 1:
+            return torch.searchsorted(found, self.documents), "document"
+        return torch.arange(len(self.windows))[:, None].expand_as(self.windows), "window"
+
+
+def general_text() -> str:
+    """Give the bundled held-out text of several kinds, documents with lines `<|endoftext|>` between them."""
+    return general_heldout_text()
+
+
+def bundled_documents() -> list[str]:
+    """The modules of the held-out text."""
+    return [module for module in _MODULE.split(heldout_text()) if module.strip()]
+
+
+def documents_of(text: str | None) -> Iterator[str]:
+    """The documents of a file or dataset, or of the bundled text."""
+    return iter(bundled_documents()) if text is None else read_documents(text)
+
+
+def make_passages(tokenizer: Any, documents: Iterable[str], length: int, max_tokens: int) -> Passages:
+    """Windows of the first `max_tokens` tokens.
+
+    Args:
+        length: of a window in tokens.
+
+    Raises:
+        ConvertAttnError: the text is shorter than one window.
+    """
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    prefix = first if first == [tokenizer.bos_token_id] else []
+    body = length - len(prefix)
+    wanted = max(1, max_tokens // length) * body
+    ids: list[int] = []
+    owners: list[Tensor] = []
+    size = 0
+    for index, document in enumerate(documents):
+        found = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        ids += found
+        owners.append(torch.full((len(found),), index))
+        size += len(document.encode())
+        if len(ids) >= wanted:
+            break
+    count = min(len(ids), wanted) // body
+    if count == 0:
+        raise ConvertAttnError(
+            f"the text has {len(ids)} tokens, fewer than one window of {length}: give a longer --text, or a smaller "
+            "--window"
+        )
+    windows = torch.tensor(ids[: count * body]).reshape(count, body)
+    owner = torch.cat(owners)[: count * body].reshape(count, body)
+    if prefix:
+        windows = torch.cat([torch.full((count, 1), prefix[0]), windows], 1)
+        owner = torch.cat([owner[:, :1], owner], 1)
+    return Passages(windows, owner, size / len(ids))

@@ -1,0 +1,1 @@
+"""What is kept, told and drawn of it."""

@@ -1,0 +1,120 @@
+"""The house: a package imports only from packages in rows below it; no two files import each other in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# from the ground up: a package may import from those before it in this list, and a module from those in its own package
+ROWS = (
+    "modeling",
+    "convert",
+    "convert.samples.making",
+    "convert.samples",
+    "convert.weights",
+    "convert.maths",
+    "convert.classes",
+    "convert.archs",
+    "convert.checkpoint",
+    "convert.methods",
+    "convert.targets",
+    "convert.text",
+    "convert.streaming",
+    "convert.planning",
+    "convert.calibration",
+    "convert.fitting",
+    "convert.isolated",
+    "convert.verification",
+    "convert.publish",
+    "convert.serving_rules",
+    "convert.inspection",
+    "convert.conversion",
+    "convert.heal.state",
+    "convert.heal.data",
+    "convert.heal.loss",
+    "convert.heal.memory",
+    "convert.heal.training",
+    "convert.heal",
+    "eval.measures",
+    "eval.tasks",
+    "eval.results",
+    "eval",
+    "eval.benchmarks",
+    "convert.cli",
+)
+MOST_FILES = 14
+PLUG_INS = {"convert.archs", "convert.targets", "modeling"}  # a file for each member: as many as there are
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below `convert_attn` -> file; a package is its `__init__.py`."""
+    found = {}
+    for top in ("convert", "modeling", "eval"):
+        for file in sorted((ROOT / top).rglob("*.py")):
+            parts = file.relative_to(ROOT).with_suffix("").parts
+            if "_package" not in parts:
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+MODULES = modules()
+
+
+def package_of(name: str) -> str:
+    """The package that a module is in; a package is in itself."""
+    return name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+
+
+def imported(name: str) -> Iterator[str]:
+    """Modules of the project that a module imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            bases = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(["convert_attn", package_of(name), *([node.module] if node.module else [])])
+            bases = [(base, alias.name) for alias in node.names]
+        else:
+            continue
+        for base, member in bases:
+            if base.partition(".")[0] != "convert_attn":
+                continue
+            stem = base.removeprefix("convert_attn").lstrip(".")
+            for dotted in (f"{stem}.{member}".strip("."), stem):
+                if dotted in MODULES:
+                    yield dotted
+                    break
+
+
+IMPORTS = {name: {other for other in imported(name) if other != name} for name in MODULES}
+
+
+def test_every_package_has_its_row() -> None:
+    assert {package_of(name) for name in MODULES} == set(ROWS)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_from_rows_below_its_own(name: str) -> None:
+    own = ROWS.index(package_of(name))
+    above = {other for other in IMPORTS[name] if ROWS.index(package_of(other)) > own}
+    assert not above, f"{name} imports {', '.join(sorted(above))} from above"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    left = {name: set(others) for name, others in IMPORTS.items()}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {', '.join(sorted(left))}"
+
+
+@pytest.mark.parametrize("package", ROWS)
+def test_a_package_has_room(package: str) -> None:
+    files = [name for name in MODULES if package_of(name) == package]
+    assert len(files) <= MOST_FILES or package in PLUG_INS
