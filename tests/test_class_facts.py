@@ -13,8 +13,8 @@ from tiny import HEADS, load, logits_of, tiny_geometry, tiny_model
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.attention_tensors import split
 from convert_attn.convert.archs.geometry import class_biases, facts_of, geometry, layer_rule
-from convert_attn.convert.archs.packing import split
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.state.settings import Settings

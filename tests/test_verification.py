@@ -20,7 +20,8 @@ from transformers.models.llama import modeling_llama
 from convert_attn import ConvertAttnError, UsageError, convert, verify
 from convert_attn.convert import isolated
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.base import Architecture, Fused, Norm
+from convert_attn.convert.archs.base import Architecture, Norm
+from convert_attn.convert.archs.packings import FusedBlocks
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.conversion import run
 from convert_attn.convert.isolated import behaviour
@@ -167,7 +168,7 @@ def test_lie_2_qkv_fused_per_head_is_caught(tmp_path: Path, monkeypatch: pytest.
         model_type="gpt_neox",
         base="gpt_neox.",
         block="layers.{layer}.",
-        qkv=Fused("attention.query_key_value"),
+        qkv=FusedBlocks("attention.query_key_value"),
         output="attention.dense",
         norm=Norm("input_layernorm"),
         position="rope",

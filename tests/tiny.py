@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.attention_tensors import join, split
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import SharedHeads
 from convert_attn.convert.archs.geometry import Geometry, geometry
-from convert_attn.convert.archs.packing import join, split
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.weights.attention import AttentionWeights
 

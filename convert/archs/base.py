@@ -5,21 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
 
-@dataclass(frozen=True)
-class Separate:
-    """q, k and v are three tensors of rows [H d, D], [K d, D], [K d, D]."""
-
-    q: str
-    k: str
-    v: str
-
-
-@dataclass(frozen=True)
-class Fused:
-    """q, k and v are the row blocks of one tensor, in this order: [(H + 2 K) d, D]."""
-
-    qkv: str
+from convert_attn.convert.archs.packings import Packing
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ class Architecture:
     model_type: str
     base: str
     block: str
-    qkv: Separate | Fused
+    qkv: Packing
     output: str
     norm: Norm
     position: Literal["rope", "learned"]
@@ -76,6 +64,12 @@ class Architecture:
     @property
     def projections(self) -> tuple[str, ...]:
         """The attention projections' names, output last."""
-        if isinstance(self.qkv, Fused):
-            return (self.qkv.qkv, self.output)
-        return (self.qkv.q, self.qkv.k, self.qkv.v, self.output)
+        return (*dict.fromkeys(self.qkv.roles.values()), self.output)
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """A weight as stored, [out, in] or [in, out], as [out, in]; and the other way round."""
+        return weight.T if self.transposed else weight
+
+    def row_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that `rows` gives."""
+        return shape[::-1] if self.transposed else shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
-from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.classes.class_facts import ClassFacts, class_facts, typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.weights.functional import Rule
@@ -119,12 +119,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
 
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
     """Which of "q", "k", "v", "o" have a bias in the class."""
-    if isinstance(arch.qkv, Fused):
-        names = {"q": arch.qkv.qkv, "k": arch.qkv.qkv, "v": arch.qkv.qkv}
-    else:
-        names = {"q": arch.qkv.q, "k": arch.qkv.k, "v": arch.qkv.v}
-    names["o"] = arch.output
-    block = arch.block.format(layer=0)
+    block, names = arch.block.format(layer=0), arch.qkv.roles | {"o": arch.output}
     return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
 
 
@@ -136,7 +131,7 @@ def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
 def _rows(arch: Architecture, facts: ClassFacts, projection: str) -> tuple[int, int]:
     """Outputs and inputs of a projection of the class."""
     shape = facts.parameters[f"{arch.block.format(layer=0)}{projection}.weight"]
-    rows, columns = shape[::-1] if arch.transposed else shape
+    rows, columns = arch.row_shape(shape)
     return rows, columns
 
 
@@ -151,16 +146,14 @@ def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str) -> tupl
     """
     _, mixed = _rows(arch, facts, arch.output)
     head_dim = facts.head_dim or mixed // heads
-    if isinstance(arch.qkv, Fused):
-        shared = (_rows(arch, facts, arch.qkv.qkv)[0] - mixed) / 2
-    else:
-        shared = float(_rows(arch, facts, arch.qkv.k)[0])
-    if mixed != heads * head_dim or shared % head_dim or not shared:
+    rows = {stored: _rows(arch, facts, stored)[0] for stored in arch.qkv.roles.values()}
+    shared = arch.qkv.kv_heads(rows, heads, head_dim)
+    if mixed != heads * head_dim or shared < 1 or shared % 1:
         raise ConvertAttnError(
-            f"{facts.name} with the config.json of '{name}' has queries of {mixed} numbers and keys of {shared:g}, "
-            f"which are not {heads} query heads and some K/V heads of {head_dim}"
+            f"{facts.name} with the config.json of '{name}' has queries of {mixed} numbers and keys of "
+            f"{shared * head_dim:g}, which are not {heads} query heads and some K/V heads of {head_dim}"
         )
-    return head_dim, heads, int(shared) // head_dim
+    return head_dim, heads, int(shared)
 
 
 def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> None:

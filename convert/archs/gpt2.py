@@ -1,12 +1,13 @@
 """GPT-2: learned positions, LayerNorm, one fused Conv1D for q, k and v, biases everywhere."""
 
-from convert_attn.convert.archs.base import Architecture, Fused, Norm
+from convert_attn.convert.archs.base import Architecture, Norm
+from convert_attn.convert.archs.packings import FusedBlocks
 
 ARCHITECTURE = Architecture(
     model_type="gpt2",
     base="transformer.",
     block="h.{layer}.",
-    qkv=Fused("attn.c_attn"),
+    qkv=FusedBlocks("attn.c_attn"),
     output="attn.c_proj",
     norm=Norm("ln_1"),
     position="learned",

@@ -1,6 +1,7 @@
 """Llama: RoPE, RMSNorm, separate projections, biases only where `attention_bias` says so."""
 
-from convert_attn.convert.archs.base import Architecture, Norm, Separate
+from convert_attn.convert.archs.base import Architecture, Norm
+from convert_attn.convert.archs.packings import Separate
 
 ARCHITECTURE = Architecture(
     model_type="llama",

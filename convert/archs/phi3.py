@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from convert_attn.convert.archs.base import Fused
 from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
+from convert_attn.convert.archs.packings import FusedBlocks
 
 ARCHITECTURE = replace(
     LLAMA,
     model_type="phi3",
-    qkv=Fused("self_attn.qkv_proj"),
+    qkv=FusedBlocks("self_attn.qkv_proj"),
     fused_gate_up=True,
     legacy_config={
         "rope_theta": "rope_parameters.rope_theta",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from convert_attn.convert.archs.attention_tensors import split
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
-from convert_attn.convert.archs.packing import split
 from convert_attn.convert.calibration.statistics import LayerStatistics
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm

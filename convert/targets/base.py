@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from convert_attn.convert.archs.base import Architecture, Fused
+from convert_attn.convert.archs.attention_tensors import bias_shape, join, weight_shapes
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry
-from convert_attn.convert.archs.packing import bias_shape, join, weight_shapes
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.latent import LatentWeights
 
@@ -46,10 +46,7 @@ def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
     arch, form = blueprint.result_arch, blueprint.form
     groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.num_kv_heads
     weights = weight_shapes(arch, blueprint.sizes, groups)
-    if isinstance(arch.qkv, Fused):
-        biased = {arch.qkv.qkv: "q", arch.output: "o"}
-    else:
-        biased = {arch.qkv.q: "q", arch.qkv.k: "k", arch.qkv.v: "v", arch.output: "o"}
+    biased = {arch.output: "o"} | {name: role for role, name in arch.qkv.roles.items()}
     shapes: Shapes = {f"{name}.weight": shape for name, shape in weights.items()}
     present = {name: shape for name, shape in weights.items() if biased[name] in blueprint.biases}
     return shapes | {f"{name}.bias": bias_shape(arch, shape) for name, shape in present.items()}

@@ -1,0 +1,64 @@
+"""Attention weights in and out of a checkpoint's own layout: pure functions of the architecture's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.weights.attention import AttentionWeights
+
+
+def weight_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each projection's weight as stored, by name below the block (bias: the output size)."""
+    rows = arch.qkv.rows(geometry.num_heads, num_kv_heads, geometry.head_dim)
+    shapes = {name: (count, geometry.hidden_size) for name, count in rows.items()}
+    shapes[arch.output] = (geometry.hidden_size, geometry.num_heads * geometry.head_dim)
+    return {name: arch.row_shape(shape) for name, shape in shapes.items()}
+
+
+def bias_shape(arch: Architecture, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The bias of a weight: one number per output."""
+    return arch.row_shape(weight_shape)[:1]
+
+
+def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor]) -> AttentionWeights:
+    """A block's tensors ("<projection>.weight" / ".bias") as attention weights, planes in half-split order.
+
+    Raises:
+        ValueError: a weight is missing.
+    """
+    heads, kv_heads, order = geometry.num_heads, geometry.num_kv_heads, geometry.head_order()
+    names = dict.fromkeys(arch.qkv.roles.values())
+    weights = {name: arch.rows(tensors[f"{name}.weight"]) for name in names}
+    biases = {name: bias for name in names if (bias := tensors.get(f"{name}.bias")) is not None}
+    q, k, v = arch.qkv.split(weights, heads, kv_heads)
+    q_bias, k_bias, v_bias = arch.qkv.split(biases, heads, kv_heads)
+    if q is None or k is None or v is None:
+        raise ValueError(f"a block of {arch.model_type} lacks queries, keys or values")
+    return AttentionWeights(
+        q=q[:, order],
+        k=k[:, order],
+        v=v,
+        o=arch.rows(tensors[f"{arch.output}.weight"]).unflatten(1, (heads, -1)).transpose(0, 1),
+        q_bias=None if q_bias is None else q_bias[:, order],
+        k_bias=None if k_bias is None else k_bias[:, order],
+        v_bias=v_bias,
+        o_bias=tensors.get(f"{arch.output}.bias"),
+    )
+
+
+def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> dict[str, Tensor]:
+    """The inverse of `split`, for any number of K/V heads, in the layout of `arch`."""
+    back = torch.argsort(geometry.head_order())
+    q_bias, k_bias = (None if b is None else b[:, back] for b in (weights.q_bias, weights.k_bias))
+    stored = arch.qkv.join((weights.q[:, back], weights.k[:, back], weights.v))
+    stored[arch.output] = weights.o.transpose(0, 1).flatten(1)
+    tensors = {f"{name}.weight": arch.rows(weight).contiguous() for name, weight in stored.items()}
+    biases = arch.qkv.join((q_bias, k_bias, weights.v_bias))
+    if weights.o_bias is not None:
+        biases[arch.output] = weights.o_bias
+    return tensors | {f"{name}.bias": bias.contiguous() for name, bias in biases.items()}
