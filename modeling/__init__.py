@@ -6,8 +6,9 @@ makes the same classes known to the Auto classes of an installed `convert_attn`,
 A new family is one entry in `FAMILIES` and its files `configuration_<model_type>.py`, `modeling_<model_type>.py`.
 """
 
+import ast
 import importlib
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 __all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
 
 _HERE = Path(__file__).parent
-_RELATIVE_IMPORT = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
 LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 AUTO_MODELS = (*LANGUAGE_MODELS, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
@@ -61,8 +61,15 @@ def source_files(model_type: str) -> list[Path]:
         name = pending.pop()
         if name not in found:
             found[name] = _HERE / f"{name}.py"
-            pending += _RELATIVE_IMPORT.findall(found[name].read_text(encoding="utf-8"))
+            pending += siblings(found[name])
     return sorted(found.values())
+
+
+def siblings(file: Path) -> Iterator[str]:
+    """What a file imports from beside it, wherever in it: what only some machines can import travels, too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level and node.module:
+            yield node.module
 
 
 def register() -> None:

@@ -39,7 +39,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .transformers_api import has_pages, is_paged, take_cache, update_cache  # noqa: TID251 - beside this file, too
+from .latent_kernels import mix  # noqa: TID251 - beside this file, too
+from .transformers_api import has_pages, is_paged, take_cache, update_cache  # noqa: TID251
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -280,47 +281,18 @@ class LatentAttention(nn.Module):
         causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """query [B, H, S, r + R], entries [B, 1, T, r + R] -> [B, S, H * v] and, from eager attention, the weights."""
-        if attend is sdpa_attention_forward and self._fused_is_faster(query):
-            return self._values_of(self._mix_fused(query, entries, attention_mask)), None
-        mixed, weights = self._mix(query, entries, attention_mask, causal)
-        return self._values_of(mixed), weights if attend is eager_attention_forward else None
-
-    def _fused_is_faster(self, query: torch.Tensor) -> bool:
-        """Whether to mix by SDPA's fused kernel; measured by eval/benchmarks/decode.py of convert-attn.
-
-        For one new token on the CPU it passes over the cache once, not twice. In bf16 its products are slower than
-        plain ones, which are bound by arithmetic. It works on up to 32 rows of a sequence in one thread; where that
-        leaves threads idle, plain products have the better of it. On GPUs it has no fast kernel for sizes like r + R.
-        """
-        batch, heads, tokens, _ = query.shape
-        if torch.compiler.is_compiling() or self.training or query.device.type != "cpu":
-            return False
-        jobs = batch * -(-heads // 32)
-        return tokens == 1 and query.dtype == torch.float32 and jobs >= torch.get_num_threads()
-
-    def _mix_fused(self, query: torch.Tensor, entries: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """query [B, H, 1, r + R], entries [B, 1, T, r + R], mask [B, 1, 1, T] -> weighted sums [B, H, 1, r + R].
-
-        All heads are rows of one query: each entry is read once.
-        """
-        rows = query.transpose(1, 2)  # [B, 1, H, r + R]
-        mixed = F.scaled_dot_product_attention(rows, entries, entries, attn_mask=mask, scale=self.scaling)
-        return mixed.transpose(1, 2)
-
-    def _mix(
-        self, query: torch.Tensor, entries: torch.Tensor, mask: torch.Tensor | None, causal: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> weighted sums [B, H, S, r + R], weights [B, H, S, T].
-
-        The scale is applied within the product, before it is rounded: unscaled it could overflow fp16.
-        """
-        entries = entries.squeeze(1)
-        rows = query.flatten(1, 2)  # [B, H * S, r + R]
-        scores = torch.baddbmm(query.new_zeros(()), rows, entries.mT, beta=0, alpha=self.scaling)
-        scores = _masked(scores.view(*query.shape[:3], -1), mask, causal)
-        weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(entries.dtype)
-        weights = F.dropout(weights, p=self.dropout, training=self.training)
-        return torch.bmm(weights.flatten(1, 2), entries).view(query.shape), weights
+        wanted = attend is eager_attention_forward
+        mixed, weights = mix(
+            query,
+            entries,
+            attention_mask,
+            scaling=self.scaling,
+            causal=causal,
+            dropout=self.dropout if self.training else 0.0,
+            training=self.training,
+            weights=wanted,
+        )
+        return self._values_of(mixed), weights if wanted else None
 
     def _values_of(self, mixed: torch.Tensor) -> torch.Tensor:
         """Weighted sums of entries, [B, H, S, r + R] -> of values, [B, S, H * v]."""
@@ -329,18 +301,6 @@ class LatentAttention(nn.Module):
         columns = mixed[..., : self.kv_lora_rank].permute(1, 3, 0, 2).flatten(2)  # [H, r, B * S]
         values = torch.bmm(self._up_projections()[1], columns).view(-1, self.v_head_dim, batch, tokens)
         return values.permute(2, 3, 0, 1).flatten(2)
-
-
-def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
-    """scores [B, H, S, T], mask [B, 1, S, T]: added, or, where it is boolean, what may be seen."""
-    if causal:  # S == T
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is None:
-        return scores
-    if mask.dtype == torch.bool:
-        # Not minus infinity: a row that may see nothing, such as a padding token's, would become NaN.
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
 
 
 def init_latent_attention(module: nn.Module) -> None:

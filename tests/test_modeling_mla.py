@@ -26,9 +26,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from convert_attn import modeling
 from convert_attn.convert.heal.training.loop import checkpoint_activations
 from convert_attn.eval.measures.decoding import with_cache
+from convert_attn.modeling import latent_kernels
 from convert_attn.modeling.configuration_gpt2_mla import GPT2MLAConfig
 from convert_attn.modeling.configuration_llama_mla import LlamaMLAConfig
 from convert_attn.modeling.latent_attention import LatentAttention, absorbing_is_cheaper
+from convert_attn.modeling.latent_kernel import Kernel
+from convert_attn.modeling.latent_kernels import KERNELS
 from convert_attn.modeling.modeling_gpt2_mla import (
     GPT2MLAForCausalLM,
     GPT2MLAForSequenceClassification,
@@ -261,29 +264,44 @@ def test_absorb_equals_expand(family: str, padded: bool, kind: str, attn: str) -
     assert_close(model(**batch, use_cache=False).logits[seen], results["expand"][seen], 1e-5)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.run.__module__.rpartition("_")[2])
 @pytest.mark.parametrize("padded", [False, True])
 @both_caches
 @both_families
-def test_both_ways_to_mix_give_the_same_steps(
-    family: str, kind: str, padded: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+def test_every_kernel_gives_the_same_steps(
+    family: str, kind: str, padded: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which one is taken depends on the computer's threads: here either is forced."""
+    """Which one is taken depends on the computer's threads: here each is forced, for one new token."""
     batch = left_padded(length=12) if padded else {"input_ids": tokens(length=12)}
     taken: list[bool] = []
 
-    def choose(self: Any, query: Tensor) -> bool:
-        taken.append(fused and query.shape[2] == 1)
+    def applies(query: Tensor, training: bool, weights: bool) -> bool:
+        taken.append(query.shape[2] == 1)
         return taken[-1]
 
-    monkeypatch.setattr(LatentAttention, "_fused_is_faster", choose)
+    monkeypatch.setattr(latent_kernels, "KERNELS", (Kernel(applies, kernel.run), KERNELS[-1]))
     model = build(family, "sdpa", "absorb")
     ends = (1, 2, 3, 8, 9, 12)  # one token by itself, too: with padding, one that may see nothing
     seen = batch.get("attention_mask", torch.ones(2, 12)).bool()
     result = in_steps(model, batch, ends, make_cache(kind, model, 16))
     assert result.isfinite().all()
     assert_close(result[seen], build(family, "sdpa", "expand")(**batch).logits[seen], 1e-5)
-    assert any(taken) == fused
+    assert any(taken)
+
+
+def test_the_last_kernel_always_applies() -> None:
+    query = torch.zeros(1, 2, 3, 4, dtype=torch.float16)
+    assert all(KERNELS[-1].applies(query, training, weights) for training in (True, False) for weights in (True, False))
+
+
+def test_what_is_imported_behind_a_guard_travels(tmp_path: Path) -> None:
+    file = tmp_path / "modeling_x.py"
+    file.write_text(
+        "import torch\nfrom .a import A\ntry:\n    from .b import B\nexcept ImportError:\n    B = None\n"
+        'def f():\n    from .c import C\n# from .no import D\n"""\nfrom .neither import E\n"""\n'
+    )
+    assert sorted(modeling.siblings(file)) == ["a", "b", "c"]
+    assert {"latent_kernel_plain.py", "latent_kernel.py"} <= {file.name for file in modeling.source_files("llama_mla")}
 
 
 @both_functions

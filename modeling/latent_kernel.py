@@ -1,0 +1,28 @@
+"""What a kernel for absorbed queries is: letters in shapes as in latent_attention.py.
+
+applies(query, training, weights) -> bool
+    query: [B, H, S, r + R].
+    weights: whether the attention weights are asked for, too.
+run(query, entries, mask, scaling, causal, dropout) -> weighted sums [B, H, S, r + R], weights [B, H, S, T] or None
+    entries: [B, 1, T, r + R].
+    mask: [B, 1, S, T], added, or, where it is boolean, what may be seen; None: all of it.
+    causal: S == T, no mask, and a token sees those before it.
+    dropout: share of the weights that is dropped, 0 outside training.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+Mixed = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Kernel(NamedTuple):
+    """One way to mix the entries of a latent cache."""
+
+    applies: Callable[[torch.Tensor, bool, bool], bool]
+    run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float, bool, float], Mixed]
+
+
+__all__ = ["Kernel", "Mixed"]

@@ -1,0 +1,46 @@
+"""Latent attention by two products and a softmax: everywhere. See latent_kernel.py."""
+
+import torch
+from torch.nn import functional as F
+
+from .latent_kernel import Kernel  # noqa: TID251 - beside this file, too
+
+
+def _applies(query: torch.Tensor, training: bool, weights: bool) -> bool:
+    """Always."""
+    return True
+
+
+def _run(
+    query: torch.Tensor,
+    entries: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale is applied within the product, before it is rounded: unscaled it could overflow fp16."""
+    entries = entries.squeeze(1)
+    rows = query.flatten(1, 2)  # [B, H * S, r + R]
+    scores = torch.baddbmm(query.new_zeros(()), rows, entries.mT, beta=0, alpha=scaling)
+    scores = _masked(scores.view(*query.shape[:3], -1), mask, causal)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(entries.dtype)
+    weights = F.dropout(weights, p=dropout, training=dropout > 0)
+    return torch.bmm(weights.flatten(1, 2), entries).view(query.shape), weights
+
+
+def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """scores [B, H, S, T], mask [B, 1, S, T]: added, or, where it is boolean, what may be seen."""
+    if causal:  # S == T
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        # Not minus infinity: a row that may see nothing, such as a padding token's, would become NaN.
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+PLAIN = Kernel(_applies, _run)
+
+__all__ = ["PLAIN"]

@@ -1,0 +1,28 @@
+"""Ways to mix the entries of a latent cache for absorbed queries: the first that applies is run."""
+
+import torch
+
+from .latent_kernel import Kernel, Mixed  # noqa: TID251 - beside this file, too
+from .latent_kernel_fused import FUSED  # noqa: TID251
+from .latent_kernel_plain import PLAIN  # noqa: TID251
+
+KERNELS: tuple[Kernel, ...] = (FUSED, PLAIN)
+
+
+def mix(
+    query: torch.Tensor,
+    entries: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    causal: bool,
+    dropout: float,
+    training: bool,
+    weights: bool,
+) -> Mixed:
+    """Run the first kernel that applies, which the last one always does; arguments as in latent_kernel.py."""
+    kernel = next(kernel for kernel in KERNELS if kernel.applies(query, training, weights))
+    return kernel.run(query, entries, mask, scaling, causal, dropout)
+
+
+__all__ = ["KERNELS", "mix"]
