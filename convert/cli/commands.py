@@ -9,7 +9,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import click
 from rich.console import Console
@@ -134,7 +134,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def convert(
     model: str,
-    refit: str | None,
+    refit: Literal["attention", "mlp"] | None,
     no_refit: bool,
     repo: str | None,
     private: bool,
@@ -177,7 +177,7 @@ def convert(
         click.echo(json.dumps(made | pushed, indent=2))
 
 
-def _refit(asked: str | None, none: bool) -> bool | str | None:
+def _refit(asked: Literal["attention", "mlp"] | None, none: bool) -> bool | Literal["mlp"] | None:
     """As `Request.refit` has it.
 
     Raises:

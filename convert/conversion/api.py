@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,15 +13,18 @@ from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import check_output
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.conversion.run import Result, execute
-from convert_attn.convert.errors import UsageError
+from convert_attn.convert.errors import UsageError, check_options
 from convert_attn.convert.inspection.for_engine import plan_for
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.plan import Plan
-from convert_attn.convert.planning.request import Request
+from convert_attn.convert.planning.request import Request, RequestOptions
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.publish.card import auto_class
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.verification.stored import check_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def plan(
@@ -31,7 +35,7 @@ def plan(
     subfolder: str | None = None,
     trust_remote_code: bool = False,
     output: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[RequestOptions],
 ) -> Plan:
     """Check a conversion from config and headers only.
 
@@ -46,10 +50,10 @@ def plan(
     Raises:
         ConvertAttnError: whatever stands in the way, in one sentence.
     """
-    folder, overwrite = None if output is None else Path(output), bool(options.get("overwrite", False))
+    folder, overwrite = None if output is None else Path(output), options.get("overwrite", False)
     if folder is not None and not _is_here(str(model)):
         check_output(folder, overwrite)  # before a download
-    _check_device(str(options.get("device", "cpu")))
+    _check_device(options.get("device", "cpu"))
     source = Source.open(resolve(str(model), revision, subfolder))
     architecture(source.config["model_type"])  # an unknown type is the first thing to say
     own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
@@ -103,8 +107,22 @@ def _own_types() -> frozenset[str]:
     return frozenset(t.becomes for t in targets() if t.becomes and t.layout == "custom")
 
 
-def convert(model: str | Path, *, to: str, progress: Progress = silent, **options: Any) -> Result:
-    """Convert a checkpoint: see `plan` for the arguments.
+def convert(
+    model: str | Path,
+    *,
+    to: str,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    trust_remote_code: bool = False,
+    output: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[RequestOptions],
+) -> Result:
+    """Convert a checkpoint.
+
+    Args:
+        model, to, revision, subfolder, trust_remote_code, output, options: as for `plan`.
+        progress: called with a stage's name, how much of it is done, and how much there is.
 
     Returns:
         the folder that was made.
@@ -112,7 +130,18 @@ def convert(model: str | Path, *, to: str, progress: Progress = silent, **option
     Raises:
         ConvertAttnError: nothing was written.
     """
-    return execute(plan(model, to=to, **options), progress)
+    own = signature(convert).parameters.keys() - {"options"}
+    check_options("convert", options, [*own, *RequestOptions.__annotations__])
+    made = plan(
+        model,
+        to=to,
+        revision=revision,
+        subfolder=subfolder,
+        trust_remote_code=trust_remote_code,
+        output=output,
+        **options,
+    )
+    return execute(made, progress)
 
 
 __all__ = ["convert", "execute", "plan"]

@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
@@ -17,7 +18,7 @@ from convert_attn.convert.checkpoint.quantised import leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin
 from convert_attn.convert.checkpoint.writer import check_output
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.errors import ConvertAttnError, UsageError, check_options
 from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.heal.data.tokens import Text, open_text, pack, window_length
 from convert_attn.convert.heal.memory import planning
@@ -34,7 +35,7 @@ from convert_attn.convert.heal.result import (
 from convert_attn.convert.heal.state import journal as journals
 from convert_attn.convert.heal.state.journal import LOG, Journal, Show
 from convert_attn.convert.heal.state.pair import Pair, open_pair
-from convert_attn.convert.heal.state.settings import DEFAULT_STAGES, UPTRAIN, Settings
+from convert_attn.convert.heal.state.settings import DEFAULT_STAGES, UPTRAIN, HealOptions, Settings
 from convert_attn.convert.heal.state.workplace import Workplace, failures_in_words
 from convert_attn.convert.heal.training.handover import Handover
 from convert_attn.convert.heal.training.layerwise import STOPPED, Layerwise
@@ -42,6 +43,9 @@ from convert_attn.convert.heal.training.loop import Progressed
 from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
 from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LONGEST_WINDOW = 2048
 _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
@@ -64,7 +68,7 @@ def heal(
     progress: Progress = silent,
     show: Show = journals.hidden,
     command: str | None = None,
-    **options: Any,
+    **options: Unpack[HealOptions],
 ) -> Healed:
     """Train a converted checkpoint towards its original.
 
@@ -94,6 +98,8 @@ def heal(
         UsageError: something asked for cannot be done; nothing was begun.
         ConvertAttnError: the run failed, in one sentence; nothing was written to `output`.
     """
+    own = signature(heal).parameters.keys() - {"options"}
+    check_options("heal", options, [*own, *HealOptions.__annotations__])
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
     texts = Texts.of(data, data_weights, exclude)
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))

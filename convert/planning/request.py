@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
@@ -60,6 +60,27 @@ class Request:
     overwrite: bool = False
     engine: str | None = field(default=None, metadata={"option": "for"})
     trust_remote_code: bool = False
+
+
+class RequestOptions(TypedDict, total=False):
+    """The fields of `Request` that `convert` takes as they are: for editors and type checkers."""
+
+    groups: int | None
+    cache_ratio: float | None
+    rank: int | None
+    rope_dim: int | None
+    latent_norm: bool
+    method: str
+    calibration: str | None
+    calibration_tokens: int | None
+    refit: bool | Literal["mlp"] | None
+    measure: bool
+    layout: Literal["auto", "native", "custom"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    device: str
+    seed: int
+    overwrite: bool
+    engine: str | None
 
 
 def divisors(n: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from convert_attn.convert.errors import UsageError
 
@@ -214,6 +214,35 @@ class Settings:
         own = self.as_dict()
         names = (field.name for field in fields(self) if field.name not in _CHANGEABLE)
         return [f"--{_option(name)}" for name in names if own[name] != other.get(name)]
+
+
+class HealOptions(TypedDict, total=False):
+    """The fields of `Settings` that `heal` takes as they are: for editors and type checkers."""
+
+    layer_share: float | None
+    layer_inputs: Literal["student", "original"]
+    train: Literal["attention", "all"]
+    lora_rank: int | None
+    lr: float | None
+    layer_lr: float | None
+    batch_size: int | None
+    micro_batch_size: int | None
+    seq_len: int | None
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    temperature: float
+    hidden_weight: float
+    lm_weight: float
+    selection_tokens: int
+    eval_every: int | None
+    save_every: int | None
+    patience: int | None
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"]
+    gradient_checkpointing: bool
+    torch_compile: bool
+    max_memory: int | None
+    seed: int
 
 
 def _full_step(length: int) -> int:
