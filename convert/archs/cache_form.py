@@ -14,6 +14,10 @@ class SharedHeads:
 
     groups: int
 
+    def label(self, heads: int) -> str:
+        """Name it in a word, for a model of H query heads: "MHA", "GQA-4" or "MQA"."""
+        return "MQA" if self.groups == 1 else "MHA" if self.groups == heads else f"GQA-{self.groups}"
+
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
         return sum(self.numbers_by_layer(sizes))
@@ -47,6 +51,10 @@ class LatentCache:
     rope_dim: int
     norm: bool = False
     ranks: tuple[int, ...] = ()
+
+    def label(self, heads: int) -> str:
+        """Name it in a word: "MLA 256 + 32", or "MLA 256" without a rotary key."""
+        return f"MLA {self.rank}" + (f" + {self.rope_dim}" if self.rope_dim else "")
 
     def of_layer(self, layer: int) -> LatentCache:
         """The sizes of one layer."""
@@ -86,3 +94,19 @@ class LatentCache:
 
 
 Form = SharedHeads | LatentCache
+
+
+def form_of(config: Any) -> Form:
+    """Tell what the class of a config caches.
+
+    Args:
+        config: typed, of a model of any family, a result's too.
+    """
+    if rank := getattr(config, "kv_lora_rank", None):
+        ranks = tuple(getattr(config, "kv_lora_ranks", None) or ())
+        mean = sum(ranks) // len(ranks) if ranks else int(rank)
+        rope_dim, norm = getattr(config, "qk_rope_head_dim", 0), getattr(config, "latent_norm", False)
+        return LatentCache(mean, int(rope_dim), bool(norm), ranks)
+    if getattr(config, "multi_query", False):
+        return SharedHeads(1)
+    return SharedHeads(int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads))

@@ -218,16 +218,15 @@ def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
     """What it is now, every number of shared heads, and MLA; with an engine only what it takes of them."""
     sizes, rows = look.sizes, []
     for kv_heads in reversed(divisors(sizes.num_kv_heads)):
-        holders = look.holders(SharedHeads(kv_heads))
-        name = "MQA" if kv_heads == 1 else "MHA" if kv_heads == sizes.num_heads else f"GQA-{kv_heads}"
+        shared = SharedHeads(kv_heads)
+        holders = look.holders(shared)
         if kv_heads == sizes.num_kv_heads:
             holders = (f"{look.arch.model_type} (source)", *holders)
         if holders or look.engine is None:
-            rows.append(CacheRow(name, holders, sizes.cache_numbers(kv_heads) * itemsize))
+            rows.append(CacheRow(shared.label(sizes.num_heads), holders, sizes.cache_numbers(kv_heads) * itemsize))
     for form in look.latents():
         holders = look.holders(form)
         if holders:
-            name = f"MLA {form.rank}" + (f" + {form.rope_dim}" if form.rope_dim else "")
             numbers = form.cache_numbers(sizes) + sizes.num_layers * min(t.extra_latent for t in look.targets(form))
-            rows.append(CacheRow(name, holders, numbers * itemsize))
+            rows.append(CacheRow(form.label(sizes.num_heads), holders, numbers * itemsize))
     return rows

@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from convert_attn.convert.archs.cache_form import LatentCache, form_of
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.quantised import leftover_warning
@@ -106,7 +107,7 @@ class Contender:
     @property
     def form(self) -> str:
         """ "MHA", "GQA-4", "MQA" or "MLA 64 + 24"."""
-        return cache_form(self.config)
+        return form_of(self.config).label(self.config.num_attention_heads)
 
     @property
     def weight_bytes(self) -> int:
@@ -133,25 +134,6 @@ class Contender:
             ) from None
 
 
-def kv_heads(config: Any) -> int:
-    """K/V heads that are cached."""
-    if getattr(config, "multi_query", False):
-        return 1
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
-def cache_form(config: Any) -> str:
-    """What is cached, in the field's names."""
-    rank = getattr(config, "kv_lora_rank", None)
-    if ranks := getattr(config, "kv_lora_ranks", None):
-        rank = sum(ranks) // len(ranks)  # their mean, as a conversion names it
-    if rank:
-        rope = getattr(config, "qk_rope_head_dim", 0)
-        return f"MLA {rank}" + (f" + {rope}" if rope else "")
-    heads = kv_heads(config)
-    return "MQA" if heads == 1 else "MHA" if heads == config.num_attention_heads else f"GQA-{heads}"
-
-
 def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
     """Numbers cached per token over all layers, from config.json; None for an architecture that is not known.
 
@@ -159,15 +141,15 @@ def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
         raw: config.json.
     """
     config = typed_config(raw, name)
-    if getattr(config, "kv_lora_rank", None):
+    form = form_of(config)
+    if isinstance(form, LatentCache):
         layers = config.num_hidden_layers
-        ranks = getattr(config, "kv_lora_ranks", None) or [config.kv_lora_rank] * layers
-        return int(sum(ranks) + layers * config.qk_rope_head_dim)
+        return int(sum(form.ranks or (form.rank,) * layers) + layers * form.rope_dim)
     try:
         sizes = geometry(architecture(raw["model_type"]), raw, name)
     except ConvertAttnError:
         return None
-    return sizes.cache_numbers(kv_heads(config))
+    return form.cache_numbers(sizes)
 
 
 def choose_device(device: str) -> str:

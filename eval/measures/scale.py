@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, form_of
 from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
@@ -14,7 +14,7 @@ from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.request import Request, choose_latent, divisors
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Config
-from convert_attn.eval.measures.contenders import Contender, kv_heads, predicted_numbers
+from convert_attn.eval.measures.contenders import Contender, predicted_numbers
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, **more: Any) -> Config:
@@ -118,10 +118,11 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
 
 def _form(contender: Contender, original: Contender, shape: Config, sizes: Geometry, name: str) -> Form:
     """The contender's kind of cache at its share of the original's, or the nearest share below; MQA stays MQA."""
-    if getattr(contender.config, "kv_lora_rank", None) is None:
-        if kv_heads(contender.config) == 1:
-            return SharedHeads(1)
-        most = sizes.num_kv_heads * kv_heads(contender.config) / kv_heads(original.config)
+    own, whole = form_of(contender.config), form_of(original.config)
+    if isinstance(own, SharedHeads) and isinstance(whole, SharedHeads):
+        if own.groups == 1:
+            return own
+        most = sizes.num_kv_heads * own.groups / whole.groups
         several = [groups for groups in divisors(sizes.num_kv_heads) if groups > 1]
         return SharedHeads(max([groups for groups in several if groups <= most] or several[:1]))
     ours = predicted_numbers(contender.config.to_dict(), contender.name)
