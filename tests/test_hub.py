@@ -103,7 +103,7 @@ def test_what_is_pushed_loads_by_its_id_in_a_fresh_process(
     )
     assert_whole(hub, "org/tiny", converted)
     assert hub.repos["org/tiny"].private
-    assert hub.repos["org/tiny"].commits[-1][1] == "in to GQA (groups 2, mean), by convert-attn"
+    assert hub.repos["org/tiny"].commits[-1][1] == "in to GQA-2 (mean), by convert-attn"
     ids = torch.arange(1, 25)[None]
     torch.save(ids, tmp_path / "ids.pt")
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_write", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}

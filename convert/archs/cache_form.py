@@ -34,9 +34,9 @@ class SharedHeads:
         """What changes, as label -> (before, after)."""
         return {"K/V heads": (str(sizes.num_kv_heads), str(self.groups))}
 
-    def sentence(self, sizes: Geometry) -> str:
-        """What was done, for the card."""
-        return f"{sizes.num_heads} query heads share {self.groups} key/value heads (there were {sizes.num_kv_heads})"
+    def sentence(self, heads: int, kv_heads: int) -> str:
+        """Say what was done to a model of so many query and K/V heads."""
+        return f"{heads} query heads share {self.groups} key/value heads (there were {kv_heads})"
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class LatentCache:
         }
         return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
 
-    def sentence(self, sizes: Geometry) -> str:
-        """What was done, for the card."""
+    def sentence(self, heads: int, kv_heads: int) -> str:
+        """Say what was done to a model of so many query and K/V heads."""
         rotary = f" and a shared rotary key of {self.rope_dim}" if self.rope_dim else ""
         mean = " (on average: each layer has a rank of its own)" if self.ranks else ""
         return (
             f"one latent of {self.rank} numbers{mean}{rotary} per token and layer is cached instead of the keys "
-            f"and values of {sizes.num_kv_heads} heads"
+            f"and values of {kv_heads} heads"
             + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
         )
 

@@ -8,13 +8,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.measure import UNMEASURED, Made
 from convert_attn.convert.inspection.inspection import CONTEXTS, Inspection
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.request import divisors
 from convert_attn.convert.publish.card import calibrated_on, how_to_load
-from convert_attn.convert.publish.result_config import provenance
+from convert_attn.convert.publish.result_config import calibration, provenance
 from convert_attn.convert.serving_rules import Rule
 from convert_attn.convert.verification.result import Verified
 
@@ -40,7 +41,7 @@ def plan_dict(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "dropped_tensors": list(plan.dropped),
         "warnings": list(plan.warnings),
         "output": str(plan.output),
-        "load": how_to_load(plan),
+        "load": _load(plan),
     }
 
 
@@ -53,13 +54,20 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("model", escape(f"{plan.source.origin.name}{commit}"), escape(str(plan.output)))
     table.add_row("class", plan.arch.model_type, f"{plan.result_type} ({plan.target.layout})")
     table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
+    table.add_row("attention", SharedHeads(sizes.num_kv_heads).label(sizes.num_heads), plan.form.label(sizes.num_heads))
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
     table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
-    table.add_row("method", "", escape(f"{plan.method.name}, {calibrated_on(plan, 0)}"))
+    table.add_row("method", "", escape(f"{plan.method.name}, {calibrated_on(calibration(plan, None))}"))
     if plan.dropped:
         table.add_row("dropped (buffers no class reads)", str(len(plan.dropped)), "")
     return table
+
+
+def _load(plan: Plan) -> str:
+    """The Python that loads the result from the output folder as typed."""
+    where = str(plan.output) if plan.output.is_absolute() else f"./{plan.output}"
+    return how_to_load(auto_class_of(plan.source.config), plan.target.layout == "custom", where)
 
 
 def summary_lines(result: Result) -> list[str]:
@@ -73,7 +81,7 @@ def summary_lines(result: Result) -> list[str]:
         f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}).",
         *quality_lines(result),
         "",
-        *(f"    {line}" for line in how_to_load(plan).splitlines()),
+        *(f"    {line}" for line in _load(plan).splitlines()),
     ]
 
 

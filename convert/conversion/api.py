@@ -11,6 +11,7 @@ import torch
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import check_output
+from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.conversion.run import Result, execute
 from convert_attn.convert.errors import UsageError, check_options
@@ -19,7 +20,6 @@ from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.request import Request, RequestOptions
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.publish.card import auto_class
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.verification.stored import check_names
 
@@ -71,7 +71,7 @@ def plan(
     made = plan_for(source, Request(to=to, output=folder, trust_remote_code=trust_remote_code, **options))
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
-    check_names((output.info for output in made.outputs), config, auto_class(made))
+    check_names((output.info for output in made.outputs), config, auto_class_of(made.source.config))
     if folder is not None:  # what is wrong with the source matters more than what lies in the way of the result
         check_output(folder, overwrite)
         if source.origin.folder.resolve().is_relative_to(folder.resolve()):

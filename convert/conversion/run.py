@@ -11,13 +11,13 @@ from torch import Tensor
 
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
+from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.measure import UNMEASURED, Made
 from convert_attn.convert.fitting.session import Fitting, fitting
 from convert_attn.convert.planning.plan import OutputTensor, Plan
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.publish.card import auto_class
 from convert_attn.convert.publish.result_config import write_side_files
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.verification.process import ISOLATED
@@ -65,8 +65,8 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         measured = found.measure()
         made = Made(tokens=found.tokens, measured=measured)
         warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
-        verify_folder(folder, auto_class(plan), progress)
-        verified = verify_conversion(plan, folder, auto_class(plan), answers, progress)
+        verify_folder(folder, auto_class_of(plan.source.config), progress)
+        verified = verify_conversion(plan, folder, auto_class_of(plan.source.config), answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
     return Result(plan.output, nbytes, plan, made, warnings, verified)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,14 @@ from convert_attn.convert.heal.state.journal import CURVE, LOG, START, Record, d
 from convert_attn.convert.heal.state.settings import UPTRAIN, Settings
 from convert_attn.convert.planning.provenance import versions
 from convert_attn.convert.progress import Progress
+from convert_attn.convert.publish.card import write_card
 from convert_attn.convert.publish.result_config import carry_files
 from convert_attn.convert.verification.folder import cached_by_layer
 from convert_attn.convert.verification.result import Expected, run_folder, workplace
 from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.version import __version__
 
-_BEGIN, _END = "<!-- convert-attn heal: begin -->", "<!-- convert-attn heal: end -->"
-_NOT_TRAINED = re.compile(
-    r"No training followed the conversion\. Only the attention projections differ from the source; every other\s+"
-    r"tensor is the same\.\s*"
-)
-_NOT_MEASURED = re.compile(r"No quality was measured for this card\.\s*?\n")
 _AUTO_CLASS = "AutoModelForCausalLM"
-_AGAIN = "The same bytes again, with"
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,10 @@ def write_result(
         if log.exists():
             shutil.copyfile(log, folder / LOG)
         drawn = draw(records, folder / CURVE)
-        _write_config(student, entry, folder)
-        _write_card(student, entry, drawn, folder, output.absolute().name)
+        config = _healed_config(student, entry | {"curve": CURVE if drawn else None})
+        (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        card = write_card(student.card_text() or "", config, output.absolute().name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         verify_folder(folder, _AUTO_CLASS, progress)
         expected = Expected(source=student, numbers=cached_by_layer(student))
         with workplace(folder) as work:
@@ -135,14 +130,16 @@ def _stored(name: str, present: dict[str, Any]) -> str | None:
     return next((known for known in (name, name.partition(".")[2]) if known in present), None)
 
 
-def _write_config(student: Source, entry: dict[str, Any], folder: Path) -> None:
+def _healed_config(student: Source, entry: dict[str, Any]) -> dict[str, Any]:
+    """The student's config.json with what is known of the run."""
     config = dict(student.config)
     block = dict(config["convert_attn"])
     block["heal"] = [*block.get("heal", []), entry]
-    if block.get("quality"):  # of the conversion: these weights are others
-        block["quality_before_heal"] = block.pop("quality")
+    for name in ("quality", "eval"):  # of the weights before: these are others
+        if block.get(name):
+            block[f"{name}_before_heal"] = block.pop(name)
     config["convert_attn"] = block
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return config
 
 
 def describe_run(
@@ -156,6 +153,7 @@ def describe_run(
         "text": text,
         "tokens": healed.tokens,
         "train": settings.learned,
+        "goal": goal(settings.stages, settings.lm_weight),
         "selection": {"start": healed.start, "best": healed.best},
         "selection_perplexity": None if healed.perplexity is None else [*healed.perplexity],
         "settings": settings.as_dict(),
@@ -164,49 +162,11 @@ def describe_run(
     }
 
 
-def _card_lines(entry: dict[str, Any], drawn: bool) -> Iterator[str]:
-    stages = ", then ".join(entry["stages"])
-    learned = "all parameters" if entry["train"] == "all" else "the attention's parameters"
-    teacher = f", teacher `{entry['teacher']}`" if entry["teacher"] else ""
-    yield f"Trained after the conversion by `convert-attn heal` {entry['version']}: {stages}; {learned};"
-    yield f"{entry['tokens']:,} tokens of {entry['text']}{teacher}."
-    if entry["selection"]["best"] is not None:
-        before, after = entry["selection"]["start"], entry["selection"]["best"]
-        what = goal(entry["stages"], entry["settings"]["lm_weight"]).replace("|", "\\|")
-        low, high = entry["selection_perplexity"]
-        yield ""
-        yield "| on selection text, not trained on | before | after |"
-        yield "|---|---|---|"
-        yield f"| {what}, nats per token | {before:.4f} | {after:.4f} |"
-        yield f"| perplexity | {low:.2f} | {high:.2f} |"
-    if drawn:
-        yield ""
-        yield f"![loss]({CURVE})"
-
-
 def goal(stages: Sequence[str], lm_weight: float) -> str:
     """What start and best are."""
     if UPTRAIN in stages:
         return "loss"
     return "KL(original || converted)" + (f" + {lm_weight:g} loss" if lm_weight else "")
-
-
-def _retold(text: str, before: str, after: str, entry: dict[str, Any]) -> str:
-    """The card of the conversion with what is no longer so changed."""
-    text = _NOT_TRAINED.sub("", text)
-    if entry["selection"]["best"] is not None:
-        text = _NOT_MEASURED.sub("", text)
-    text = text.replace("## Quality\n\nWhen it was made, on", "## Quality before it was healed\n\nAs converted, on")
-    text = text.replace(_AGAIN, "The same bytes as before the training, with")
-    return text.replace(f"\n# {before}\n", f"\n# {after}\n").replace(f'("./{before}"', f'("./{after}"')
-
-
-def _write_card(student: Source, entry: dict[str, Any], drawn: bool, folder: Path, output: str) -> None:
-    """The student's card with a section on training, in the place of the sentence that there was none."""
-    text = _retold(student.card_text() or "", student.origin.folder.resolve().name, output, entry)
-    text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", "", text, flags=re.DOTALL).rstrip()
-    body = "\n".join([_BEGIN, "", "## Healed", "", *_card_lines(entry, drawn), "", _END, ""])
-    (folder / "README.md").write_text(f"{text}\n\n{body}".lstrip(), encoding="utf-8")
 
 
 def measured_losses(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:

@@ -98,7 +98,6 @@ def solved_mlp(provenance: dict[str, Any], mlp_output: str) -> Callable[[str], b
 
 
 def describe(provenance: dict[str, Any]) -> str:
-    """What was converted to what, in a line: "gpt2 to GQA (groups 4, subspace)"."""
-    sizes = [f"{key} {provenance[key]}" for key in ("groups", "rank", "rope_dim") if provenance.get(key)]
-    how = ", ".join([*sizes, str(provenance.get("method"))])
-    return f"{provenance.get('source')} to {str(provenance['to']).upper()} ({how})"
+    """Say what was converted to what, in a line: "gpt2 to GQA-4 (subspace)"."""
+    form = provenance.get("form") or str(provenance["to"]).upper()
+    return f"{provenance.get('source')} to {form} ({provenance.get('method')})"

@@ -1,19 +1,33 @@
-"""The model card of a converted checkpoint."""
+"""The model card, rendered from config.json alone: what its block `convert_attn` says, and nothing that it does not.
+
+The rendered part stands between two marks: whoever adds data to the block (a conversion, `heal`, `eval`) writes it
+anew, and what others wrote around the marks stays.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.cache_form import SharedHeads, form_of
 from convert_attn.convert.classes.auto_classes import auto_class_of
-from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.methods import methods
 from convert_attn.convert.planning.plan import Plan
-from convert_attn.convert.planning.provenance import command
-from convert_attn.convert.version import __version__
 
+_BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
+_RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
 _CARRIED = ("license", "license_name", "license_link", "language")
+_TEXTS = {
+    "auto": "the general text that comes with convert-attn",
+    "sample": "the samples' text that comes with convert-attn",
+    "self": "text that the model wrote",
+}
 
 
 def source_metadata(text: str | None) -> dict[str, Any]:
@@ -26,8 +40,8 @@ def source_metadata(text: str | None) -> dict[str, Any]:
         return {}
 
 
-def model_card(plan: Plan, made: Made = UNMEASURED) -> str:
-    """README.md for the output: what was done, how to load it, what the cache costs now."""
+def header(plan: Plan) -> str:
+    """The YAML of a new card, with its marks."""
     carried = {key: value for key, value in source_metadata(plan.source.card_text()).items() if key in _CARRIED}
     data = ModelCardData(
         **carried,
@@ -36,7 +50,7 @@ def model_card(plan: Plan, made: Made = UNMEASURED) -> str:
         pipeline_tag="text-generation",
         tags=["convert-attn", plan.request.to, "kv-cache", plan.result_type],
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(plan, made)}"
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
@@ -50,107 +64,212 @@ def _base_model(plan: Plan) -> dict[str, Any]:
     return {"base_model": plan.source.origin.name, "base_model_relation": "finetune"}
 
 
-def how_to_load(plan: Plan, where: str | None = None) -> str:
-    """The Python that loads the result from `where` (default: the output folder as typed)."""
-    flag = ", trust_remote_code=True" if plan.target.layout == "custom" else ""
-    auto = auto_class(plan)
-    where = where or (str(plan.output) if plan.output.is_absolute() else f"./{plan.output}")
+def write_card(text: str, config: Mapping[str, Any], name: str) -> str:
+    """Write the rendered part of a card anew.
+
+    Args:
+        text: of the card so far, or its header alone.
+        config: the folder's config.json, with its block `convert_attn`.
+        name: of the folder.
+    """
+    return between_marks(text, render(config, name))
+
+
+def between_marks(text: str, body: str) -> str:
+    """Put a body between the marks of a card, at its end where it has none; what is around them stays."""
+    rendered = f"{_BEGIN}\n\n{body}\n{_END}\n"
+    if _RENDERED.search(text):
+        return _RENDERED.sub(lambda _: rendered, text, count=1)
+    return f"{text.rstrip()}\n\n{rendered}"
+
+
+def render(config: Mapping[str, Any], name: str) -> str:
+    """Render the body of a card: what was done, what it costs, how to load it."""
+    sections = ("\n".join(part(config, name)) for part in (_made, _quality, _again, _load, _healed, _measured))
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+# --- sections, as lines
+
+
+def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    block: dict[str, Any] = config["convert_attn"]
+    typed = typed_config(dict(config), name)
+    form, heads, before = form_of(typed), typed.num_attention_heads, block["source_num_key_value_heads"]
+    commit = f" at commit `{block['source_commit']}`" if block["source_commit"] else ""
+    below = f" (folder `{block['source_subfolder']}`)" if block["source_subfolder"] else ""
+    yield f"# {name}"
+    yield ""
+    yield f"`{block['source']}`{below}{commit}, converted by convert-attn {block['version']}"
+    yield f"to {form.label(heads)}: {form.sentence(heads, before)}."
+    yield ""
+    yield "| | before | after |"
+    yield "|---|---|---|"
+    yield f"| attention | {SharedHeads(before).label(heads)} | {form.label(heads)} |"
+    if cache := block.get("cache"):
+        was, now = cache["bytes_per_token"]
+        yield f"| KV cache, bytes per token ({cache['dtype']}) | {was:,} | {now:,} |"
+    yield ""
+    method = methods().get(block["method"])
+    source = f" ({method.source})" if method else ""
+    yield f"Method: `{block['method']}`{source}, {calibrated_on(block['calibration'])}, seed {block['seed']}."
+    yield _differs(block)
+
+
+def _differs(block: Mapping[str, Any]) -> str:
+    """Which tensors are not the source's."""
+    if block.get("heal"):
+        return "It was trained after the conversion, so that other tensors than the attention's may differ, too."
+    if (block["calibration"] or {}).get("refit") == "mlp":
+        arch = architectures().get(block.get("source_model_type", ""))
+        ends = f" (`{arch.mlp_output}`)" if arch else ""
+        return (
+            "No training followed the conversion. The attention projections differ from the source, and so does the "
+            f"projection\nthat ends each MLP{ends}; every other tensor is the same."
+        )
+    return (
+        "No training followed the conversion. Only the attention projections differ from the source; every other "
+        "tensor is the same."
+    )
+
+
+def calibrated_on(calibration: Mapping[str, Any] | None) -> str:
+    """Name the text that a conversion was fitted on, and what was solved on it, in words.
+
+    Args:
+        calibration: as in the block `convert_attn`; None: from weights alone.
+    """
+    if calibration is None:
+        return "no calibration text"
+    tokens, text = calibration["tokens"], calibration["text"]
+    counted = f"{tokens:,} tokens of " if tokens else ""
+    mlp = ", the projection that ends each MLP too" if calibration["refit"] == "mlp" else ""
+    refit = f" and solved anew on it, layer by layer{mlp}" if calibration["refit"] else ""
+    return f"{counted}{_TEXTS.get(text, text)}{refit}"
+
+
+def _quality(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    """What was measured when it was made."""
+    block = config["convert_attn"]
+    found = block.get("quality") or block.get("quality_before_heal")
+    if not found:
+        if not block.get("heal") and not block.get("eval"):
+            yield "No quality was measured for this card."
+        return
+    healed = " before it was healed" if block.get("heal") else ""
+    yield f"## Quality{healed}"
+    yield ""
+    yield (
+        f"As converted, on {found['windows']} windows of {found['length']} tokens ({found['text']}), with standard "
+        "errors:"
+    )
+    yield ""
+    yield "| | original | converted |"
+    yield "|---|---|---|"
+    now, kl, top1 = found["perplexity"], found["kl"], found["top1"]
+    yield f"| perplexity | {found['original']['mean']:.2f} | {now['mean']:.2f} ± {now['error']:.2f} |"
+    yield f"| KL(original \\|\\| converted), nats per token | 0 | {kl['mean']:.4f} ± {kl['error']:.4f} |"
+    yield f"| top-1 agreement | 100% | {top1['mean']:.1%} ± {top1['error']:.1%} |"
+
+
+def _again(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    block = config["convert_attn"]
+    bytes_ = "The same bytes as before the training" if block.get("heal") else "The same bytes again"
+    yield f"{bytes_}, with the versions in `config.json` (`convert_attn`):"
+    yield ""
+    yield "```"
+    yield block["command"]
+    yield "```"
+
+
+def _load(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    custom = "auto_map" in config
+    yield "## Load it"
+    yield ""
+    yield "```python"
+    yield how_to_load(auto_class_of(dict(config)), custom, f"./{name}")
+    yield "```"
+    yield ""
+    yield (
+        "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True`, for the "
+        "tokenizer too (or `import convert_attn` first, which registers the class)."
+        if custom
+        else "It uses a class that transformers ships: no custom code."
+    )
+
+
+def how_to_load(auto: str, custom: bool, where: str) -> str:
+    """Write the Python that loads a result.
+
+    Args:
+        auto: its Auto class.
+        custom: its class is in its own files.
+        where: its folder or repository.
+    """
+    flag = ", trust_remote_code=True" if custom else ""
     return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("{where}"{flag})'
 
 
-def auto_class(plan: Plan) -> str:
-    """The Auto class that fits the source's architecture."""
-    return auto_class_of(plan.source.config)
+def _healed(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    """Training after the conversion, run by run."""
+    runs = config["convert_attn"].get("heal") or []
+    if runs:
+        yield "## Healed"
+    for run in runs:
+        stages = ", then ".join(run["stages"])
+        learned = "all parameters" if run["train"] == "all" else "the attention's parameters"
+        teacher = f", teacher `{run['teacher']}`" if run["teacher"] else ""
+        yield ""
+        yield f"Trained by `convert-attn heal` {run['version']}: {stages}; {learned};"
+        yield f"{run['tokens']:,} tokens of {run['text']}{teacher}."
+        if run["selection"]["best"] is not None:
+            before, after = run["selection"]["start"], run["selection"]["best"]
+            low, high = run["selection_perplexity"]
+            yield ""
+            yield "| on selection text, not trained on | before | after |"
+            yield "|---|---|---|"
+            goal = run.get("goal", "loss").replace("|", "\\|")
+            yield f"| {goal}, nats per token | {before:.4f} | {after:.4f} |"
+            yield f"| perplexity | {low:.2f} | {high:.2f} |"
+        if run is runs[-1] and run.get("curve"):
+            yield ""
+            yield f"![loss]({run['curve']})"
 
 
-def calibrated_on(plan: Plan, tokens: int) -> str:
-    """The text that the conversion was fitted on, in words."""
-    text = plan.text
-    if text is None:
-        return "no calibration text"
-    named = {
-        "auto": "the general text that comes with convert-attn",
-        "sample": "the samples' text that comes with convert-attn",
-        "self": "text that the model wrote",
-    }.get(text, Path(text).name if Path(text).exists() else text)
-    counted = f"{tokens:,} tokens of " if tokens else ""
-    mlp = ", the projection that ends each MLP too" if plan.refit_mlp else ""
-    refit = f" and solved anew on it, layer by layer{mlp}" if plan.refit else ""
-    return f"{counted}{named}{refit}"
+def _measured(config: Mapping[str, Any], name: str) -> Iterator[str]:
+    found = config["convert_attn"].get("eval")
+    if found:
+        yield "\n".join(measured_lines(found))
 
 
-def _quality(made: Made) -> str:
-    """What was measured, as a section's sentence and table."""
-    found = made.measured
-    if isinstance(found, str):
-        return " No quality was measured for this card."
-    return f"""
+def measured_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Write what `eval` measured as a section.
 
-## Quality
-
-When it was made, on {found.windows} windows of {found.length} tokens ({found.text}), with standard errors:
-
-| | original | converted |
-|---|---|---|
-| perplexity | {found.original.mean:.2f} | {found.perplexity.mean:.2f} ± {found.perplexity.error:.2f} |
-| KL(original \\|\\| converted), nats per token | 0 | {found.kl.mean:.4f} ± {found.kl.error:.4f} |
-| top-1 agreement | 100% | {found.top1.mean:.1%} ± {found.top1.error:.1%} |
-"""
-
-
-def _made(plan: Plan) -> str:
-    """Where it comes from and how to make it again."""
-    origin = plan.source.origin
-    commit = f" at commit `{origin.commit}`" if origin.commit else ""
-    below = f" (folder `{origin.subfolder}`)" if origin.subfolder else ""
-    return f"`{origin.label}`{below}{commit}, converted by convert-attn {__version__}"
-
-
-def _differs(plan: Plan) -> str:
-    """Which tensors are not the source's."""
-    if plan.refit_mlp:
-        return (
-            f"The attention projections differ from the source, and so does the projection\nthat ends each MLP "
-            f"(`{plan.arch.mlp_output}`); every other tensor is the same."
+    Args:
+        found: `original`, `text`, `windows`, `window`, `dtype`, `quality` (None where none was measured) and `tasks`:
+            rows of a name, the original's figure and the result's.
+    """
+    yield "## Measured"
+    yield ""
+    if found["quality"]:
+        yield (
+            f"Against `{found['original']}` on {found['text']} ({found['windows']} windows of {found['window']} "
+            f"tokens, {found['dtype']}), by `convert-attn eval`:"
         )
-    return "Only the attention projections differ from the source; every other\ntensor is the same."
+        yield ""
+    yield "| | original | converted |"
+    yield "|---|---|---|"
+    for what, before, after in [*(found["quality"] or ()), *found["tasks"]]:
+        yield f"| {what} | {before} | {after} |".replace("||", "\\|\\|")
 
 
-def _body(plan: Plan, made: Made) -> str:
-    before, after = plan.cache_bytes
-    name = plan.output.absolute().name
-    rows = "\n".join(f"| {what} | {old} | {new} |" for what, (old, new) in plan.form.rows(plan.geometry).items())
-    sizes = plan.geometry
-    served = (
-        "It uses a class that transformers ships: no custom code."
-        if plan.target.layout == "native"
-        else "Its class is in the `modeling_*.py` file of this repository, hence `trust_remote_code=True`, for the "
-        "tokenizer too (or `import convert_attn` first, which registers the class)."
-    )
-    return f"""# {name}
+def folder_card(folder: Path) -> ModelCard:
+    """Read a folder's card, an empty one where it has none.
 
-{_made(plan)}
-to {plan.request.to.upper()}: {plan.form.sentence(sizes)}.
-
-| | before | after |
-|---|---|---|
-{rows}
-| KV cache, bytes per token ({plan.cache_dtype}) | {before:,} | {after:,} |
-
-Method: `{plan.method.name}` ({plan.method.source}), {calibrated_on(plan, made.tokens)}, seed {plan.request.seed}.
-No training followed the conversion. {_differs(plan)}{_quality(made)}
-
-The same bytes again, with the versions in `config.json` (`convert_attn`):
-
-```
-{command(plan)}
-```
-
-## Load it
-
-```python
-{how_to_load(plan, "./" + name)}
-```
-
-{served}
-"""
+    Raises:
+        ValueError: its header cannot be read; other types too, as YAML's and the Hub's readers have them.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        return ModelCard("---\nlibrary_name: transformers\n---\n")
+    return ModelCard(path.read_text(encoding="utf-8"))

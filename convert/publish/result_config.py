@@ -22,7 +22,7 @@ from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.plan import Plan, result_classes
 from convert_attn.convert.planning.provenance import command, headers_sha256, versions
 from convert_attn.convert.planning.request import DTYPE_OPTIONS
-from convert_attn.convert.publish.card import model_card
+from convert_attn.convert.publish.card import header, write_card
 from convert_attn.convert.publish.derived import settle
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.text.windows import AUTO
@@ -75,8 +75,11 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_subfolder": plan.source.origin.subfolder or None,
         "source_commit": plan.source.origin.commit,
         "source_headers_sha256": headers_sha256(plan.source.weights),
+        "source_model_type": plan.arch.model_type,
         "source_num_key_value_heads": plan.geometry.num_kv_heads,
         "to": plan.request.to,
+        "form": plan.form.label(plan.geometry.num_heads),
+        "cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]},
         "method": plan.method.name,
         **plan.form.settings(),
         "seed": plan.request.seed,
@@ -87,14 +90,18 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
     }
 
 
-def calibration(plan: Plan, tokens: int) -> dict[str, Any] | None:
-    """What text was used and how, None where there was none."""
+def calibration(plan: Plan, tokens: int | None) -> dict[str, Any] | None:
+    """Tell what text was used and how, None where there was none.
+
+    Args:
+        tokens: of it; None: it has not been read yet.
+    """
     text = plan.text
     if text is None or (tokens == 0 and plan.request.calibration == AUTO):
         return None
     # a file's own name, never the path to it
     refit = "mlp" if plan.refit_mlp else plan.refit
-    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens, "refit": refit}
+    return {"text": Path(text).name if Path(text).exists() else text, "tokens": tokens or 0, "refit": refit}
 
 
 def _carry(source: Path, target: Path) -> None:
@@ -148,9 +155,9 @@ def write_side_files(plan: Plan, folder: Path, blueprint: Blueprint, made: Made 
         sentences on what is not as in the source.
     """
     carry_files(plan.source, plan.result_type, folder)
-    (folder / "config.json").write_text(
-        json.dumps(result_config(plan, blueprint, made), indent=2, sort_keys=True) + "\n"
-    )
-    (folder / "README.md").write_text(model_card(plan, made))
+    config = result_config(plan, blueprint, made)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    card = write_card(header(plan), config, plan.output.absolute().name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     origin = plan.source.origin
     return settle(origin.folder, origin.name if origin.commit else str(origin.folder), folder)

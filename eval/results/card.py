@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.planning.provenance import read_provenance
+from convert_attn.convert.publish.card import between_marks, folder_card, measured_lines, write_card
 from convert_attn.convert.samples import SAMPLES, sample_path
 from convert_attn.eval.measures.contenders import Contender
 from convert_attn.eval.results.store import write_whole
 
-_BEGIN, _END = "<!-- convert-attn eval: begin -->", "<!-- convert-attn eval: end -->"
-_NOT_MEASURED = " No quality was measured for this card."
 _TEXT_GENERATION = "text-generation"
 
 
@@ -32,15 +32,11 @@ def check_cards(contenders: tuple[Contender, ...]) -> None:
 
 
 def _read(folder: Path) -> ModelCard:
-    path = folder / "README.md"
-    if not path.is_file():
-        return ModelCard("---\nlibrary_name: transformers\n---\n")
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"))
+        return folder_card(folder)
     except Exception as error:  # YAML's own errors, and what huggingface_hub makes of a wrong model-index
-        reason = " ".join(str(error).split())
+        reason, path = " ".join(str(error).split()), folder / "README.md"
         raise UsageError(f"the header of '{path}' cannot be read ({reason}): mend it, or drop --update-card") from None
-    return card
 
 
 def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult]:
@@ -71,34 +67,37 @@ def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult
     return found
 
 
-def _section(document: dict[str, Any], model: dict[str, Any]) -> str:
-    lines = [_BEGIN, "", "## Measured", ""]
-    quality, original = model["quality"], document["original"]
+def _figures(document: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """What the card's section is rendered from: rows of a name, the original's figure and the result's."""
+    quality, original, text = model["quality"], document["original"], document["text"] or {}
+    rows = None
     if quality:
-        text = document["text"]
-        lines += [
-            f"Against `{original['name']}` on {text['name']} ({text['windows']} windows of {text['window']} tokens, "
-            f"{document['environment']['dtype']}), by `convert-attn eval`:",
-            "",
-            "| | original | converted |",
-            "|---|---|---|",
-            f"| perplexity | {quality['original_perplexity']['mean']:.2f} | {quality['perplexity']['mean']:.2f} |",
-            f"| bits per byte | {quality['original_bits_per_byte']['mean']:.4f} | "
-            f"{quality['bits_per_byte']['mean']:.4f} |",
-            f"| KL(original \\|\\| converted), nats per token | 0 | {quality['kl']['mean']:.4f} |",
-            f"| top-1 agreement | 100% | {quality['top1']['mean']:.1%} |",
+        before = {name: quality[f"original_{name}"]["mean"] for name in ("perplexity", "bits_per_byte")}
+        rows = [
+            ["perplexity", f"{before['perplexity']:.2f}", f"{quality['perplexity']['mean']:.2f}"],
+            ["bits per byte", f"{before['bits_per_byte']:.4f}", f"{quality['bits_per_byte']['mean']:.4f}"],
+            ["KL(original || converted), nats per token", "0", f"{quality['kl']['mean']:.4f}"],
+            ["top-1 agreement", "100%", f"{quality['top1']['mean']:.1%}"],
         ]
+    tasks = []
     for task, result in (model["tasks"] or {}).items():
         theirs = (original["tasks"] or {}).get(task, {}).get("metrics", {})
-        lines += [] if quality or len(lines) > 4 else ["| | original | converted |", "|---|---|---|"]
         for metric, value in result["metrics"].items():
-            before = f"{theirs[metric]['mean']:.4g}" if metric in theirs else ""
-            lines.append(f"| {task}, {metric} | {before} | {value['mean']:.4g} |")
-    return "\n".join([*lines, "", _END, ""])
+            known = f"{theirs[metric]['mean']:.4g}" if metric in theirs else ""
+            tasks.append([f"{task}, {metric}", known, f"{value['mean']:.4g}"])
+    return {
+        "original": original["name"],
+        "text": text.get("name"),
+        "windows": text.get("windows"),
+        "window": text.get("window"),
+        "dtype": document["environment"]["dtype"],
+        "quality": rows,
+        "tasks": tasks,
+    }
 
 
 def update_card(folder: Path, document: dict[str, Any], model: dict[str, Any]) -> None:
-    """Write a model's results into README.md of its folder; results of others and all else stay.
+    """Write a model's results into README.md of its folder, and of a conversion into config.json; all else stays.
 
     Raises:
         UsageError: its header cannot be read.
@@ -113,10 +112,17 @@ def update_card(folder: Path, document: dict[str, Any], model: dict[str, Any]) -
     kept = [r for r in data.eval_results or [] if (r.dataset_name, r.metric_type) not in mine]
     data.eval_results = [*kept, *results]
     data.model_name = data.model_name or folder.resolve().name
-    body = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", "", card.text, flags=re.DOTALL).rstrip()
-    body = body.replace(_NOT_MEASURED, "")
     try:
         header = data.to_yaml()
     except Exception as error:  # results of others that the Hub's format cannot hold
         raise ConvertAttnError(f"the card in '{folder}' cannot be written: {error}") from None
-    write_whole(folder / "README.md", f"---\n{header}\n---\n{body}\n\n{_section(document, model)}")
+    found = _figures(document, model)
+    try:
+        config, block = read_provenance(folder)
+    except UsageError:  # a model of the user's own: its card is all there is
+        body = between_marks(card.text, "\n".join(measured_lines(found)) + "\n")
+    else:
+        config = config | {"convert_attn": block | {"eval": found}}
+        write_whole(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        body = write_card(card.text, config, folder.resolve().name)
+    write_whole(folder / "README.md", f"---\n{header}\n---\n{body}")
