@@ -100,7 +100,7 @@ def _bars(console: Console, *more: ProgressColumn) -> Iterator[tuple[Progress, N
         yield advance, note
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Stage:
     """What is known of a stage that runs.
 
@@ -142,7 +142,7 @@ class Lines:
             if known is None:
                 if stage in self._ended and done >= total:
                     return
-                known = self._running[stage] = _Stage(self._clock(), done, done, total)
+                known = self._running[stage] = _Stage(since=self._clock(), first=done, done=done, total=total)
                 self._ended.discard(stage)
                 self._write(f"{stage} begins" if done == 0 else f"{stage} goes on at {done}/{total}")
             known.first, known.done, known.total = min(known.first, done), done, total

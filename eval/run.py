@@ -119,7 +119,9 @@ def evaluate(
     contenders = open_contenders([str(original), *map(str, conversions)], device, dtype, trust_remote_code)
     if update_card:
         check_cards(contenders[1:])
-    timed, chosen = _speed_contenders(contenders, scale, contexts, batch_sizes, repeats, speed)
+    timed, chosen = _speed_contenders(
+        contenders, scale, contexts=contexts, batch_sizes=batch_sizes, repeats=repeats, speed=speed
+    )
     check_memory(contenders)
     if speed:
         check_memory(timed)
@@ -144,20 +146,20 @@ def evaluate(
     }
     folder = None if output is None else Path(output).expanduser()
     job = Job(
-        contenders,
-        timed,
-        passages,
-        BUNDLED if text is None else str(text),
-        harness,
-        limit,
-        num_fewshot,
-        task_batch_size,
-        chosen if speed else (),
-        tuple(batch_sizes),
-        repeats,
-        scale if speed else None,
-        Store(folder, settings, overwrite),
-        progress,
+        contenders=contenders,
+        timed=timed,
+        passages=passages,
+        text=BUNDLED if text is None else str(text),
+        harness=harness,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        task_batch_size=task_batch_size,
+        contexts=chosen if speed else (),
+        batch_sizes=tuple(batch_sizes),
+        repeats=repeats,
+        scale=scale if speed else None,
+        store=Store(folder, settings, overwrite),
+        progress=progress,
     )
     try:
         with no_bars():
@@ -198,6 +200,7 @@ def _passages(contenders: tuple[Contender, ...], text: str | Path | None, window
 def _speed_contenders(
     contenders: tuple[Contender, ...],
     scale: str | None,
+    *,
     contexts: Sequence[int] | None,
     batch_sizes: Sequence[int],
     repeats: int,
@@ -283,13 +286,19 @@ def _measure_quality(job: Job, original: Contender, contender: Contender) -> Non
 
 def _measure_speed(job: Job, contender: Contender, timed: Contender) -> None:
     def measure(advance: Callable[[int, int], None]) -> dict[str, Any]:
-        models = job.model(job.timed[0]), job.model(timed)
-        rows = compare_speed(*models, job.contexts, job.batch_sizes, job.repeats, advance)
+        rows = compare_speed(
+            job.model(job.timed[0]),
+            job.model(timed),
+            contexts=job.contexts,
+            batch_sizes=job.batch_sizes,
+            repeats=job.repeats,
+            advance=advance,
+        )
         scaled = None
         if job.scale is not None:
             scaled = {"shape": job.scale, "form": timed.form, "model_type": timed.config.model_type}
-            scaled["original_bytes_per_token"] = cache_bytes_per_token(models[0])
-            scaled["bytes_per_token"] = cache_bytes_per_token(models[1])
+            scaled["original_bytes_per_token"] = cache_bytes_per_token(job.model(job.timed[0]))
+            scaled["bytes_per_token"] = cache_bytes_per_token(job.model(timed))
         return {"rows": rows, "scale": scaled}
 
     job.part(contender, "speed", measure)

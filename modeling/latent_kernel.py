@@ -3,7 +3,7 @@
 applies(query, training, weights) -> bool
     query: [B, H, S, r + R].
     weights: whether the attention weights are asked for, too.
-run(query, entries, mask, scaling, causal, dropout) -> weighted sums [B, H, S, r + R], weights [B, H, S, T] or None
+run(query, entries, *, mask, scaling, causal, dropout) -> weighted sums [B, H, S, r + R], weights [B, H, S, T] or None
     entries: [B, 1, T, r + R].
     mask: [B, 1, S, T], added, or, where it is boolean, what may be seen; None: all of it.
     causal: S == T, no mask, and a token sees those before it.
@@ -22,7 +22,7 @@ class Kernel(NamedTuple):
     """One way to mix the entries of a latent cache."""
 
     applies: Callable[[torch.Tensor, bool, bool], bool]
-    run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float, bool, float], Mixed]
+    run: Callable[..., Mixed]
 
 
 __all__ = ["Kernel", "Mixed"]

@@ -23,6 +23,7 @@ def _applies(query: torch.Tensor, training: bool, weights: bool) -> bool:
 def _run(
     query: torch.Tensor,
     entries: torch.Tensor,
+    *,
     mask: torch.Tensor | None,
     scaling: float,
     causal: bool,

@@ -22,7 +22,7 @@ def mix(
 ) -> Mixed:
     """Run the first kernel that applies, which the last one always does; arguments as in latent_kernel.py."""
     kernel = next(kernel for kernel in KERNELS if kernel.applies(query, training, weights))
-    return kernel.run(query, entries, mask, scaling, causal, dropout)
+    return kernel.run(query, entries, mask=mask, scaling=scaling, causal=causal, dropout=dropout)
 
 
 __all__ = ["KERNELS", "mix"]

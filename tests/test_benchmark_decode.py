@@ -24,7 +24,9 @@ NUMBERS = {"mha": 2 * 4 * 8, "gqa": 2 * 1 * 8, "mla": 16 + 8, "deepseek_v3": 16 
 
 
 def _models(layers: int = 1) -> dict[str, Any]:
-    sizes = decode_contenders.Sizes(SIZES.heads, SIZES.head_dim, SIZES.rank, SIZES.rope_dim, layers)
+    sizes = decode_contenders.Sizes(
+        heads=SIZES.heads, head_dim=SIZES.head_dim, rank=SIZES.rank, rope_dim=SIZES.rope_dim, layers=layers
+    )
     return decode_contenders.make_models(sizes, max(CONTEXTS), torch.float32, CPU)
 
 

@@ -13,7 +13,10 @@ from convert_attn.eval.benchmarks.heal import OURS, UPTRAIN, Row, main, needed
 
 
 def _rows(way: str, figures: dict[int, float]) -> list[Row]:
-    return [Row("m", "mqa", way, tokens, value, value / 10) for tokens, value in figures.items()]
+    return [
+        Row(model="m", target="mqa", way=way, tokens=tokens, perplexity=value, kl=value / 10)
+        for tokens, value in figures.items()
+    ]
 
 
 BASE = _rows(UPTRAIN, {0: 90.0, 100: 50.0, 400: 30.0, 1600: 20.0})

@@ -155,7 +155,7 @@ def test_a_command_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
     took = run_command([str(tmp_path / "none"), "--to", "mqa", "--json"], tmp_path)
     assert took.answer is None
     assert took.said.startswith("Error: ")
-    row = Row(IN_DOMAIN, [], 1.0, 1.0, failed=took.said)
+    row = Row(name=IN_DOMAIN, command=[], seconds=1.0, peak_mb=1.0, failed=took.said)
     original = {"class_name": "LlamaForCausalLM", "figures": _figures(3.0)}
     assert f"| {IN_DOMAIN} | failed: Error: " in markdown(original, [row], {})
     assert verdicts([row], {IN_DOMAIN: 2.0}) == [f"- {IN_DOMAIN}: at most 2 is missed: it failed"]
@@ -166,7 +166,10 @@ def _figures(perplexity: float) -> dict[str, Any]:
 
 
 def test_targets_are_met_or_missed_by_how_much() -> None:
-    rows = [Row("a", [], 1.0, 1.0, figures=_figures(18.0)), Row("b", [], 1.0, 1.0, figures=_figures(22.0))]
+    rows = [
+        Row(name="a", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(18.0)),
+        Row(name="b", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(22.0)),
+    ]
     assert verdicts(rows, {"a": 20.0, "b": 20.0}) == [
         "- a: at most 20 is met by 2.00 (-10.0%)",
         "- b: at most 20 is missed by 2.00 (+10.0%)",
@@ -189,7 +192,13 @@ def test_every_method_target_and_calibration_that_fit_is_a_row() -> None:
 
 
 def test_weights_alone_and_text_are_asked_for_by_name(setting: list[str]) -> None:
-    bench = Bench(Path(setting[1]), Path("work"), torch.zeros(1, 4), Path("fit.txt"), Path("test.txt"))
+    bench = Bench(
+        folder=Path(setting[1]),
+        work=Path("work"),
+        windows=torch.zeros(1, 4),
+        calibration=Path("fit.txt"),
+        held_out=Path("test.txt"),
+    )
     for calibration, expected in (("none", "none"), ("auto", "auto"), ("self", "self"), ("in-domain", "fit.txt")):
         (words,) = bench.commands(Ask("mla-1/3", "svd-split", calibration))
         assert words[words.index("--calibration") + 1] == expected

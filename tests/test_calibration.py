@@ -42,7 +42,9 @@ from convert_attn.convert.weights.functional import Attention
 
 HIDDEN, LAYERS = SIZES["hidden_size"], SIZES["num_hidden_layers"]
 HEAD_DIM = HIDDEN // HEADS
-_SIZES = Geometry(HIDDEN, LAYERS, HEADS, HEADS, HEAD_DIM, 64)
+_SIZES = Geometry(
+    hidden_size=HIDDEN, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64
+)
 LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache(16, 8))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 
@@ -226,7 +228,9 @@ def test_latent_norm_runs_block_by_block_too(tmp_path: Path) -> None:
 def measured(folder: Path, windows: Tensor) -> list[LayerStatistics]:
     """The statistics of every layer."""
     stream, layers = open_stream(folder)
-    known = calibrate(layers.plan.source, stream, layers.read, windows, LAYERS, HEADS, silent)
+    known = calibrate(
+        layers.plan.source, stream, read=layers.read, windows=windows, layers=LAYERS, heads=HEADS, progress=silent
+    )
     return [known.layer(layer) for layer in range(LAYERS)]
 
 
@@ -291,7 +295,9 @@ def test_statistics_follow_the_config(case: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "in")
     plan = api.plan(tmp_path / "in", to="mqa")
     stream = Stream(plan.source, plan.arch, plan.geometry, plan.prefix)
-    known = calibrate(plan.source, stream, Layers(plan).read, windows_of(), LAYERS, HEADS, silent)
+    known = calibrate(
+        plan.source, stream, read=Layers(plan).read, windows=windows_of(), layers=LAYERS, heads=HEADS, progress=silent
+    )
     assert_same_statistics([known.layer(n) for n in range(LAYERS)], direct(model, windows_of()))
 
 
@@ -326,12 +332,28 @@ def test_mass_by_offset_equals_the_loop() -> None:
 def test_a_short_text_leans_on_the_prior_and_gets_full_rank() -> None:
     x = torch.randn(5, HIDDEN, dtype=torch.float64)
     second = x.T @ x / 5
-    seen = LayerStatistics(5, x.mean(0), second, x.mean(0), second, second, torch.ones(HEADS, 5))
+    seen = LayerStatistics(
+        tokens=5,
+        mean=x.mean(0),
+        second=second,
+        keys_mean=x.mean(0),
+        keys=second,
+        attended=second,
+        histogram=torch.ones(HEADS, 5),
+    )
     prior = Moments(torch.zeros(HIDDEN, dtype=torch.float64), torch.linspace(0.5, 2, HIDDEN, dtype=torch.float64))
     for moments in seen.damped(prior):
         torch.testing.assert_close(moments.second.trace(), second.trace())
         assert float(torch.linalg.eigvalsh(moments.second)[0]) > 0
-    long = LayerStatistics(10**9, x.mean(0), second, x.mean(0), second, second, torch.ones(HEADS, 5))
+    long = LayerStatistics(
+        tokens=10**9,
+        mean=x.mean(0),
+        second=second,
+        keys_mean=x.mean(0),
+        keys=second,
+        attended=second,
+        histogram=torch.ones(HEADS, 5),
+    )
     torch.testing.assert_close(long.damped(prior)[0].second, second, rtol=1e-6, atol=1e-6)
 
 

@@ -312,13 +312,17 @@ def test_the_own_text_takes_no_notice_of_settings_for_generation(gpt2: Path) -> 
     found = []
     for settings in ({}, {"repetition_penalty": 9.0, "suppress_tokens": [1, 2, 3], "eos_token_id": 5, "top_p": 0.1}):
         (gpt2 / "generation_config.json").write_text(json.dumps(settings))
-        found.append(calibration_windows("self", gpt2, "gpt2", 64, VOCABULARY, 256, 0))
+        found.append(
+            calibration_windows("self", gpt2, name="gpt2", context=64, vocabulary=VOCABULARY, tokens=256, seed=0)
+        )
     assert torch.equal(found[0].fit, found[1].fit)
 
 
 def windows(spec: str, count: int | None = None, seed: int = 0, name: str = "gpt2", context: int = 512) -> Any:
     """Calibration windows of a bundled sample."""
-    return calibration_windows(spec, sample_path(name), name, context, 2048, count, seed)
+    return calibration_windows(
+        spec, sample_path(name), name=name, context=context, vocabulary=2048, tokens=count, seed=seed
+    )
 
 
 def test_the_own_text_is_deterministic_by_seed_and_as_long_as_asked() -> None:

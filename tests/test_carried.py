@@ -21,7 +21,7 @@ from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.targets import fitting
 
-_SIZES = Geometry(64, 2, HEADS, HEADS, 8, 64)
+_SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
 _GENERIC = {field.name for field in fields(PreTrainedConfig)} - {"architectures", "transformers_version"}
 # settings that every config may have, beside their defaults, and some that no class knows
 GENERIC: dict[str, Any] = {

@@ -220,7 +220,11 @@ class _Copier:
 @pytest.mark.parametrize("reach", [10, 1000])
 def test_the_probe_sees_whether_far_tokens_are_reached(reach: int) -> None:
     passages = _random_passages(20, 128)
-    (row,) = [row for row in probe(_Copier(96, 1000), _Copier(96, reach), passages, _ignore) if row["distance"] == 96]
+    (row,) = [
+        row
+        for row in probe(_Copier(96, 1000), _Copier(96, reach), passages=passages, advance=_ignore)
+        if row["distance"] == 96
+    ]
     assert row["original_accuracy"]["mean"] == 1
     assert row["original_gain"]["mean"] == pytest.approx(math.log(97), rel=1e-3)
     if reach > 96:
@@ -234,4 +238,4 @@ def test_the_probe_sees_whether_far_tokens_are_reached(reach: int) -> None:
 
 def test_windows_too_short_for_the_probe_have_none() -> None:
     model = tiny_model("gpt2")
-    assert probe(model, model, _random_passages(length=48), _ignore) == []
+    assert probe(model, model, passages=_random_passages(length=48), advance=_ignore) == []

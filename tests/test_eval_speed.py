@@ -98,13 +98,13 @@ def test_a_decode_that_does_not_read_its_cache_is_not_timed() -> None:
 
     broken.model.forward = swallow
     with pytest.raises(ConvertAttnError, match=r"the converted model .* tokens in its cache .* is not timed"):
-        compare_speed(model, broken, (8,), (1,), 1, _ignore)
+        compare_speed(model, broken, contexts=(8,), batch_sizes=(1,), repeats=1, advance=_ignore)
 
 
 def test_speed_figures_agree_with_each_other() -> None:
     """Its figures are consistent: the speed-up is between the bounds, rates follow from times."""
     model = tiny_model("llama")
-    rows = compare_speed(model, model, (8, 16), (1, 2), 3, _ignore)
+    rows = compare_speed(model, model, contexts=(8, 16), batch_sizes=(1, 2), repeats=3, advance=_ignore)
     assert [(row["context"], row["batch_size"]) for row in rows] == [(8, 1), (16, 1), (8, 2), (16, 2)]
     for row in rows:
         for what, tokens in (("prefill", row["context"] * row["batch_size"]), ("decode", row["batch_size"])):
@@ -120,7 +120,7 @@ def test_speed_figures_agree_with_each_other() -> None:
 def test_a_cache_that_does_not_fit_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "free_bytes", lambda device: 1000)
     model = tiny_model("llama")
-    (row,) = compare_speed(model, model, (16,), (2,), 1, _ignore)
+    (row,) = compare_speed(model, model, contexts=(16,), batch_sizes=(2,), repeats=1, advance=_ignore)
     assert "the caches need" in row["skipped"]
 
 

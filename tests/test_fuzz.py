@@ -107,7 +107,10 @@ def test_what_is_written_is_read_back(tmp_path: Path, slow: bool) -> None:
     @cases(slow, 200)
     @given(TENSORS, st.dictionaries(NAMES, NAMES, max_size=3))
     def run(tensors: dict[str, tuple[str, list[int]]], metadata: dict[str, str]) -> None:
-        infos = [TensorInfo(name, dtype, tuple(shape), "m", 0) for name, (dtype, shape) in tensors.items()]
+        infos = [
+            TensorInfo(name=name, dtype=dtype, shape=tuple(shape), file="m", offset=0)
+            for name, (dtype, shape) in tensors.items()
+        ]
         header, offsets = build_header(infos, metadata)
         path = tmp_path / "model.safetensors"
         path.write_bytes(header + bytes(sum(info.nbytes for info in infos)))

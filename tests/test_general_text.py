@@ -162,12 +162,30 @@ def test_what_is_said_twice_is_taken_once(root: Path) -> None:
 
 
 def made_up_source() -> Source:
-    return Source("made/up", "PyPI", "up", "1.0", "MIT", ("LICENSE",), ("2024 Somebody & others",), "stories")
+    return Source(
+        name="made/up",
+        registry="PyPI",
+        package="up",
+        version="1.0",
+        license="MIT",
+        notices=("LICENSE",),
+        copyright=("2024 Somebody & others",),
+        taken="stories",
+    )
 
 
 def test_page_names_only_what_was_taken(root: Path) -> None:
     taken = made_up_source()
-    other = Source("made/down", "PyPI", "down", "1.0", "MIT", ("LICENSE",), ("2024 Nobody",), "nothing")
+    other = Source(
+        name="made/down",
+        registry="PyPI",
+        package="down",
+        version="1.0",
+        license="MIT",
+        notices=("LICENSE",),
+        copyright=("2024 Nobody",),
+        taken="nothing",
+    )
     page = licenses(choose([small_pick()], {"made/up": root}), [taken, other], {"MIT": "Permission"})
     assert "- copyright, from `LICENSE`:\n  - `` 2024 Somebody & others ``\n" in page
     assert "Nobody" not in page

@@ -47,7 +47,12 @@ FAST: dict[str, Any] = {
     "cpu": True,
 }
 _SIZES = Geometry(
-    SIZES["hidden_size"], 2, HEADS, HEADS, SIZES["hidden_size"] // HEADS, SIZES["max_position_embeddings"]
+    hidden_size=SIZES["hidden_size"],
+    num_layers=2,
+    num_heads=HEADS,
+    num_kv_heads=HEADS,
+    head_dim=SIZES["hidden_size"] // HEADS,
+    context=SIZES["max_position_embeddings"],
 )
 _FORMS: dict[str, tuple[Form, dict[str, Any]]] = {
     "gqa": (SharedHeads(2), {"to": "gqa", "groups": 2}),
@@ -168,8 +173,8 @@ def test_losses_are_the_models_own_and_zero_for_equals() -> None:
 
 def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: Path) -> None:
     data = _tokens(tmp_path)
-    pack(Texts.of(data, None, None), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
-    text = open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=3)
+    pack(Texts.of(data, None, None), tmp_path, name="tiny", length=LENGTH, tokens=10**6, place=tmp_path)
+    text = open_text(tmp_path, 5 * LENGTH, vocabulary=97, name="tiny", seed=3)
     given = {tuple(row) for row in np.load(data).tolist()}
     chosen = {tuple(row) for row in text.selection.tolist()}
     trained = {tuple(row) for row in text.batch(0, WINDOWS - 5).tolist()}
@@ -179,7 +184,10 @@ def test_windows_to_train_on_and_to_choose_on_are_disjoint_and_whole(tmp_path: P
     again = text.batch(WINDOWS - 5, WINDOWS - 5)
     assert {tuple(row) for row in again.tolist()} == trained
     assert again.tolist() != text.batch(0, WINDOWS - 5).tolist()
-    assert open_text(tmp_path, 5 * LENGTH, 97, "tiny", seed=4).selection.tolist() != text.selection.tolist()
+    assert (
+        open_text(tmp_path, 5 * LENGTH, vocabulary=97, name="tiny", seed=4).selection.tolist()
+        != text.selection.tolist()
+    )
 
 
 def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path: Path) -> None:
@@ -190,8 +198,8 @@ def test_several_texts_come_in_their_shares_and_each_in_its_own_rounds(tmp_path:
     specs = [str(tmp_path / "few.npy"), str(tmp_path / "many.npy")]
     assert window_length(specs, 2 * LENGTH) == LENGTH
     assert window_length(["sample"], LENGTH // 2) == LENGTH // 2
-    pack(Texts.of(specs, (1, 3), None), tmp_path, "tiny", LENGTH, 10**6, tmp_path)
-    text = open_text(tmp_path, 8 * LENGTH, 97, "tiny", 0, (1, 3))
+    pack(Texts.of(specs, (1, 3), None), tmp_path, name="tiny", length=LENGTH, tokens=10**6, place=tmp_path)
+    text = open_text(tmp_path, 8 * LENGTH, vocabulary=97, name="tiny", seed=0, weights=(1, 3))
     assert text.length == LENGTH
     assert sum(int(row[1]) == 5 for row in text.selection) == 2  # of 8, a quarter
     batch = text.batch(0, 80)
@@ -212,8 +220,8 @@ def test_what_one_text_has_to_choose_on_is_not_trained_on_in_another(tmp_path: P
     for name, windows in (("few", drawn[:10]), ("all", drawn)):
         np.save(tmp_path / f"{name}.npy", windows)
     texts = Texts.of([tmp_path / "few.npy", tmp_path / "all.npy"], None, None)
-    pack(texts, tmp_path, "t", 128, 10**6, tmp_path)
-    text = open_text(tmp_path, 8 * 128, 97, "t", 0, (1, 1))
+    pack(texts, tmp_path, name="t", length=128, tokens=10**6, place=tmp_path)
+    text = open_text(tmp_path, 8 * 128, vocabulary=97, name="t", seed=0, weights=(1, 1))
     chosen = {tuple(row) for row in text.selection.tolist()}
     for part in text.parts:
         assert not chosen & {tuple(row) for row in part.windows[part.order].tolist()}
@@ -241,9 +249,14 @@ def test_what_is_in_the_test_text_too_is_left_out(tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", drawn)
     np.save(tmp_path / "test.npy", test)
     left_out = pack(
-        Texts.of(tmp_path / "data.npy", None, tmp_path / "test.npy"), tmp_path, "tiny", 128, 10**6, tmp_path
+        Texts.of(tmp_path / "data.npy", None, tmp_path / "test.npy"),
+        tmp_path,
+        name="tiny",
+        length=128,
+        tokens=10**6,
+        place=tmp_path,
     )
-    text = open_text(tmp_path, 128, 97, "tiny", 0)
+    text = open_text(tmp_path, 128, vocabulary=97, name="tiny", seed=0)
     assert left_out == 2
     assert text.parts[0].windows.tolist() == [row for number, row in enumerate(drawn.tolist()) if number not in (4, 7)]
 
@@ -252,14 +265,21 @@ def test_documents_are_packed_end_to_end(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"def f{number}(): return {number}"}) for number in range(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     origin = resolve("sample:gpt2")
-    pack(Texts.of(tmp_path / "text.jsonl", None, None), origin.folder, "sample", 32, 10**6, tmp_path)
+    pack(
+        Texts.of(tmp_path / "text.jsonl", None, None),
+        origin.folder,
+        name="sample",
+        length=32,
+        tokens=10**6,
+        place=tmp_path,
+    )
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(origin.folder)
     expected: list[int] = []
     for line in lines:
         expected += [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
-    text = open_text(tmp_path, 32, 10**6, "sample", 0)
+    text = open_text(tmp_path, 32, vocabulary=10**6, name="sample", seed=0)
     assert text.parts[0].windows.flatten().tolist() == expected[: len(expected) // 32 * 32]
 
 
@@ -307,8 +327,15 @@ def _selection_kl(made: Made, folder: Path) -> float:
     """KL to the original on the windows that a run chooses on."""
     place = made.folder / "again"
     place.mkdir()
-    pack(Texts.of(made.data, None, None), made.student, "tiny", LENGTH, FAST["tokens"], place)
-    tokens = open_text(place, FAST["selection_tokens"], SIZES["vocab_size"], "tiny", 0).selection
+    pack(
+        Texts.of(made.data, None, None),
+        made.student,
+        name="tiny",
+        length=LENGTH,
+        tokens=FAST["tokens"],
+        place=place,
+    )
+    tokens = open_text(place, FAST["selection_tokens"], vocabulary=SIZES["vocab_size"], name="tiny", seed=0).selection
     with torch.no_grad():
         theirs, ours = (load(f)(tokens).logits.flatten(0, 1) for f in (made.teacher, folder))
         return float(divergence(theirs, ours)) / tokens.numel()

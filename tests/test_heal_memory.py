@@ -67,9 +67,22 @@ def test_the_peak_is_what_was_predicted(change: dict[str, Any], tmp_path: Path) 
 def _predictor(own: int = 8, **options: Any) -> Predictor:
     """A model of 100 M parameters whose blocks keep 100 MB for each window."""
     settings = Settings(tokens=10**6, **options)
-    sizes = Sizes(10**8, 10**8, 10**8, 0, 10**6, 10**7, 10**7)
+    sizes = Sizes(teacher=10**8, student=10**8, trained=10**8, apart=0, block=10**6, table=10**7, outside=10**7)
     block = Activations(0, 10**8)
-    return Predictor(settings, sizes, block, 10, 500, 1000, 1000, 0, torch.float32, torch.device("cpu"), 1, own)
+    return Predictor(
+        settings=settings,
+        sizes=sizes,
+        block=block,
+        layers=10,
+        hidden=500,
+        vocabulary=1000,
+        length=1000,
+        windows=0,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        shards=1,
+        own=own,
+    )
 
 
 def test_a_smaller_micro_batch_is_chosen_first_then_activations_again() -> None:

@@ -23,7 +23,9 @@ from convert_attn.convert.targets import fitting as targets_for
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, LAYERS, VOCABULARY = SIZES["hidden_size"], SIZES["num_hidden_layers"], SIZES["vocab_size"]
-_SIZES = Geometry(HIDDEN, LAYERS, HEADS, HEADS, HIDDEN // HEADS, 64)
+_SIZES = Geometry(
+    hidden_size=HIDDEN, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HIDDEN // HEADS, context=64
+)
 LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache(16, 8))]
 NATIVE = [
     name

@@ -24,7 +24,7 @@ from convert_attn.convert.targets import fitting
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
-_SIZES = Geometry(HIDDEN, 2, HEADS, HEADS, HEAD_DIM, 64)
+_SIZES = Geometry(hidden_size=HIDDEN, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64)
 LATENT = [name for name, arch in architectures().items() if fitting(arch, _SIZES, LatentCache(16, 8))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 COMPRESSING = [name for name, method in methods().items() if method.compress]

@@ -21,7 +21,14 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.state.pair import open_pair
 from convert_attn.convert.targets import fitting as targets_for
 
-_SIZES = Geometry(SIZES["hidden_size"], 2, HEADS, HEADS, SIZES["hidden_size"] // HEADS, 64)
+_SIZES = Geometry(
+    hidden_size=SIZES["hidden_size"],
+    num_layers=2,
+    num_heads=HEADS,
+    num_kv_heads=HEADS,
+    head_dim=SIZES["hidden_size"] // HEADS,
+    context=64,
+)
 CASES = [(name, {"to": to} | ({"groups": 2} if to == "gqa" else {})) for name in CONVERTIBLE for to in ("gqa", "mqa")]
 CASES += [
     (name, {"to": "mla", "cache_ratio": 0.25})

@@ -29,7 +29,7 @@ def heads(bias: bool = False, groups: int = K) -> AttentionWeights:
     def rows(*shape: int) -> Tensor:
         return torch.randn(*shape) / D**0.5
 
-    found = AttentionWeights(rows(H, SIZE, D), rows(groups, SIZE, D), rows(groups, SIZE, D), rows(H, D, SIZE))
+    found = AttentionWeights(q=rows(H, SIZE, D), k=rows(groups, SIZE, D), v=rows(groups, SIZE, D), o=rows(H, D, SIZE))
     if not bias:
         return found
     return replace(found, q_bias=rows(H, SIZE), k_bias=rows(groups, SIZE), v_bias=rows(groups, SIZE), o_bias=rows(D))
@@ -53,7 +53,7 @@ def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights,
     batches = [(x, x, torch.randn(6, LENGTH, D)) for x in torch.randn(WINDOWS, LENGTH, D).split(6)]
     sample: Sample = sample_original(original, batches, rule, range(H))
     moment = torch.eye(D, dtype=torch.float64)
-    return LayerRefit(weights, sample, rule, moment, moment, moment)
+    return LayerRefit(weights=weights, sample=sample, rule=rule, tokens=moment, key_tokens=moment, value_tokens=moment)
 
 
 def output_error(weights: AttentionWeights | LatentWeights, made: LayerRefit) -> float:
@@ -128,7 +128,9 @@ def test_heads_that_changed_places_are_held_against_their_own() -> None:
     x = torch.randn(WINDOWS, LENGTH, D)
     sample = sample_original(original, [(x, x, x)], RULES["rotary"], order)
     moment = torch.eye(D, dtype=torch.float64)
-    after = LayerRefit(moved, sample, RULES["rotary"], moment, moment, moment).run()
+    after = LayerRefit(
+        weights=moved, sample=sample, rule=RULES["rotary"], tokens=moment, key_tokens=moment, value_tokens=moment
+    ).run()
     assert isinstance(after, AttentionWeights)
     torch.testing.assert_close(after.q, moved.q, rtol=1e-4, atol=1e-4)
 

@@ -118,3 +118,42 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 def test_a_package_has_room(package: str) -> None:
     files = [name for name in MODULES if package_of(name) == package]
     assert len(files) <= MOST_FILES or package in PLUG_INS
+
+
+# --- the shape of what is in them
+
+FEW = 5  # positional parameters of a function, self not counted
+FIELDS = 4  # of a dataclass whose fields may be given by position
+LISTS = {"convert.samples.making.general_sources"}  # tables of data, written as such
+
+
+def _trees() -> Iterator[tuple[str, ast.AST]]:
+    for name, file in MODULES.items():
+        if name not in LISTS:
+            yield name, ast.parse(file.read_text(encoding="utf-8"))
+
+
+def test_no_function_has_more_than_five_positional_parameters() -> None:
+    found = []
+    for name, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
+                if len(arguments) > FEW:
+                    found.append(f"{name}.{node.name}")
+    assert not found
+
+
+def test_dataclasses_with_many_fields_are_made_by_name() -> None:
+    found = []
+    for name, tree in _trees():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            made = [ast.unparse(decorator) for decorator in node.decorator_list]
+            if not any(text.startswith("dataclass") for text in made):
+                continue
+            fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+            if len(fields) > FIELDS and not any("kw_only=True" in text for text in made):
+                found.append(f"{name}.{node.name}")
+    assert not found

@@ -92,8 +92,8 @@ PACKED = {
 @pytest.mark.parametrize("case", PACKED)
 def test_quantised_tensors_are_known_by_name_or_dtype(case: str) -> None:
     local, dtype, shape = PACKED[case]
-    plain = TensorInfo("model.layers.0.self_attn.k_proj.weight", "BF16", (64, 64), "f", 0)
-    packed = TensorInfo(f"model.layers.0.self_attn.q_proj.{local}", dtype, shape, "f", 0)
+    plain = TensorInfo(name="model.layers.0.self_attn.k_proj.weight", dtype="BF16", shape=(64, 64), file="f", offset=0)
+    packed = TensorInfo(name=f"model.layers.0.self_attn.q_proj.{local}", dtype=dtype, shape=shape, file="f", offset=0)
     assert packed.name in str(evidence([plain, packed]))
 
 
@@ -105,7 +105,13 @@ def test_masks_and_positions_are_not_quantised() -> None:
         "mask": ("BOOL", (64, 64)),
         "step": ("I64", ()),
     }
-    assert evidence(TensorInfo(name, dtype, shape, "f", 0) for name, (dtype, shape) in buffers.items()) is None
+    assert (
+        evidence(
+            TensorInfo(name=name, dtype=dtype, shape=shape, file="f", offset=0)
+            for name, (dtype, shape) in buffers.items()
+        )
+        is None
+    )
 
 
 def test_a_gptq_checkpoint_without_its_config_is_refused_everywhere(tmp_path: Path, command: Command) -> None:

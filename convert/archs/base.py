@@ -23,7 +23,7 @@ class Norm:
     gain_offset: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The facts of one `model_type`. Tensor names are without ".weight" / ".bias", below the block.
 

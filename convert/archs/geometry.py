@@ -16,7 +16,7 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.weights.functional import Rule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Sizes of every attention block.
 

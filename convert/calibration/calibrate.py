@@ -105,7 +105,7 @@ class Calibration:
                 "and they are measured anew"
             ) from None
         tokens = int(tensors.pop("tokens"))
-        return LayerStatistics(tokens, **{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
+        return LayerStatistics(tokens=tokens, **{name: tensor.to(torch.float64) for name, tensor in tensors.items()})
 
 
 def _file(folder: Path, layer: int) -> Path:
@@ -122,7 +122,7 @@ def _folder(source: Source, windows: Tensor) -> Path:
     return cache_folder() / "calibration" / _key(source, windows)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Collecting:
     """Statistics that are measured while the original runs for another reason; kept on disk when all layers are there.
 
@@ -162,7 +162,7 @@ def collecting(source: Source, stream: Stream, windows: Tensor, heads: int) -> I
     folder = _folder(source, windows)
     partial = _partial(folder.parent)
     try:
-        yield Collecting(stream, windows, heads, partial)
+        yield Collecting(stream=stream, windows=windows, heads=heads, folder=partial)
         if not folder.is_dir():  # another process may have been faster
             partial.rename(folder)
     finally:
@@ -170,7 +170,7 @@ def collecting(source: Source, stream: Stream, windows: Tensor, heads: int) -> I
 
 
 def calibrate(
-    source: Source, stream: Stream, read: ReadLayer, windows: Tensor, layers: int, heads: int, progress: Progress
+    source: Source, stream: Stream, *, read: ReadLayer, windows: Tensor, layers: int, heads: int, progress: Progress
 ) -> Calibration:
     """Statistics of a checkpoint on tokens: found on disk, or measured and kept there.
 
@@ -187,7 +187,7 @@ def calibrate(
     if known is not None:
         return known
     with collecting(source, stream, windows, heads) as found:
-        _measure(stream, read, windows, layers, heads, found, progress)
+        _measure(stream, read, windows=windows, layers=layers, heads=heads, found=found, progress=progress)
     return Calibration(_folder(source, windows), stream.device)
 
 
@@ -207,6 +207,7 @@ def _partial(parent: Path) -> Path:
 def _measure(
     stream: Stream,
     read: ReadLayer,
+    *,
     windows: Tensor,
     layers: int,
     heads: int,

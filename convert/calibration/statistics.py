@@ -17,7 +17,7 @@ OFFSET_FLOOR = 0.05
 _ROWS = 128  # queries of a window whose attention is looked at: evenly spaced where a window is longer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
     """Of one layer, float64; x is the block's input after the norm, p_its how head i weighs token s for query t.
 

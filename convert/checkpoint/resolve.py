@@ -62,12 +62,12 @@ def resolve(model: str, revision: str | None = None, subfolder: str | None = Non
         name = model.removeprefix(_SAMPLE)
         if name not in SAMPLES:
             raise UsageError(f"sample '{name}' is not known; choose one of {', '.join(SAMPLES)}")
-        return Origin(model, sample_path(name))
+        return Origin(name=model, folder=sample_path(name))
     folder = _folder(model)
     if folder.is_dir():
         if revision is not None:
             raise UsageError(f"--revision is for Hub ids, but '{model}' is a local folder: drop it")
-        return Origin(model, _existing(folder / below, model, below), subfolder=below)
+        return Origin(name=model, folder=_existing(folder / below, model, below), subfolder=below)
     if folder.is_file():
         raise no_folder(folder)
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
@@ -142,7 +142,7 @@ def _from_hub(model: str, revision: str | None, subfolder: str, weights: bool) -
     if offline and (not folder.is_dir() or (weights and not any((folder / name).is_file() for name in _WEIGHTS))):
         raise ConvertAttnError(_no_network(model, revision))
     elsewhere = () if names is None else tuple(sorted(names - wanted))
-    return Origin(model, folder, Path(root).name, subfolder, elsewhere)
+    return Origin(name=model, folder=folder, commit=Path(root).name, subfolder=subfolder, elsewhere=elsewhere)
 
 
 def _wanted(model: str, names: set[str], weights: bool) -> set[str]:

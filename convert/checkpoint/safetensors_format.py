@@ -48,7 +48,7 @@ _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 CHUNK = 16 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One tensor of a checkpoint, not yet read.
 
@@ -129,7 +129,7 @@ def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> Ten
             f"tensor '{name}' in shard '{file}' has dtype {entry['dtype']}, which cannot be converted{packed}; "
             "use the original in fp32, fp16 or bf16"
         )
-    info = TensorInfo(name, entry["dtype"], shape, file, start + begin)
+    info = TensorInfo(name=name, dtype=entry["dtype"], shape=shape, file=file, offset=start + begin)
     if end - begin != info.nbytes:
         raise ValueError(f"tensor '{name}' spans {end - begin} bytes where its shape {list(shape)} needs {info.nbytes}")
     return info

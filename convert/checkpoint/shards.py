@@ -119,7 +119,9 @@ class PickleWeights(Weights):
                 if tensor.numel() and seen.setdefault(key, name) != name:
                     self.same[name] = seen[key]
                 self._tensors[name] = tensor
-                self.infos[name] = TensorInfo(name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), target, 0)
+                self.infos[name] = TensorInfo(
+                    name=name, dtype=DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape), file=target, offset=0
+                )
         _check_index(files_of, expected)
 
     def read(self, name: str) -> Tensor:

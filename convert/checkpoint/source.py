@@ -22,7 +22,7 @@ _COUNTS = ("_size", "_dim", "_layers", "_layer", "_heads", "_head", "_embd", "_i
 _MAX_COUNT = 10_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Where a checkpoint comes from.
 

@@ -47,7 +47,7 @@ class Rotation:
     scale: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassFacts:
     """A base model's attention, as its class builds it from a config.
 

@@ -133,6 +133,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; read no weights, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def convert(
+    *,
     model: str,
     refit: Literal["attention", "mlp"] | None,
     no_refit: bool,
@@ -263,7 +264,7 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect(
-    model: str, revision: str | None, subfolder: str | None, engines: bool, engine: str | None, as_json: bool
+    *, model: str, revision: str | None, subfolder: str | None, engines: bool, engine: str | None, as_json: bool
 ) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
     if engines:

@@ -59,6 +59,7 @@ from convert_attn.convert.progress import progress_bars
 @click.option("--overwrite", is_flag=True, help="Replace an evaluation with other settings in the output folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def evaluate(
+    *,
     original: str,
     converted: tuple[str, ...],
     tasks: str | None,

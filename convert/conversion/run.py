@@ -28,7 +28,7 @@ from convert_attn.convert.weights.balance import balanced
 from convert_attn.convert.weights.latent import LatentWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a conversion made.
 
@@ -68,7 +68,7 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         verify_folder(folder, auto_class_of(plan.source.config), progress)
         verified = verify_conversion(plan, folder, auto_class_of(plan.source.config), answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
-    return Result(plan.output, nbytes, plan, made, warnings, verified)
+    return Result(output=plan.output, nbytes=nbytes, plan=plan, made=made, warnings=warnings, verified=verified)
 
 
 def _shards(plan: Plan) -> dict[str, list[TensorInfo]]:

@@ -46,7 +46,7 @@ _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerRefit:
     """A converted layer's queries, keys and values, solved for one after the other.
 
@@ -101,7 +101,15 @@ class LayerRefit:
             return held[batch]
 
         names = (name, "" if bias is None else f"{name}_bias")
-        return Projection(names, weight, columns, turning, metric, reads, self.rule.rotary_scale)
+        return Projection(
+            names=names,
+            weight=weight,
+            columns=columns,
+            turning=turning,
+            metric=metric,
+            reads=reads,
+            scale=self.rule.rotary_scale,
+        )
 
     def _query_parts(self) -> list[Projection]:
         w, everything = self.weights, slice(None)

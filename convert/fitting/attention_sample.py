@@ -22,7 +22,7 @@ _TILE_SCORES, _TILE_ROWS = 2**20, 128
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Tile:
     """Some queries of a batch of windows.
 
@@ -113,9 +113,18 @@ def sample_original(
             attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
             heads = mixed(attention, value[:, :, :seen]).transpose(1, 2)
             out = Attention(weights, original, rule).output(heads)
-            counts = (stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal()
-            held = (scores[:, order], attention[:, order], out, counts)
-            found.tiles.append(Tile(number, rows, positions, seen, hidden, *held))
+            tile = Tile(
+                batch=number,
+                rows=rows,
+                positions=positions,
+                length=seen,
+                hidden=hidden,
+                scores=scores[:, order],
+                importance=attention[:, order],
+                output=out,
+                weight=(stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal(),
+            )
+            found.tiles.append(tile)
     return found
 
 

@@ -77,10 +77,21 @@ class Layers:
         epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
-            return LayerContext(prior, rotary, offsets, self.generator, epsilon=epsilon)
+            return LayerContext(
+                moments=prior, rotary=rotary, offsets=offsets, generator=self.generator, epsilon=epsilon
+            )
         tokens, keys, attended = seen.damped(prior)
         offsets = seen.offsets(sizes.context)
-        return LayerContext(tokens, rotary, offsets, self.generator, keys, attended, score_share, epsilon)
+        return LayerContext(
+            moments=tokens,
+            rotary=rotary,
+            offsets=offsets,
+            generator=self.generator,
+            keys=keys,
+            attended=attended,
+            score_share=score_share,
+            epsilon=epsilon,
+        )
 
     def convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None = None) -> Converted:
         """The block's new form.

@@ -16,7 +16,7 @@ from convert_attn.convert.weights.latent import LatentWeights
 Weights = AttentionWeights | LatentWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Projection:
     """A projection that is solved for.
 

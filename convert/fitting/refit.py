@@ -235,12 +235,12 @@ class SideBySide:
         assert isinstance(original, AttentionWeights)
         sample: Sample = sample_original(original, inputs, block.rule, order, self._scores)
         solved = LayerRefit(
-            plain,
-            sample,
-            block.rule,
-            context.moments.matrix(),
-            context.key_moments.matrix(),
-            context.value_moments.matrix(),
+            weights=plain,
+            sample=sample,
+            rule=block.rule,
+            tokens=context.moments.matrix(),
+            key_tokens=context.key_moments.matrix(),
+            value_tokens=context.value_moments.matrix(),
         ).run()
         best = min((plain, solved), key=lambda candidate: self._error(block, candidate))
         return self._with_output(block, best)

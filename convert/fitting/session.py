@@ -29,7 +29,7 @@ from convert_attn.convert.text import windows as calibration_text
 from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fitting:
     """What is known once the text has been read.
 
@@ -53,7 +53,9 @@ def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
     """Everything that comes before the first layer is converted."""
     layers = Layers(plan)
     if plan.unchanged:
-        yield Fitting(plan, lambda layer: NewLayer(layers.read(layer)), measure=lambda: "nothing was changed")
+        yield Fitting(
+            plan=plan, convert=lambda layer: NewLayer(layers.read(layer)), measure=lambda: "nothing was changed"
+        )
         return
     with torch.no_grad(), ExitStack() as stack:
         yield _Session(plan, stack, progress).fitting()
@@ -84,7 +86,13 @@ class _Session:
             if not plan.refit or _chooses_sizes(plan):
                 read = layers.read
                 known = calibrate(
-                    plan.source, stream, read, windows.fit, sizes.num_layers, sizes.num_heads, self.progress
+                    plan.source,
+                    stream,
+                    read=read,
+                    windows=windows.fit,
+                    layers=sizes.num_layers,
+                    heads=sizes.num_heads,
+                    progress=self.progress,
                 )
                 plan = _sized(plan, Trial(layers, stream, known, windows.selection), self.progress)
             else:
@@ -114,7 +122,13 @@ class _Session:
             original, converted = pair.held
             return measure(Head(plan.source, plan.prefix, stream.device), held, original, converted, called)
 
-        return Fitting(plan, run.convert, 0 if windows is None else windows.tokens, warnings, report)
+        return Fitting(
+            plan=plan,
+            convert=run.convert,
+            tokens=0 if windows is None else windows.tokens,
+            warnings=warnings,
+            measure=report,
+        )
 
     def _windows(self) -> tuple[Windows | None, str]:
         """The calibration text, and why there is none where the default could not be read."""
@@ -127,7 +141,13 @@ class _Session:
             by_default = calibration_text.AUTO_TOKENS if request.calibration == AUTO else None
             tokens, seed = request.calibration_tokens or by_default, request.seed
             windows = calibration_text.calibration_windows(
-                plan.text, origin.folder, origin.name, sizes.context, vocabulary, tokens, seed
+                plan.text,
+                origin.folder,
+                name=origin.name,
+                context=sizes.context,
+                vocabulary=vocabulary,
+                tokens=tokens,
+                seed=seed,
             )
         except ConvertAttnError as error:
             if request.calibration != AUTO or plan.method.calibration == "needed":

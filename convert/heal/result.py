@@ -30,7 +30,7 @@ from convert_attn.convert.version import __version__
 _AUTO_CLASS = "AutoModelForCausalLM"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Healed:
     """What a run made.
 
@@ -70,6 +70,7 @@ class Trained:
 def write_result(
     student: Source,
     trained: Trained,
+    *,
     entry: dict[str, Any],
     log: Path,
     output: Path,
@@ -101,7 +102,14 @@ def write_result(
         verify_folder(folder, _AUTO_CLASS, progress)
         expected = Expected(source=student, numbers=cached_by_layer(student))
         with workplace(folder) as work:
-            run_folder(folder, _AUTO_CLASS, expected, "nothing was written: the healed model", work, progress)
+            run_folder(
+                folder,
+                _AUTO_CLASS,
+                expected=expected,
+                subject="nothing was written: the healed model",
+                work=work,
+                progress=progress,
+            )
 
 
 def _write_weights(student: Source, trained: Trained, folder: Path, progress: Progress) -> None:

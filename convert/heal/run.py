@@ -108,7 +108,15 @@ def heal(
     if target.resolve() == pair.student.origin.folder.resolve():
         raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
     accelerator = _accelerator(settings, cpu)
-    run = _Run(accelerator, pair, settings, texts, target, Workplace(target), progress)
+    run = _Run(
+        accelerator=accelerator,
+        pair=pair,
+        settings=settings,
+        texts=texts,
+        output=target,
+        place=Workplace(target),
+        progress=progress,
+    )
     return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
 
 
@@ -146,7 +154,7 @@ def _default_output(pair: Pair) -> Path:
     return folder.with_name(f"{folder.resolve().name}-healed")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     accelerator: Accelerator
     pair: Pair
@@ -178,8 +186,8 @@ class _Run:
         done = self._whole(text, used, journal)
         if not first:
             self.accelerator.wait_for_everyone()
-            return Healed(self.output, self.settings.tokens, done.step if done else 0)
-        healed = self._finish(text, used, done, warnings, overwrite, command)
+            return Healed(output=self.output, tokens=self.settings.tokens, steps=done.step if done else 0)
+        healed = self._finish(text, used, done=done, warnings=warnings, overwrite=overwrite, command=command)
         self.accelerator.wait_for_everyone()
         return healed
 
@@ -205,7 +213,14 @@ class _Run:
             return
         origin = self.pair.student.origin
         try:
-            pack(self.texts, origin.folder, origin.name, length, self.settings.tokens, self.place.folder)
+            pack(
+                self.texts,
+                origin.folder,
+                name=origin.name,
+                length=length,
+                tokens=self.settings.tokens,
+                place=self.place.folder,
+            )
             self._text()
         except ConvertAttnError:
             self.place.remove()
@@ -216,10 +231,10 @@ class _Run:
         return open_text(
             self.place.folder,
             self.settings.selection_tokens,
-            int(self.pair.config.vocab_size),
-            self.pair.student.origin.name,
-            self.settings.seed,
-            self.texts.data_weights,
+            vocabulary=int(self.pair.config.vocab_size),
+            name=self.pair.student.origin.name,
+            seed=self.settings.seed,
+            weights=self.texts.data_weights,
         )
 
     def _short(self, text: Text) -> tuple[str, ...]:
@@ -238,7 +253,12 @@ class _Run:
             begun = planning.begun(self.place)
             try:
                 predictor = Predictor.of(
-                    self.accelerator, self.pair, self.settings, narrow_dtype(self.accelerator), text.length, windows
+                    self.accelerator,
+                    self.pair,
+                    settings=self.settings,
+                    dtype=narrow_dtype(self.accelerator),
+                    length=text.length,
+                    windows=windows,
                 )
                 told = planning.decide(predictor, self.settings, self.place)
             except ConvertAttnError:
@@ -262,13 +282,13 @@ class _Run:
             return 0
         if self.place.last_state() is None:  # else it is done and the next stage is under way
             stage = Layerwise(
-                self.accelerator,
-                self.pair,
-                self.settings,
-                text.batch(0, count),
-                text.selection,
-                self.place,
-                journal,
+                accelerator=self.accelerator,
+                pair=self.pair,
+                settings=self.settings,
+                windows=text.batch(0, count),
+                selection=text.selection,
+                place=self.place,
+                journal=journal,
             )
             stage.run(self.progress)
         if self.place.has(STOPPED):
@@ -280,7 +300,14 @@ class _Run:
         """The stage over the whole model, if one was asked for."""
         if self.settings.whole is None:
             return None
-        stage = Whole(self.accelerator, self.pair, self.settings, self.place, journal, self._handover)
+        stage = Whole(
+            accelerator=self.accelerator,
+            pair=self.pair,
+            settings=self.settings,
+            place=self.place,
+            journal=journal,
+            handover=self._handover,
+        )
         return stage.run(text, used, self.progress)
 
     @property
@@ -291,6 +318,7 @@ class _Run:
         self,
         text: Text,
         used: int,
+        *,
         done: Progressed | None,
         warnings: tuple[str, ...],
         overwrite: bool,
@@ -307,7 +335,15 @@ class _Run:
             perplexity = None if losses is None else (math.exp(losses[0]), math.exp(losses[1]))
             if best == start:
                 warnings += ("training made nothing better on the selection text: the weights are those it began with",)
-        healed = Healed(self.output, tokens, steps, start, best, perplexity, warnings)
+        healed = Healed(
+            output=self.output,
+            tokens=tokens,
+            steps=steps,
+            start=start,
+            best=best,
+            perplexity=perplexity,
+            warnings=warnings,
+        )
         teacher = self.pair.teacher
         if self.place.has(STOPPED):
             warnings += (str(self.place.facts(STOPPED)["stopped"]),)
@@ -324,7 +360,15 @@ class _Run:
         )
         tensors = self._handover.result()
         trained = Trained(frozenset(tensors), tensors.__getitem__)
-        write_result(self.pair.student, trained, entry, log, self.output, overwrite, self.progress)
+        write_result(
+            self.pair.student,
+            trained,
+            entry=entry,
+            log=log,
+            output=self.output,
+            overwrite=overwrite,
+            progress=self.progress,
+        )
         self.place.remove()
         return healed
 

@@ -52,7 +52,7 @@ class CacheRow:
         return self.bytes_per_token * tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """The facts of a checkpoint that decide what it can become.
 
@@ -167,7 +167,7 @@ def _hub_tensors(source: Source) -> list[TensorInfo]:
     except Exception:  # no safetensors, no network in the HTTP client's own words: the count is left out
         return []
     return [
-        TensorInfo(name, str(info.dtype), tuple(info.shape), file, 0)
+        TensorInfo(name=name, dtype=str(info.dtype), shape=tuple(info.shape), file=file, offset=0)
         for file, one in metadata.files_metadata.items()
         for name, info in one.tensors.items()
         if info.dtype in DTYPES
@@ -198,7 +198,15 @@ class _Look:
         facts = facts_of(self.arch, self.source.config, self.source.origin.name)
         biases, config = class_biases(self.arch, facts), self.source.config
         planes = ((0.0,) * (form.rope_dim // 2),) * self.sizes.num_layers if isinstance(form, LatentCache) else ()
-        blueprint = Blueprint(self.arch, known.get(model_type, self.arch), config, self.sizes, form, biases, planes)
+        blueprint = Blueprint(
+            arch=self.arch,
+            result_arch=known.get(model_type, self.arch),
+            config=config,
+            sizes=self.sizes,
+            form=form,
+            biases=biases,
+            inv_freq=planes,
+        )
         return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
 
     def latents(self) -> list[LatentCache]:

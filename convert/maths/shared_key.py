@@ -33,7 +33,7 @@ def plane_power(moment: Tensor) -> Tensor:
     return torch.cat([mean, mean], -1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RotaryKeys:
     """What the fit needs to know of a layer with H query heads and K key heads.
 
@@ -86,7 +86,7 @@ class RotaryKeys:
         return float((self.queries * self.turn(own, inverse=True)).sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Groups:
     """The parts of `RotaryKeys` that N candidate groups use."""
 
@@ -103,7 +103,9 @@ class _Groups:
         query = (index[..., None] * per_key + torch.arange(per_key)).flatten(1)
         gram = keys.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None]].permute(0, 1, 3, 2, 4)
         key_of = torch.arange(index.shape[1]).repeat_interleave(per_key)
-        return cls(keys.queries[query], gram, keys.turn.heads(query), key_of, keys.damping)
+        return cls(
+            queries=keys.queries[query], gram=gram, turn=keys.turn.heads(query), key_of=key_of, damping=keys.damping
+        )
 
     def key_gram(self, mixing: Tensor) -> Tensor:
         """E[(K y) k^T] for the shared key `mixing` [N, d, n, d] and every key head: [N, n, d, d]."""

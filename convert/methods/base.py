@@ -13,7 +13,7 @@ from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerContext:
     """All that a method sees of a layer apart from the weights.
 
@@ -52,7 +52,7 @@ CompressLatent = Callable[[AttentionWeights, LatentSizes, LayerContext], LatentW
 ShareHeads = Callable[[AttentionWeights, int, LayerContext], AttentionWeights]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A named way to convert.
 

@@ -27,11 +27,11 @@ def decouple(weights: AttentionWeights, sizes: LatentSizes, queries: Tensor, con
     if context.rotary is None:
         return without_rotary(weights)
     keys = RotaryKeys(
-        queries,
-        gram(weights.k, weights.k_bias, context.key_moments),
-        context.rotary,
-        context.offsets,
-        damping(context.epsilon),
+        queries=queries,
+        gram=gram(weights.k, weights.k_bias, context.key_moments),
+        rotary=context.rotary,
+        offsets=context.offsets,
+        damping=damping(context.epsilon),
     )
     fit = fit_shared_rotary_key(keys, sizes.rope_dim, sizes.frequencies)
     own_mean = mean_rotation(context.rotary.inv_freq.to(torch.float64), context.offsets)  # [H, d, d]

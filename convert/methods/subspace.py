@@ -47,7 +47,17 @@ class _Layer:
         )
         if context.rotary is None:
             return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
-        return cls(RotaryKeys(queries, keys, context.rotary, context.offsets, damping(context.epsilon)), values, per_kv)
+        return cls(
+            RotaryKeys(
+                queries=queries,
+                gram=keys,
+                rotary=context.rotary,
+                offsets=context.offsets,
+                damping=damping(context.epsilon),
+            ),
+            values,
+            per_kv,
+        )
 
     def costs(self, groups: list[Group]) -> list[float]:
         """The share of score energy plus the share of output energy that each group would lose."""

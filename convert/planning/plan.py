@@ -45,7 +45,7 @@ class OutputTensor:
     layer: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything the run needs to know.
 

@@ -16,7 +16,7 @@ _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane
 STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What the user asked for, as typed.
 

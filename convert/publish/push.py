@@ -33,7 +33,7 @@ from convert_attn.convert.verification.folder import verify
 _STALE = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json", "*.py")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pushed:
     """What is on the Hub now.
 
@@ -79,10 +79,17 @@ def push(
     with _in_words(repo), _quiet():
         full = persistently(lambda: api.create_repo(repo, private=private or None, exist_ok=True).repo_id)
         files = {file.relative_to(path).as_posix(): file for file in _files(path)}
-        attempt = _Attempt(api, full, files, f"{describe(provenance)}, by convert-attn", private, overwrite)
+        attempt = _Attempt(
+            api=api,
+            repo=full,
+            files=files,
+            message=f"{describe(provenance)}, by convert-attn",
+            private=private,
+            overwrite=overwrite,
+        )
         commit = persistently(attempt)
     nbytes = sum(file.stat().st_size for file in files.values())
-    return Pushed(full, f"{api.endpoint}/{full}", commit, len(files), nbytes)
+    return Pushed(repo=full, url=f"{api.endpoint}/{full}", commit=commit, files=len(files), nbytes=nbytes)
 
 
 def check_login(repo: str) -> None:
@@ -144,7 +151,7 @@ def _left_out(part: str) -> bool:
     return part.startswith(".") or part == "__pycache__"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Attempt:
     """One try to commit. It looks afresh at what is there, so that it may be repeated whatever became of the last."""
 

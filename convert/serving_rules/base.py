@@ -40,7 +40,7 @@ def always(config: Config) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Note:
     """What else to know where a rule applies that loads: mostly sizes that the best kernels do not take.
 
@@ -56,7 +56,7 @@ class Note:
     applies: Condition = always
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """What one engine does with some model types.
 
@@ -106,7 +106,7 @@ class LatentSizes:
         return same and (self.head_dim is None or heads == {self.head_dim})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Engine:
     """One engine that serves checkpoints.
 
@@ -185,7 +185,15 @@ def latent_in(*taken: LatentSizes) -> Condition:
 def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[Rule]:
     """An engine has classes of its own for these types, and they keep as many K/V heads as there are."""
     return [
-        Rule(engine, version, frozenset({name}), "native class", True, "source", folder + place)
+        Rule(
+            engine=engine,
+            version=version,
+            types=frozenset({name}),
+            loads="native class",
+            kept=True,
+            evidence="source",
+            where=folder + place,
+        )
         for name, place in where.items()
     ]
 

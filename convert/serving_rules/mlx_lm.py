@@ -19,23 +19,64 @@ from convert_attn.convert.serving_rules.base import (
 _NAME, _VERSION = "mlx-lm", "0.32.2"
 
 ENGINE = Engine(
-    _NAME,
-    "mlx-lm",
-    (
-        Rule(_NAME, _VERSION, BIGCODE, "native class", True, "tried", ENGINE_TESTS, EXACT_GELU, activation("gelu")),
-        Rule(_NAME, _VERSION, GEMMA, "native class", True, "tried", ENGINE_TESTS, EXACT_GELU),
-        Rule(_NAME, _VERSION, LLAMA_LIKE | BIGCODE | DEEPSEEK, "native class", True, "tried", ENGINE_TESTS),
-        Rule(_NAME, _VERSION, CUSTOM, "no", None, "tried", ENGINE_TESTS, TAKE_NATIVE),
+    name=_NAME,
+    option="mlx-lm",
+    rules=(
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=BIGCODE,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where=ENGINE_TESTS,
+            change=EXACT_GELU,
+            applies=activation("gelu"),
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=GEMMA,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where=ENGINE_TESTS,
+            change=EXACT_GELU,
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=LLAMA_LIKE | BIGCODE | DEEPSEEK,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where=ENGINE_TESTS,
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=CUSTOM,
+            loads="no",
+            kept=None,
+            evidence="tried",
+            where=ENGINE_TESTS,
+            change=TAKE_NATIVE,
+        ),
     ),
     notes=(
-        Note(DEEPSEEK, "leave --kv-bits out: it cannot quantise a latent's cache", "tried", ENGINE_TESTS),
         Note(
-            LLAMA_LIKE | BIGCODE,
-            "leave --kv-bits out: it quantises caches in groups of 32, 64 or 128 numbers, and heads of {head_size} are "
-            "no multiple",
-            "tried",
-            ENGINE_TESTS,
-            heads_not_multiple_of(32),
+            types=DEEPSEEK,
+            text="leave --kv-bits out: it cannot quantise a latent's cache",
+            evidence="tried",
+            where=ENGINE_TESTS,
+        ),
+        Note(
+            types=LLAMA_LIKE | BIGCODE,
+            text="leave --kv-bits out: it quantises caches in groups of 32, 64 or 128 numbers, and heads of "
+            "{head_size} are no multiple",
+            evidence="tried",
+            where=ENGINE_TESTS,
+            applies=heads_not_multiple_of(32),
         ),
     ),
 )

@@ -19,9 +19,9 @@ _NAME, _VERSION = "SGLang", "0.5.23"
 _MODELS = GITHUB + "sgl-project/sglang/blob/v0.5.23/python/sglang/srt/models/"
 
 ENGINE = Engine(
-    _NAME,
-    "sglang",
-    (
+    name=_NAME,
+    option="sglang",
+    rules=(
         *known(
             _NAME,
             _VERSION,
@@ -35,20 +35,38 @@ ENGINE = Engine(
                 "gpt_bigcode": "gpt_bigcode.py#L63",
             },
         ),
-        Rule(_NAME, _VERSION, GQA, "custom code", True, "source", _MODELS + "transformers.py#L948", BACKEND),
-        Rule(_NAME, _VERSION, LATENT, "custom code", False, "source", _MODELS + "transformers.py#L948", EXPANDED),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=GQA,
+            loads="custom code",
+            kept=True,
+            evidence="source",
+            where=_MODELS + "transformers.py#L948",
+            change=BACKEND,
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=LATENT,
+            loads="custom code",
+            kept=False,
+            evidence="source",
+            where=_MODELS + "transformers.py#L948",
+            change=EXPANDED,
+        ),
         # of any size: the sizes of its kernels (512 + 64 with heads of 128 in TRT-LLM's) come after this
         Rule(
-            _NAME,
-            _VERSION,
-            DEEPSEEK,
-            "no",
-            None,
-            "source",
-            _MODELS + "deepseek_common/deepseek_weight_loader.py#L429",
-            f"{BIASES}: it leaves it out without a word and computes something else; take --layout custom to run it, "
-            f"{TAKE_GQA}",
-            biased,
+            engine=_NAME,
+            version=_VERSION,
+            types=DEEPSEEK,
+            loads="no",
+            kept=None,
+            evidence="source",
+            where=_MODELS + "deepseek_common/deepseek_weight_loader.py#L429",
+            change=f"{BIASES}: it leaves it out without a word and computes something else; take --layout custom to "
+            f"run it, {TAKE_GQA}",
+            applies=biased,
         ),
     ),
 )

@@ -5,29 +5,38 @@ from convert_attn.convert.serving_rules.base import BIGCODE, CUSTOM, DEEPSEEK, L
 _NAME, _VERSION = "transformers", ">= 5.16"
 
 ENGINE = Engine(
-    _NAME,
-    "transformers",
-    (
-        Rule(_NAME, _VERSION, LLAMA_LIKE | BIGCODE, "native class", True, "tried", "tests/test_identities.py"),
+    name=_NAME,
+    option="transformers",
+    rules=(
         Rule(
-            _NAME,
-            _VERSION,
-            DEEPSEEK,
-            "native class",
-            True,
-            "tried",
-            "eval/benchmarks/decode.py",
-            "it expands the latent to all keys and values at every step, which is slow: --layout custom does not",
+            engine=_NAME,
+            version=_VERSION,
+            types=LLAMA_LIKE | BIGCODE,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where="tests/test_identities.py",
         ),
         Rule(
-            _NAME,
-            _VERSION,
-            CUSTOM,
-            "custom code",
-            True,
-            "tried",
-            "tests/test_hub.py",
-            "load with trust_remote_code=True, or import convert_attn first",
+            engine=_NAME,
+            version=_VERSION,
+            types=DEEPSEEK,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where="eval/benchmarks/decode.py",
+            change="it expands the latent to all keys and values at every step, which is slow: --layout "
+            "custom does not",
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=CUSTOM,
+            loads="custom code",
+            kept=True,
+            evidence="tried",
+            where="tests/test_hub.py",
+            change="load with trust_remote_code=True, or import convert_attn first",
         ),
     ),
 )

@@ -19,7 +19,7 @@ Attend = Callable[[Tensor], Tensor]
 """The block's input after the norm [B, T, D] -> the attention's output [B, T, D]."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Block:
     """One decoder block with its weights in memory.
 
@@ -83,4 +83,10 @@ class Stream:
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
             norm, mlp_output = (module.get_submodule(name) for name in (self._arch.norm.name, self._arch.mlp_output))
-            yield Block(module, norm, attention, mlp_output, layer_rule(self._sizes, layer))
+            yield Block(
+                module=module,
+                norm=norm,
+                attention=attention,
+                mlp_output=mlp_output,
+                rule=layer_rule(self._sizes, layer),
+            )

@@ -20,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 Converted = AttentionWeights | LatentWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Blueprint:
     """What a target is told of a conversion.
 
@@ -59,7 +59,7 @@ def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> di
     return join(blueprint.result_arch, blueprint.sizes, converted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One home for converted checkpoints.
 

@@ -64,7 +64,7 @@ def check_calibration(spec: str) -> None:
 
 
 def calibration_windows(
-    spec: str, folder: Path, name: str, context: int, vocabulary: int, tokens: int | None, seed: int
+    spec: str, folder: Path, *, name: str, context: int, vocabulary: int, tokens: int | None, seed: int
 ) -> Windows:
     """Calibration text of a checkpoint as windows of its tokens.
 

@@ -76,7 +76,7 @@ def verify(
     )
     try:
         with workplace() as work:
-            return run_folder(folder, auto_class, expected, f"'{model}'", work, progress)
+            return run_folder(folder, auto_class, expected=expected, subject=f"'{model}'", work=work, progress=progress)
     except ConvertAttnError as error:
         if source.config["model_type"] in modeling.FAMILIES and other_code(source) is not None:
             raise ConvertAttnError(
@@ -149,7 +149,9 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
     weights = read_latent(config, {name: tensor.float() for name, tensor in stored.items()}, layer)
     rule = Rule(scale=float(config.softmax_scale), window=getattr(config, "sliding_window", None))
     x = probe_states(config, layer) * _norm_size(source, config, f"{stem}{layer}.")
-    return answer(Probe(layer, x, rule, _ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights)
+    return answer(
+        Probe(layer=layer, x=x, rule=rule, rounding=_ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights
+    )
 
 
 def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
@@ -172,7 +174,9 @@ def _as_it_is(source: Source) -> Plan:
     return Plan(
         request=Request(to="gqa", groups=sizes.num_kv_heads),
         source=source,
-        blueprint=Blueprint(arch, arch, source.config, sizes, form, frozenset()),
+        blueprint=Blueprint(
+            arch=arch, result_arch=arch, config=source.config, sizes=sizes, form=form, biases=frozenset()
+        ),
         method=methods()[DEFAULT],
         target=next(target for target in targets() if target.becomes is None),
         prefix=prefix,

@@ -34,7 +34,7 @@ _UNSEEN = 0.25  # rounding that is such a share of what the conversion costs add
 _WORK = ".checks"  # below the folder that is made, gone before it appears
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What one layer must give when it is asked in its class.
 
@@ -94,11 +94,11 @@ def answer(probe: Probe, converted: Converted) -> Answer:
     x = probe.x.to(converted.o.device, torch.float64)
     y = Attention(replace(converted, **wide), x, probe.rule).output().float().cpu()
     lost = 0.0 if probe.y is None else float((y - probe.y).norm() / y.norm().clamp_min(1e-30))
-    return Answer(probe.layer, probe.x, y, probe.rounding, lost)
+    return Answer(layer=probe.layer, x=probe.x, y=y, rounding=probe.rounding, lost=lost)
 
 
 def run_folder(
-    folder: Path, auto_class: str, expected: Expected, subject: str, work: Path, progress: Progress = silent
+    folder: Path, auto_class: str, *, expected: Expected, subject: str, work: Path, progress: Progress = silent
 ) -> Verified:
     """Run a checkpoint folder and compare what is seen with what is expected.
 
@@ -109,7 +109,7 @@ def run_folder(
     Raises:
         ConvertAttnError: something is not as it should be.
     """
-    checkpoint = Source.open(Origin(str(folder), folder))
+    checkpoint = Source.open(Origin(name=str(folder), folder=folder))
     nbytes = sum(info.nbytes for info in checkpoint.weights.infos.values())
     count = find_blocks(checkpoint.weights.infos).count
     layers = checked_layers(checkpoint.config, count, nbytes)
@@ -211,7 +211,14 @@ def verify_conversion(
         numbers=[count + extra for count in plan.form.numbers_by_layer(plan.geometry)],
     )
     with workplace(folder) as work:
-        return run_folder(folder, auto_class, expected, "nothing was written: the result", work, progress)
+        return run_folder(
+            folder,
+            auto_class,
+            expected=expected,
+            subject="nothing was written: the result",
+            work=work,
+            progress=progress,
+        )
 
 
 @contextmanager

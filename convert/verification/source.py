@@ -39,7 +39,7 @@ class _EnoughError(Exception):
     """Raised to stop a forward pass behind the attention module that was asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """What one layer is asked, and what may be lost by rounding.
 
@@ -125,7 +125,7 @@ class _Judge:
             error = _relative(theirs, Attention(weights, given, short).output())
             if not error <= _ALLOWED[size]:
                 raise ConvertAttnError(self._disagreement(layer, size, error))
-        return Probe(layer, x, rule, _DTYPE_MARGIN * self._rounding(layer, x, exact), exact)
+        return Probe(layer=layer, x=x, rule=rule, rounding=_DTYPE_MARGIN * self._rounding(layer, x, exact), y=exact)
 
     def _input(self, layer: int) -> Tensor:
         """Random numbers of the size that the block's norm gives them."""

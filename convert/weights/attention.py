@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionWeights:
     """One block's projections, acting on a column vector x [D]: q_i = q[i] @ x + q_bias[i].
 

@@ -12,7 +12,7 @@ from torch import Tensor
 NORM_EPS = 1e-6  # DeepSeek's, of a norm on the latent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatentWeights:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
 

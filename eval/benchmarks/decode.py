@@ -130,11 +130,11 @@ def _checked(heads: int, head_dim: int, rank: int, rope_dim: int, layers: int) -
         raise click.UsageError(f"--heads must be a multiple of {SHARING}, the heads that share in gqa: got {heads}")
     if head_dim % 2 or rope_dim % 2:
         raise click.UsageError(f"--head-dim and --rope-dim must be even, got {head_dim} and {rope_dim}")
-    return Sizes(heads, head_dim, rank, rope_dim, layers)
+    return Sizes(heads=heads, head_dim=head_dim, rank=rank, rope_dim=rope_dim, layers=layers)
 
 
 def measure(
-    sizes: Sizes, contexts: Sequence[int], dtypes: list[torch.dtype], device: torch.device, repeats: int, kind: str
+    sizes: Sizes, contexts: Sequence[int], *, dtypes: list[torch.dtype], device: torch.device, repeats: int, kind: str
 ) -> dict[str, Any]:
     """All figures: of the equality check, which comes first, and a row for each dtype, context and contender."""
     longest = max([*contexts, PROMPT])
@@ -165,6 +165,7 @@ def measure(
 @click.option("--cache", "kind", type=click.Choice(["inplace", "dynamic"]), default="inplace", show_default=True)
 @file_options("step times against context")
 def main(
+    *,
     contexts: tuple[int, ...],
     dtypes: list[torch.dtype],
     device: torch.device,
@@ -176,7 +177,7 @@ def main(
 ) -> None:
     """Time one decode step of MHA, GQA and MLA against the length of the context."""
     transformers.logging.set_verbosity_error()
-    figures = measure(_checked(**sizes), contexts, dtypes, device, repeats, kind)
+    figures = measure(_checked(**sizes), contexts, dtypes=dtypes, device=device, repeats=repeats, kind=kind)
     click.echo(markdown(figures["rows"]))
     click.echo(f"\nmedian (quartiles); {conditions(figures)}")
     same = figures["largest_logit_difference_mla_deepseek_v3"]

@@ -41,7 +41,7 @@ _VOCABULARY = 1000
 State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """What is measured: the original's heads and layers, and the latent cache's rank and rotary key."""
 
@@ -157,7 +157,14 @@ def _blueprint(sizes: Sizes, config: Config) -> Blueprint:
     """Conversion of the original to the latent cache with the rotary frequencies that DeepSeek-V3 prescribes."""
     arch = architecture("llama")
     form = LatentCache(sizes.rank, sizes.rope_dim)
-    plan = Blueprint(arch, arch, config, geometry(arch, config, "benchmark"), form, frozenset())
+    plan = Blueprint(
+        arch=arch,
+        result_arch=arch,
+        config=config,
+        sizes=geometry(arch, config, "benchmark"),
+        form=form,
+        biases=frozenset(),
+    )
     frequencies = deepseek_v3.TARGET.frequencies(plan) or ()
     return replace(plan, inv_freq=(frequencies,) * sizes.layers)
 

@@ -57,7 +57,7 @@ _COLOURS = ("#0072b2", "#009e73", "#d55e00")  # of the ways
 _LABELS = {"perplexity": "perplexity", "kl": "KL to the original, nats/token"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One run.
 
@@ -75,7 +75,7 @@ class Row:
     lr: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What all runs on a model share."""
 
@@ -89,7 +89,15 @@ class Setting:
         """A checkpoint on the test windows."""
         model = load_model(folder)
         found = measure(model, self.windows, self.original)
-        row = Row(Path(self.model).name, target, way, tokens, found.perplexity, float(found.kl or 0.0), lr)
+        row = Row(
+            model=Path(self.model).name,
+            target=target,
+            way=way,
+            tokens=tokens,
+            perplexity=found.perplexity,
+            kl=float(found.kl or 0.0),
+            lr=lr,
+        )
         click.echo(json.dumps(asdict(row)), err=True)
         return row
 
@@ -239,6 +247,7 @@ def _panel(axes: Any, rows: list[Row], name: str, budgets: list[int], original: 
 @click.option("--limit", type=int, help="At most this many test windows.")
 @result_options("perplexity against tokens")
 def main(
+    *,
     models: tuple[str, ...],
     data: tuple[str, ...],
     data_weights: tuple[int, ...] | None,
@@ -276,7 +285,9 @@ def main(
     for model in models:
         original = load_model(resolve(model).folder)
         originals[Path(model).name] = measure(original, windows).perplexity
-        setting = Setting(model, original, windows, str(calibration), options)
+        setting = Setting(
+            model=model, original=original, windows=windows, calibration=str(calibration), options=options
+        )
         for target in targets:
             for way in ways:
                 rates: list[float | None] = [*lm_lr] if way != OURS and lm_lr else [None]

@@ -72,7 +72,9 @@ def _write_random(folder: Path, tensors: dict[str, tuple[int, ...]]) -> None:
     shards: dict[str, list[TensorInfo]] = {}
     used = 0
     for name, shape in tensors.items():
-        info = TensorInfo(name, "BF16", shape, f"model-{used // _SHARD_BYTES + 1:05}.safetensors", 0)
+        info = TensorInfo(
+            name=name, dtype="BF16", shape=shape, file=f"model-{used // _SHARD_BYTES + 1:05}.safetensors", offset=0
+        )
         shards.setdefault(info.file, []).append(info)
         used += info.nbytes
     writer = ShardWriter(folder, shards, {})
@@ -109,7 +111,7 @@ def peak_of(code: str) -> tuple[float, float]:
 
 def largest_layer(folder: Path) -> int:
     """Bytes of the largest decoder block, or of the largest tensor outside the blocks."""
-    plan = make_plan(Source.open(Origin(str(folder), folder)), Request(to="mqa"))
+    plan = make_plan(Source.open(Origin(name=str(folder), folder=folder)), Request(to="mqa"))
     sizes: dict[str, int] = {}
     for output in plan.outputs:
         key = output.source if output.layer is None else str(output.layer)
@@ -125,7 +127,7 @@ def largest_layer(folder: Path) -> int:
 @click.option("--refit/--no-refit", default=True, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work [default: a temporary folder].")
 def main(
-    gigabytes: float, groups: int, method: str, calibration_tokens: int | None, refit: bool, folder: Path | None
+    *, gigabytes: float, groups: int, method: str, calibration_tokens: int | None, refit: bool, folder: Path | None
 ) -> None:
     """Measure the peak memory of a conversion."""
     with tempfile.TemporaryDirectory(dir=folder) as directory:

@@ -44,7 +44,7 @@ def _tokens(model: Path, text: Path | None, window_file: Path | None, length: in
     return windows(tokenizer(content)["input_ids"], length, limit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One conversion and what it costs.
 
@@ -91,7 +91,14 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
     """The original, then every target, share and method that fit."""
     original = load_model(resolve(model).folder)
     found, name = inspect(model), Path(model).name
-    yield Row(name, "original", 1.0, "", found.rows[0].bytes_per_token, measure(original, tokens).perplexity)
+    yield Row(
+        model=name,
+        target="original",
+        share=1.0,
+        method="",
+        cache=found.rows[0].bytes_per_token,
+        perplexity=measure(original, tokens).perplexity,
+    )
     for target, share, request in targets(found.sizes):
         for label, options in variants(target, names, text):
             if count is not None and "calibration" in options:
@@ -100,7 +107,14 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
                 made = convert(model, output=Path(directory) / "converted", **request, **options)
                 quality = measure(load_model(made.output), tokens, original)
             row = Row(
-                name, target, share, label, made.plan.cache_bytes[1], quality.perplexity, quality.kl, quality.top1
+                model=name,
+                target=target,
+                share=share,
+                method=label,
+                cache=made.plan.cache_bytes[1],
+                perplexity=quality.perplexity,
+                kl=quality.kl,
+                top1=quality.top1,
             )
             click.echo(json.dumps(asdict(row)), err=True)
             yield row
@@ -168,6 +182,7 @@ def draw(table: list[Row], path: Path) -> None:
 @click.option("--limit", type=int, help="At most this many windows.")
 @result_options("KL against cache")
 def main(
+    *,
     models: tuple[str, ...],
     text: Path | None,
     window_file: Path | None,

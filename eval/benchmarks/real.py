@@ -139,6 +139,7 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
 @click.option("--prompt-tokens", type=click.IntRange(1), default=40, show_default=True, help="Written to each.")
 @file_options("quality against cache")
 def main(
+    *,
     folders: tuple[Path, ...],
     folder: Path | None,
     work: Path | None,
@@ -169,6 +170,7 @@ def main(
 def _table(
     folder: Path,
     work: Path,
+    *,
     texts_test: Path | None,
     texts_calibration: Path | None,
     count: int,
@@ -205,8 +207,18 @@ def _table(
         "heal_options": heal_options,
     }
     rows = _earlier(json_file, setting) if resume else []
-    healing = (heal_tokens, heal_data, tuple(shlex.split(heal_options)))
-    bench = Bench(folder, work, tokens, calibration, test, calibration_tokens, *healing, keep)
+    bench = Bench(
+        folder=folder,
+        work=work,
+        windows=tokens,
+        calibration=calibration,
+        held_out=test,
+        calibration_tokens=calibration_tokens,
+        heal_tokens=heal_tokens,
+        heal_data=heal_data,
+        heal_options=tuple(shlex.split(heal_options)),
+        keep=keep,
+    )
     found: dict[str, Any] = {"environment": environment("cpu"), "setting": setting, "original": bench.original()}
     for ask in wanted:
         if ask.name not in [row.name for row in rows]:

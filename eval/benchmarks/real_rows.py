@@ -83,7 +83,7 @@ def _fits(method: Method, calibration: str) -> bool:
     return method.calibration != "needed" if calibration == NONE else method.calibration != "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A conversion, what it took and what it costs.
 
@@ -136,7 +136,7 @@ def quality(model: Any, windows: Tensor, reference: Any | None = None) -> dict[s
     return found if reference is None else found | {"kl": tally.estimate("kl").as_dict()}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Bench:
     """What all rows share.
 
@@ -204,7 +204,7 @@ class Bench:
                 took = run_command(words, self.work)
                 seconds, peak = seconds + took.seconds, max(peak, took.peak)
                 if took.answer is None:
-                    return Row(ask.name, typed, seconds, peak / 1e6, failed=took.said)
+                    return Row(name=ask.name, command=typed, seconds=seconds, peak_mb=peak / 1e6, failed=took.said)
                 answers.append(took.answer)
             return self._measured(ask, typed, seconds, peak, answers[0])
         finally:
@@ -218,7 +218,18 @@ class Bench:
         figures, model = self._figures(self.output(ask))
         ratio = seconds / self.forward_seconds(tokens) if tokens else None
         kind = type(model).__name__
-        return Row(ask.name, typed, seconds, peak / 1e6, tokens, ratio, after, after / before, kind, figures)
+        return Row(
+            name=ask.name,
+            command=typed,
+            seconds=seconds,
+            peak_mb=peak / 1e6,
+            tokens=tokens,
+            forward_ratio=ratio,
+            cache=after,
+            cache_share=after / before,
+            class_name=kind,
+            figures=figures,
+        )
 
     def _figures(self, folder: Path) -> tuple[dict[str, Any], Any]:
         """Of a conversion in every dtype, and the model in the dtype that is stored."""
@@ -245,7 +256,18 @@ class Bench:
         figures, model = self._figures(folder)
         after, before = (cache_bytes_per_token(each) for each in (model, self._originals["stored"]))
         kind, tokens = type(model).__name__, int((made.get("calibration") or {}).get("tokens", 0))
-        return Row(folder.name, typed, None, None, tokens, None, round(after), after / before, kind, figures)
+        return Row(
+            name=folder.name,
+            command=typed,
+            seconds=None,
+            peak_mb=None,
+            tokens=tokens,
+            forward_ratio=None,
+            cache=round(after),
+            cache_share=after / before,
+            class_name=kind,
+            figures=figures,
+        )
 
     @torch.inference_mode()
     def forward_seconds(self, tokens: int) -> float:

@@ -13,7 +13,7 @@ from convert_attn.eval.measures.quality import Estimate, ratio
 _CLEAR = 2.0  # standard errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dominance:
     """One conversion is no worse than another in KL and in cache, and clearly better in one of them.
 
@@ -69,7 +69,12 @@ def dominances(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if bytes_[0] <= bytes_[1] and difference.mean <= 0 and (bytes_[0] < bytes_[1] or clearly):
             kl = (first["quality"]["kl"]["mean"], second["quality"]["kl"]["mean"])
             one = Dominance(
-                first["name"], second["name"], (bytes_[0], bytes_[1]), kl, difference.as_dict(), _decode(first, second)
+                better=first["name"],
+                worse=second["name"],
+                cache_bytes=(bytes_[0], bytes_[1]),
+                kl=kl,
+                kl_difference=difference.as_dict(),
+                decode_ratio=_decode(first, second),
             )
             found.append({**asdict(one), "sentence": one.sentence()})
     return found

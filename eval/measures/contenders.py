@@ -29,7 +29,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HEADROOM = 1.1  # activations and the loader's own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to build a model; plain values, so that another process can build the same.
 
@@ -80,7 +80,7 @@ def _random(config: dict[str, Any], dtype: torch.dtype, device: str) -> Any:
     return model.eval()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contender:
     """One model to compare.
 
@@ -221,14 +221,16 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
             raise UsageError(f"'{origin.name}' is no causal language model but {classes[0]}: nothing can be compared")
         _ = source.weights  # quantised or missing ones are the first thing to say
     trusted = foreign or (trust and source.tokenizer_code is not None)
-    recipe = Recipe(dtype, device, where, commit, trust_remote_code=trusted)
+    recipe = Recipe(dtype=dtype, device=device, model=where, commit=commit, trust_remote_code=trusted)
     said = [leftover_warning(source.leftovers, plain=not foreign)] if source.leftovers else []
     if own and (file := other_code(source)) is not None:
         said.append(
             f"'{origin.name}' carries code that is not of this version of convert-attn ('{file}'): measured is the "
             "code of this version; `convert-attn verify` runs what is carried"
         )
-    return Contender(name, origin, config, recipe, _identity(origin), tuple(said))
+    return Contender(
+        name=name, origin=origin, config=config, recipe=recipe, identity=_identity(origin), warnings=tuple(said)
+    )
 
 
 def _identity(origin: Origin) -> str:

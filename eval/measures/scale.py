@@ -17,7 +17,7 @@ from convert_attn.convert.targets.base import Blueprint, Config
 from convert_attn.eval.measures.contenders import Contender, predicted_numbers
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, kv: int, vocabulary: int, **more: Any) -> Config:
+def _llama(hidden: int, inner: int, *, layers: int, heads: int, kv: int, vocabulary: int, **more: Any) -> Config:
     return {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -48,13 +48,27 @@ SHAPES: dict[str, Config] = {
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),
     "gpt2-xl": _gpt2(1600, 48, 25),
-    "llama-2-7b": _llama(4096, 11008, 32, 32, 32, 32000, max_position_embeddings=4096),
-    "llama-2-13b": _llama(5120, 13824, 40, 40, 40, 32000, max_position_embeddings=4096),
+    "llama-2-7b": _llama(4096, 11008, layers=32, heads=32, kv=32, vocabulary=32000, max_position_embeddings=4096),
+    "llama-2-13b": _llama(5120, 13824, layers=40, heads=40, kv=40, vocabulary=32000, max_position_embeddings=4096),
     "llama-3-8b": _llama(
-        4096, 14336, 32, 32, 8, 128256, max_position_embeddings=8192, rope_parameters={"rope_theta": 5e5}
+        4096,
+        14336,
+        layers=32,
+        heads=32,
+        kv=8,
+        vocabulary=128256,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_theta": 5e5},
     ),
     "mistral-7b": _llama(
-        4096, 14336, 32, 32, 8, 32768, max_position_embeddings=32768, rope_parameters={"rope_theta": 1e6}
+        4096,
+        14336,
+        layers=32,
+        heads=32,
+        kv=8,
+        vocabulary=32768,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_theta": 1e6},
     )
     | {"model_type": "mistral", "sliding_window": None},
 }
@@ -107,7 +121,14 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
         layout = "native" if isinstance(form, LatentCache) and contender.config.model_type == "deepseek_v3" else "auto"
         target = choose(arch, sizes, form, layout)
         result_arch = architecture(target.becomes) if target.becomes and isinstance(form, SharedHeads) else arch
-        plan = Blueprint(arch, result_arch, shape, sizes, form, class_biases(arch, facts_of(arch, shape, name)))
+        plan = Blueprint(
+            arch=arch,
+            result_arch=result_arch,
+            config=shape,
+            sizes=sizes,
+            form=form,
+            biases=class_biases(arch, facts_of(arch, shape, name)),
+        )
         if isinstance(form, LatentCache) and form.rope_dim:
             frequencies = target.frequencies(plan) or sizes.inv_freq[: form.rope_dim // 2]
             frequencies += (0.0,) * (form.rope_dim // 2 - len(frequencies))

@@ -170,6 +170,7 @@ def _check_cache(name: str, model: Any) -> None:
 def compare_speed(
     original: Any,
     converted: Any,
+    *,
     contexts: Sequence[int],
     batch_sizes: Sequence[int],
     repeats: int,

@@ -21,7 +21,7 @@ class Timed:
     reset: Callable[[], None] = lambda: None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spread:
     """Milliseconds of repeated calls: median, quartiles and the fastest."""
 
@@ -36,7 +36,13 @@ class Spread:
         """From the seconds of every call."""
         times = 1e3 * torch.tensor(seconds, dtype=torch.float64)
         lower, median, upper = torch.quantile(times, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-        return cls(median, lower, upper, times.min().item(), len(seconds))
+        return cls(
+            median_ms=median,
+            lower_quartile_ms=lower,
+            upper_quartile_ms=upper,
+            fastest_ms=times.min().item(),
+            repeats=len(seconds),
+        )
 
 
 def _wait(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from convert_attn.eval.results.store import Store
 from convert_attn.eval.tasks.harness import Harness
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that has been checked and chosen."""
 

@@ -153,19 +153,19 @@ def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
 
 
 def _decode(axes: Axes, document: dict[str, Any], styles: dict[str, Any], theme: dict[str, str], batch: int) -> None:
-    _lines(axes, document, styles, theme, batch, "decode")
+    _lines(axes, document, styles=styles, theme=theme, batch=batch, key="decode")
     axes.set_title(f"A decode step, batch {batch}: whole model")
 
 
 def _decode_attention(
     axes: Axes, document: dict[str, Any], styles: dict[str, Any], theme: dict[str, str], batch: int
 ) -> None:
-    _lines(axes, document, styles, theme, batch, "decode_attention")
+    _lines(axes, document, styles=styles, theme=theme, batch=batch, key="decode_attention")
     axes.set_title(f"A decode step, batch {batch}: attention only")
 
 
 def _lines(
-    axes: Axes, document: dict[str, Any], styles: dict[str, Any], theme: dict[str, str], batch: int, key: str
+    axes: Axes, document: dict[str, Any], *, styles: dict[str, Any], theme: dict[str, str], batch: int, key: str
 ) -> None:
     contexts: set[int] = set()
     for model in document["models"]:
@@ -174,8 +174,8 @@ def _lines(
             continue
         # the original takes part in every conversion's run, and machines drift: a comparison is within one run
         dashed = {"color": styles[model["name"]]["color"], "marker": "", "linestyle": "--", "alpha": 0.6}
-        _line(axes, rows, key, "original", None, dashed)
-        _line(axes, rows, key, "converted", model["name"], styles[model["name"]])
+        _line(axes, rows, key=key, side="original", label=None, style=dashed)
+        _line(axes, rows, key=key, side="converted", label=model["name"], style=styles[model["name"]])
         contexts |= {row["context"] for row in rows}
     axes.plot([], [], color=theme["muted"], linestyle="--", label=f"{document['original']['name']}, in the same run")
     axes.set_xscale("log", base=2)
@@ -188,7 +188,7 @@ def _lines(
 
 
 def _line(
-    axes: Axes, rows: list[dict[str, Any]], key: str, side: str, label: str | None, style: dict[str, Any]
+    axes: Axes, rows: list[dict[str, Any]], *, key: str, side: str, label: str | None, style: dict[str, Any]
 ) -> None:
     spreads = [row[key][side] for row in rows]
     middle = [spread["median_ms"] for spread in spreads]

@@ -120,7 +120,7 @@ def window_length(specs: Sequence[str], longest: int) -> int:
     return min([longest, *lengths])
 
 
-def pack(texts: Texts, folder: Path, name: str, length: int, tokens: int, place: Path) -> int:
+def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, place: Path) -> int:
     """Write the windows of every text to train on into a folder.
 
     Args:
@@ -219,7 +219,7 @@ def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
 
 
 def open_text(
-    place: Path, selection_tokens: int, vocabulary: int, name: str, seed: int, weights: Sequence[int] = (1,)
+    place: Path, selection_tokens: int, *, vocabulary: int, name: str, seed: int, weights: Sequence[int] = (1,)
 ) -> Text:
     """The windows that `pack` wrote, parted into those to train on and those to choose on.
 

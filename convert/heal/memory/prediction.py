@@ -71,7 +71,7 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Numbers of parameters.
 
@@ -112,7 +112,15 @@ class Sizes:
         total, outside = sum(blocks.values()), blocks.pop("", 0)
         theirs = 0 if pair.teacher is None else sum(p.numel() for p in _empty(pair.teacher).parameters())
         frozen = sum(p.numel() for n, p in named.items() if n not in trained and (not theirs or learns(n, "attention")))
-        return cls(theirs, total, count, frozen, max(blocks.values(), default=0), table, outside)
+        return cls(
+            teacher=theirs,
+            student=total,
+            trained=count,
+            apart=frozen,
+            block=max(blocks.values(), default=0),
+            table=table,
+            outside=outside,
+        )
 
 
 def _empty(source: Source) -> Any:
@@ -122,7 +130,7 @@ def _empty(source: Source) -> Any:
     return model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictor:
     """All that a prediction is made of.
 
@@ -146,7 +154,7 @@ class Predictor:
 
     @classmethod
     def of(
-        cls, accelerator: Accelerator, pair: Pair, settings: Settings, dtype: torch.dtype, length: int, windows: int
+        cls, accelerator: Accelerator, pair: Pair, *, settings: Settings, dtype: torch.dtype, length: int, windows: int
     ) -> Predictor:
         """For a run; one block is run for it.
 
@@ -157,18 +165,18 @@ class Predictor:
         processes = accelerator.num_processes
         sharded = accelerator.distributed_type == DistributedType.FSDP
         return cls(
-            settings,
-            Sizes.of(pair, settings),
-            measure_block(accelerator, pair.student, settings.learned, length),
-            int(config.num_hidden_layers),
-            int(config.hidden_size),
-            int(config.vocab_size),
-            length,
-            windows,
-            dtype,
-            accelerator.device,
-            processes if sharded else 1,
-            settings.shares(processes)[0],
+            settings=settings,
+            sizes=Sizes.of(pair, settings),
+            block=measure_block(accelerator, pair.student, settings.learned, length),
+            layers=int(config.num_hidden_layers),
+            hidden=int(config.hidden_size),
+            vocabulary=int(config.vocab_size),
+            length=length,
+            windows=windows,
+            dtype=dtype,
+            device=accelerator.device,
+            shards=processes if sharded else 1,
+            own=settings.shares(processes)[0],
         )
 
     def needs(self, micro: int, checkpointing: bool) -> Needs:

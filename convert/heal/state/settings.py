@@ -31,7 +31,7 @@ _COUNTS = (
 _CHANGEABLE = frozenset({"save_every", "micro_batch_size", "gradient_checkpointing", "torch_compile", "max_memory"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The options of the command line, in the field's names.
 

@@ -105,7 +105,7 @@ class _Text:
         return zip(self.before.split(size), self.after.split(size), self.own.split(size), strict=True)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Layerwise:
     """The stage.
 
@@ -200,13 +200,13 @@ class Layerwise:
         with student.loaded(layer) as block:
             known = self.place.kept(name_of(layer))
             if known is None:
-                known = self._train(layer, stem, student, block, text, selection)
+                known = self._train(layer, stem, student=student, block=block, text=text, selection=selection)
             into(block, {name.removeprefix(stem): value for name, value in known.items()})
             for followed in (text, selection):
                 followed.follow(student, layer, self._size())
 
     def _train(
-        self, layer: int, stem: str, student: _Blocks, block: nn.Module, text: _Text, selection: _Text
+        self, layer: int, stem: str, *, student: _Blocks, block: nn.Module, text: _Text, selection: _Text
     ) -> dict[str, Tensor]:
         """What a block has learned, by full names; what it was where that does no better on the selection text."""
         chosen = {name: p for name, p in block.named_parameters() if learns(name, self.settings.learned)}

@@ -41,7 +41,7 @@ def checkpoint_activations(model: Any, reentrant: bool = False) -> None:
     enable({"use_reentrant": reentrant})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Progressed:
     """How far a run is: what a state holds besides what accelerate saves.
 
@@ -60,7 +60,7 @@ class Progressed:
     seconds: float = 0.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Training:
     """A run over the whole student.
 

@@ -30,7 +30,7 @@ def narrow_dtype(accelerator: Accelerator) -> torch.dtype:
     return narrow.get(accelerator.mixed_precision, torch.float32)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Whole:
     """The stage."""
 
@@ -60,18 +60,18 @@ class Whole:
         if self.settings.torch_compile:
             compile_blocks(*(model for model in (student, teacher) if model is not None))
         training = Training(
-            self.accelerator,
-            self.settings,
-            student,
-            theirs,
-            text,
-            used,
-            self.settings.tokens - used * text.length,
-            int(self.pair.config.hidden_size),
-            self.place,
-            self.journal,
-            entry,
-            Progressed(start=start),
+            accelerator=self.accelerator,
+            settings=self.settings,
+            student=student,
+            teacher=theirs,
+            text=text,
+            first=used,
+            tokens=self.settings.tokens - used * text.length,
+            hidden_size=int(self.pair.config.hidden_size),
+            place=self.place,
+            journal=self.journal,
+            entry=entry,
+            done=Progressed(start=start),
         )
         done = training.run(progress)
         self.accelerator.free_memory()  # (it holds on to the model and its optimizer)

@@ -19,7 +19,7 @@ from convert_attn.convert.samples.making.corpus import CONTEXT, VOCABULARY, Corp
 LICENCE_FILE = "LICENSE-PYTHON.txt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What the training depends on besides the text and the architecture."""
 
@@ -32,7 +32,7 @@ class Recipe:
     threads: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quality:
     """A model beside the unigram model, on the same held-out tokens; cross-entropies in nats per token."""
 
@@ -48,7 +48,7 @@ class Quality:
 
 
 def training_record(
-    model: PreTrainedModel, corpus: Corpus, stream: Tensor, quality: Quality, recipe: Recipe, seconds: float
+    model: PreTrainedModel, corpus: Corpus, *, stream: Tensor, quality: Quality, recipe: Recipe, seconds: float
 ) -> dict[str, Any]:
     """What training.json holds."""
     return {

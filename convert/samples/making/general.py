@@ -52,7 +52,7 @@ SHARED = 80  # characters; a longer paragraph stands in one document only
 PARTS = ("general", "general-heldout")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """An extract and where it is from: chunk number `chunk` of a package's file."""
 
@@ -102,7 +102,7 @@ def candidates(pick: Pick, root: Path) -> Iterator[Document]:
             continue
         text = read(names[file], pick.form, pick.start, pick.stop)
         documents = [
-            Document(pick.source, file, number, pick.kind, pick.language, chunk)
+            Document(source=pick.source, file=file, chunk=number, kind=pick.kind, language=pick.language, text=chunk)
             for number, chunk in enumerate(cut(text, pick.size, pick.kind == "code"))
         ]
         taken = 0

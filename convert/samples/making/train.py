@@ -212,7 +212,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def make_sample(
-    name: str, tokenizer: PreTrainedTokenizerFast, corpus: Corpus, recipe: Recipe, folder: Path, report_every: int
+    name: str, tokenizer: PreTrainedTokenizerFast, *, corpus: Corpus, recipe: Recipe, folder: Path, report_every: int
 ) -> Quality:
     """Trains one model, measures it, and writes its folder."""
     stream = token_stream(tokenizer, corpus.training)
@@ -227,7 +227,7 @@ def make_sample(
     folder.mkdir(parents=True, exist_ok=True)
     save(model.half(), tokenizer, folder)
     quality = measure(model, stream, heldout)
-    record = training_record(model, corpus, stream, quality, recipe, seconds)
+    record = training_record(model, corpus, stream=stream, quality=quality, recipe=recipe, seconds=seconds)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card(name, model, record), encoding="utf-8")
     return quality
@@ -273,7 +273,14 @@ def main() -> None:
     write_texts(corpus, root, options.output, command)
     tokenizer = train_tokenizer(corpus.training)
     for name in [options.only] if options.only else sorted(BUILDERS):
-        quality = make_sample(name, tokenizer, corpus, recipe, options.output / name, options.report_every)
+        quality = make_sample(
+            name,
+            tokenizer,
+            corpus=corpus,
+            recipe=recipe,
+            folder=options.output / name,
+            report_every=options.report_every,
+        )
         print(
             f"{name}: held-out perplexity {quality.perplexity:.2f}, unigram {quality.unigram_perplexity:.1f}, "
             f"{quality.times_better:.1f} times better",
