@@ -2,7 +2,7 @@
 
 - V, and K without rotary position: Eckart-Young on the stacked output and score forms, globally optimal.
 - K under rotary position: alternating least squares over one shared K and one query map per head, with the
-  rotation averaged over the offsets a head attends to (`convert.rotary_fit`).
+  rotation averaged over the offsets a head attends to (`maths.shared_key`).
 - Which heads form a group: the balanced partition with the smallest residual of both.
 
 The query and output projections change too, but are not cached: shapes and cache are those of averaged GQA.
