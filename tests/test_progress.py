@@ -13,8 +13,8 @@ import pytest
 from checkpoints import Command, save_tiny
 from rich.console import Console
 
-from convert_attn.convert import progress
-from convert_attn.convert.progress import LINE_EVERY, Lines, noted_bars, progress_bars
+from convert_attn.convert.cli import bars
+from convert_attn.convert.cli.bars import LINE_EVERY, Lines, noted_bars, progress_bars
 
 
 class Clock:
@@ -90,8 +90,8 @@ def test_a_long_step_has_lines_too(lines: Lines, stream: Pieces, clock: Clock) -
 def test_the_watcher_asks_while_nothing_moves(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
-    monkeypatch.setattr(progress, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(bars, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(bars, "_LOOK_EVERY", 0.001)
     with progress_bars(Console(file=io.StringIO())) as advance:
         advance("copy", 0, 2)
         said = ""

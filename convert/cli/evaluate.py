@@ -12,8 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from convert_attn.convert.cli.bars import progress_bars
 from convert_attn.convert.option_types import Numbers
-from convert_attn.convert.progress import progress_bars
 
 
 @click.command("eval")

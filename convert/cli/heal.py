@@ -15,9 +15,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from convert_attn.convert.cli.bars import noted_bars
 from convert_attn.convert.heal.state.journal import Record, Show
 from convert_attn.convert.option_types import Count, Numbers, ShareOrAuto, Size, Words
-from convert_attn.convert.progress import Progress, noted_bars
+from convert_attn.convert.progress import Progress
 
 
 @click.command("heal")

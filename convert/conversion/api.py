@@ -18,7 +18,7 @@ from convert_attn.convert.errors import UsageError, check_options
 from convert_attn.convert.inspection.for_engine import plan_for
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.plan import Plan
-from convert_attn.convert.planning.request import Request, RequestOptions
+from convert_attn.convert.planning.request import Request, RequestOptions, To
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.verification.stored import check_names
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def plan(
     model: str | Path,
     *,
-    to: str,
+    to: To,
     revision: str | None = None,
     subfolder: str | None = None,
     trust_remote_code: bool = False,
@@ -110,7 +110,7 @@ def _own_types() -> frozenset[str]:
 def convert(
     model: str | Path,
     *,
-    to: str,
+    to: To,
     revision: str | None = None,
     subfolder: str | None = None,
     trust_remote_code: bool = False,

@@ -82,14 +82,14 @@ def _or_instead(engine: Engine, source: Source, request: Request) -> str:
     """ ", or ..." with another target that the engine takes, "" where there is none."""
     arch = architecture(source.config["model_type"])
     smaller = divisors(geometry(arch, source.config, source.origin.name).num_kv_heads)[:-1]
-    for to, groups in [("gqa", smaller[-1]), ("mqa", None)] if smaller else []:
-        other = Request(to=to, groups=groups, dtype=request.dtype, output=request.output)
+    grouped = Request(to="gqa", groups=smaller[-1] if smaller else None, dtype=request.dtype, output=request.output)
+    for other in [grouped, replace(grouped, to="mqa", groups=None)] if smaller else []:
         try:
             plan = make_plan(source, other)
         except UsageError:
             continue
         if takes(engine, result_config(plan)):
-            return f"; --to {to} works, which ends in {plan.result_type}"
+            return f"; --to {other.to} works, which ends in {plan.result_type}"
     return ""
 
 

@@ -21,7 +21,7 @@ from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
-from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, choose_form
+from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To, choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, check_calibration
@@ -148,7 +148,7 @@ class Plan:
         return stem is not None and output.info.name in (f"{stem}.weight", f"{stem}.bias")
 
 
-def choose_method(name: str, to: str) -> Method:
+def choose_method(name: str, to: To) -> Method:
     """The method of a name.
 
     Raises:
@@ -250,7 +250,7 @@ def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def default_output(source: Source, to: str, form: Form) -> Path:
+def default_output(source: Source, to: To, form: Form) -> Path:
     """./<name>-gqa4, ./<name>-mqa or ./<name>-mla256."""
     size = {"mqa": "", "gqa": getattr(form, "groups", ""), "mla": getattr(form, "rank", "")}[to]
     return Path(f"{source.origin.short_name}-{to}{size}")

@@ -13,6 +13,9 @@ from convert_attn.convert.errors import UsageError
 
 DTYPE_OPTIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
+To = Literal["gqa", "mqa", "mla"]
+Layout = Literal["auto", "native", "custom"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
 
 
@@ -41,7 +44,7 @@ class Request:
         trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result.
     """
 
-    to: str
+    to: To
     groups: int | None = None
     cache_ratio: float | None = None
     rank: int | None = None
@@ -52,9 +55,9 @@ class Request:
     calibration_tokens: int | None = None
     refit: bool | Literal["mlp"] | None = None
     measure: bool = True
-    layout: str = "auto"
+    layout: Layout = "auto"
     output: Path | None = None
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     device: str = "cpu"
     seed: int = 0
     overwrite: bool = False
@@ -75,8 +78,8 @@ class RequestOptions(TypedDict, total=False):
     calibration_tokens: int | None
     refit: bool | Literal["mlp"] | None
     measure: bool
-    layout: Literal["auto", "native", "custom"]
-    dtype: Literal["auto", "float32", "float16", "bfloat16"]
+    layout: Layout
+    dtype: Dtype
     device: str
     seed: int
     overwrite: bool
