@@ -14,7 +14,7 @@ from tiny import HEADS, load, logits_of, tiny_geometry, tiny_model
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.attention_tensors import split
-from convert_attn.convert.archs.geometry import class_biases, facts_of, geometry, layer_rule
+from convert_attn.convert.archs.geometry import class_biases, facts_of, geometry
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.state.settings import Settings
@@ -68,7 +68,7 @@ def test_a_block_computes_what_its_class_computes(model_type: str, stray: str) -
     for layer in range(sizes.num_layers):
         stem = arch.base + arch.block.format(layer=layer)
         tensors = {name.removeprefix(stem): value for name, value in state.items() if name.startswith(stem)}
-        ours = Attention(split(arch, sizes, tensors), states, layer_rule(sizes, layer)).output()
+        ours = Attention(split(arch, sizes, tensors), states, sizes.block(layer).rule()).output()
         torch.testing.assert_close(ours, _own_output(model, layer, states), atol=2e-5, rtol=1e-4)
 
 

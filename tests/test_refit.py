@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convert_attn.convert.fitting import attention_sample
 from convert_attn.convert.fitting.attention_refit import LayerRefit
-from convert_attn.convert.fitting.attention_sample import SHARED_SCORES, Sample, sample_original, sampled_rows
+from convert_attn.convert.fitting.attention_sample import Sample, sample_original, sampled_rows
 from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients
 from convert_attn.convert.maths.output_ridge import Regression, solve
 from convert_attn.convert.weights.attention import AttentionWeights
@@ -137,7 +137,7 @@ def test_heads_that_changed_places_are_held_against_their_own() -> None:
 
 @pytest.mark.parametrize(("windows", "length", "heads"), [(1, 2, 1), (4, 64, 9), (60, 512, 64), (1, 8192, 32)])
 def test_sampled_queries_lie_in_the_window_and_reach_its_end(windows: int, length: int, heads: int) -> None:
-    rows = torch.arange(length)[sampled_rows(windows, length, heads, SHARED_SCORES)]
+    rows = torch.arange(length)[sampled_rows(windows, length, heads)]
     assert len(rows) == len(set(rows.tolist())) > 0
     assert int(rows.min()) >= 0
     assert length - (length // len(rows) + 1) <= int(rows.max()) < length

@@ -31,7 +31,7 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
     Raises:
         ValueError: a weight is missing.
     """
-    heads, kv_heads, order = geometry.num_heads, geometry.num_kv_heads, geometry.head_order()
+    heads, kv_heads, order = geometry.num_heads, geometry.num_kv_heads, geometry.block(0).head_order()
     names = dict.fromkeys(arch.qkv.roles.values())
     weights = {name: arch.rows(tensors[f"{name}.weight"]) for name in names}
     biases = {name: bias for name in names if (bias := tensors.get(f"{name}.bias")) is not None}
@@ -53,7 +53,7 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
 
 def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> dict[str, Tensor]:
     """The inverse of `split`, for any number of K/V heads, in the layout of `arch`."""
-    back = torch.argsort(geometry.head_order())
+    back = torch.argsort(geometry.block(0).head_order())
     q_bias, k_bias = (None if b is None else b[:, back] for b in (weights.q_bias, weights.k_bias))
     stored = arch.qkv.join((weights.q[:, back], weights.k[:, back], weights.v))
     stored[arch.output] = weights.o.transpose(0, 1).flatten(1)

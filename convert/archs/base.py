@@ -33,9 +33,10 @@ class Architecture:
         block: a decoder block's prefix below `base`, with {layer}.
         qkv: layout of the projections.
         output: the output projection, [D, H d].
-        norm: the norm whose output the projections read.
+        norm: the norm whose output the projections read; None: they read the residual stream as it is.
         mlp_output: the projection that ends the block's MLP, [D, F].
-        position: "rope" (q and k turn with the position) or "learned" (added to the input).
+        position: "rope" (q and k turn with the position), "learned" (added to the input) or "alibi" (scores fall with
+            the distance); `Geometry.block` says it of a layer.
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
         linears: see `transposed`.
@@ -50,8 +51,8 @@ class Architecture:
     block: str
     qkv: Packing
     output: str
-    norm: Norm
-    position: Literal["rope", "learned"]
+    norm: Norm | None
+    position: Literal["rope", "learned", "alibi"]
     mlp_output: str = "mlp.down_proj"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False

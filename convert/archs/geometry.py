@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.classes.class_facts import ClassFacts, class_facts, typed_config
+from convert_attn.convert.archs.block_facts import Added, Alibi, BlockFacts, Position, Rotary, alibi_slopes
+from convert_attn.convert.classes.class_facts import ClassFacts, Rotation, class_facts, typed_config
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.weights.functional import Rule
+
+_ADDED = Added()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,7 @@ class Geometry:
 
     Attributes:
         context: longest input in tokens (`max_position_embeddings`).
-        inv_freq: frequencies of the rotary planes in radians per token; empty without rotary position. With
-            partial rotary it covers the first 2 * len(inv_freq) of the head's dimensions.
-        rope_type: transformers' name for how the frequencies come about, "default" for the plain formula.
-        rotary_scale: what the turned numbers of queries and keys are multiplied by, besides.
+        position: how attention knows where a token stands.
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
         outside_biases: whether a block has biases outside its attention.
@@ -37,9 +34,7 @@ class Geometry:
     num_kv_heads: int
     head_dim: int
     context: int
-    inv_freq: tuple[float, ...] = ()
-    rope_type: str = "default"
-    rotary_scale: float = 1.0
+    position: Position = _ADDED
     windows: tuple[int | None, ...] = ()
     scales: tuple[float, ...] = ()
     outside_biases: bool = False
@@ -58,21 +53,32 @@ class Geometry:
         """What a layer's scores are multiplied by."""
         return self.scales[layer] if self.scales else self.head_dim**-0.5
 
-    def head_order(self) -> Tensor:
-        """[d] positions of a head's dimensions such that plane p is (p, p + d/2); identity for full rotary."""
-        half = len(self.inv_freq)
-        order = torch.arange(self.head_dim)
-        if not half:
-            return order
-        first, second, rest = order[:half], order[half : 2 * half], order[2 * half :]
-        middle = len(rest) // 2
-        return torch.cat([first, rest[:middle], second, rest[middle:]])
+    @property
+    def inv_freq(self) -> tuple[float, ...]:
+        """Frequencies of the rotary planes in radians per token; empty without rotary position."""
+        return self.position.inv_freq if isinstance(self.position, Rotary) else ()
 
-    def plane_frequencies(self) -> Tensor:
-        """[P] frequency of every plane in the order of `head_order`, 0 for planes that do not turn."""
-        frequencies = torch.zeros(self.head_dim // 2, dtype=torch.float64)
-        frequencies[: len(self.inv_freq)] = torch.tensor(self.inv_freq, dtype=torch.float64)
-        return frequencies
+    @property
+    def rope_type(self) -> str:
+        """The formula of the rotary frequencies, "default" without rotary position."""
+        return self.position.formula if isinstance(self.position, Rotary) else "default"
+
+    @property
+    def turns(self) -> bool:
+        """Whether queries and keys turn with the position."""
+        return isinstance(self.position, Rotary)
+
+    def block(self, layer: int) -> BlockFacts:
+        """What a layer's attention is."""
+        return BlockFacts(
+            heads=self.num_heads,
+            kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            hidden_size=self.hidden_size,
+            scale=self.scale(layer),
+            position=self.position,
+            window=self.windows[layer] if self.windows else None,
+        )
 
     def cache_numbers(self, num_kv_heads: int) -> int:
         """Numbers cached per token over all layers: K and V of every K/V head."""
@@ -208,20 +214,14 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         context=config.max_position_embeddings,
-        inv_freq=rotation.inv_freq,
-        rope_type=rotation.kind,
-        rotary_scale=rotation.scale,
+        position=_position(arch, rotation, heads),
         windows=facts.windows,
         scales=facts.scales,
         outside_biases=_outside_biases(arch, facts),
     )
 
 
-def layer_rule(sizes: Geometry, layer: int) -> Rule:
-    """The rule of a layer of the original, as its class has it (`geometry` asks the class; no weights are read)."""
-    return Rule(
-        scale=sizes.scale(layer),
-        inv_freq=sizes.plane_frequencies() if sizes.inv_freq else None,
-        rotary_scale=sizes.rotary_scale,
-        window=sizes.windows[layer] if sizes.windows else None,
-    )
+def _position(arch: Architecture, rotation: Rotation, heads: int) -> Position:
+    if arch.position == "rope":
+        return Rotary(rotation.inv_freq, rotation.kind, rotation.scale)
+    return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()

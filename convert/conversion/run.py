@@ -104,7 +104,7 @@ def _write_weights(
                 if layer in asked:
                     answers.append(answer(asked.pop(layer), converted))
                 if plan.balanced:
-                    converted = balanced(converted, plan.arch.position == "rope")
+                    converted = balanced(converted, plan.geometry.turns)
                 with on_device(plan.request.device):
                     tensors = plan.target.tensors(plan.blueprint, converted, layer)
                 if new.mlp is not None:

@@ -31,6 +31,7 @@ from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients, 
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import (
     Rule,
+    distance_bias,
     keys,
     latent_of,
     queries,
@@ -156,6 +157,9 @@ class LayerRefit:
     def _seen(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
         """The conversion's own attention [B, H, r, length]."""
         scores = scores_of(query, key[:, :, : tile.length])
+        bias = distance_bias(self.rule, tile.length, tile.positions)  # heads that have one stay in their places
+        if bias is not None:
+            scores += bias
         return scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
 
     def _weigh(self, every: list[Tensor], asked: list[Tensor]) -> None:

@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule, keys, may_not_look, queries, values
+from convert_attn.convert.weights.functional import Attention, Rule, distance_bias, keys, may_not_look, queries, values
 
-SHARED_SCORES = 2**25  # in a sample, of all heads: 128 MB for the original's, as much for what they count
-LATENT_SCORES = 2**27
-"""For latents four times as many: what they lose is less, so what half of the queries leave unseen is more of it."""
+_SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
 _TILE_SCORES, _TILE_ROWS = 2**20, 128
 _FEWEST = 16  # queries of a window; where windows are many or long, fewer windows are looked at instead
 
@@ -32,7 +30,7 @@ class Tile:
         positions: [r] the same, as numbers.
         length: the tokens 0..length-1 are all that a query may look at.
         hidden: [r, length] True where one may not.
-        scores: [B, H, r, length] of the original.
+        scores: [B, H, r, length] of the original, without what falls with the distance.
         importance: [B, H, r, length] what errors of scores count, rows sum to one; at first the original's attention.
         output: [B, r, D] of the original's attention.
         weight: [B, r, 1] what the square of an error of the output counts.
@@ -66,15 +64,15 @@ class Sample:
     tiles: list[Tile]
 
 
-def sampled_windows(count: int, length: int, heads: int, scores: int) -> Tensor:
-    """Which of `count` windows of `length` tokens are in a sample of at most `scores` pairs of a query and a token."""
-    most = max(1, scores // (heads * _FEWEST * length))
+def sampled_windows(count: int, length: int, heads: int) -> Tensor:
+    """Which of `count` windows of `length` tokens are in a sample."""
+    most = max(1, _SCORES // (heads * _FEWEST * length))
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
-def sampled_rows(windows: int, length: int, heads: int, scores: int) -> slice:
+def sampled_rows(windows: int, length: int, heads: int) -> slice:
     """Which positions of each sampled window are queries; half of its pairs are never looked at."""
-    stride = min(length, max(1, -(-windows * heads * length * length // (2 * scores))))
+    stride = min(length, max(1, -(-windows * heads * length * length // (2 * _SCORES))))
     return slice(stride - 1, length, stride)
 
 
@@ -88,7 +86,6 @@ def sample_original(
     batches: Sequence[tuple[Tensor, Tensor, Tensor]],
     rule: Rule,
     order: Sequence[int],
-    at_most: int = LATENT_SCORES,
 ) -> Sample:
     """What the original's attention does on a sample.
 
@@ -96,10 +93,9 @@ def sample_original(
         batches: of inputs after the norm in the original and in the conversion [B, T, D], and of residual streams
             in front of the original's attention.
         order: the original's query heads in the order of the conversion's.
-        at_most: pairs of a query and a token, of all heads; some of the queries are taken where there are more.
     """
     windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
-    every = range(*sampled_rows(windows, length, len(weights.q), at_most).indices(length))
+    every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
     found = Sample([converted for _, converted, _ in batches], [])
     for number, (original, _, stream) in enumerate(batches):
         key, value = keys(weights, original, rule), values(weights, original)
@@ -110,7 +106,9 @@ def sample_original(
             hidden = may_not_look(rule, seen, positions)
             query = queries(weights, original[:, rows], rule, positions)
             scores = scores_of(query * rule.scale, key[:, :, :seen])
-            attention = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            bias = distance_bias(rule, seen, positions)
+            biased = scores if bias is None else scores + bias
+            attention = biased.masked_fill(hidden, -torch.inf).softmax(-1)
             heads = mixed(attention, value[:, :, :seen]).transpose(1, 2)
             out = Attention(weights, original, rule).output(heads)
             tile = Tile(

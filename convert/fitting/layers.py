@@ -61,24 +61,33 @@ class Layers:
 
     def prior(self, layer: int) -> Moments:
         """The moments that the block's norm alone lets one guess."""
-        norm = self.plan.block(layer) + self.plan.arch.norm.name
-        gain = self._finite(f"{norm}.weight").to(torch.float64) + self.plan.arch.norm.gain_offset
+        sizes, of_norm = self.plan.geometry, self.plan.arch.norm
+        if of_norm is None:
+            return moments_from_norm(torch.ones(sizes.hidden_size, dtype=torch.float64), None)
+        norm = self.plan.block(layer) + of_norm.name
+        gain = self._finite(f"{norm}.weight").to(torch.float64) + of_norm.gain_offset
         biased = f"{norm}.bias" in self.plan.source.weights.infos
         return moments_from_norm(gain, self._finite(f"{norm}.bias") if biased else None)
 
     def context(self, layer: int, seen: LayerStatistics | None, score_share: float = 1.0) -> LayerContext:
         """What a method may know: measured where there was text, guessed from the norm where there was none."""
         with on_device(self.plan.request.device):
-            return self._context(self.prior(layer), seen, score_share)
+            return self._context(layer, self.prior(layer), seen, score_share)
 
-    def _context(self, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
+    def _context(self, layer: int, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
         sizes = self.plan.geometry
-        rotary = Rotary(sizes.plane_frequencies()) if self.plan.arch.position == "rope" else None
+        block = sizes.block(layer)
+        rotary = Rotary(block.plane_frequencies()) if block.turns else None
         epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
             return LayerContext(
-                moments=prior, rotary=rotary, offsets=offsets, generator=self.generator, epsilon=epsilon
+                moments=prior,
+                rotary=rotary,
+                offsets=offsets,
+                generator=self.generator,
+                epsilon=epsilon,
+                fixed_order=block.fixed_order,
             )
         tokens, keys, attended = seen.damped(prior)
         offsets = seen.offsets(sizes.context)
@@ -91,6 +100,7 @@ class Layers:
             attended=attended,
             score_share=score_share,
             epsilon=epsilon,
+            fixed_order=block.fixed_order,
         )
 
     def convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None = None) -> Converted:

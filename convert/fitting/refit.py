@@ -96,7 +96,6 @@ class SideBySide:
         held: [K, T'] token ids that only look on, None where nothing is measured.
         heads: H, for the size of batches.
         dtype: that the conversion is stored in: the layers after it read what rounded weights make.
-        scores: of the original's attention at a layer, that are in memory at once.
         mlp: the projections that end the MLPs are solved anew too.
     """
 
@@ -109,11 +108,9 @@ class SideBySide:
         *,
         heads: int,
         dtype: torch.dtype,
-        scores: int,
         mlp: bool = False,
     ) -> None:
         self._stream, self._dtype, self._heads, self._mlp = stream, dtype, heads, mlp
-        self._scores = scores
         self._tokens = {"fit": fit, "selection": selection, "held": held}
         self._stack = ExitStack()
         self._texts: dict[str, _Text] = {}
@@ -181,7 +178,7 @@ class SideBySide:
         """Of sampled windows: what both attentions read, and the original's stream."""
         text, device = self._texts["fit"], self._stream.device
         count, length, _ = text.original.shape
-        chosen = sampled_windows(count, length, self._heads, self._scores)
+        chosen = sampled_windows(count, length, self._heads)
         found = []
         for part in chosen.split(windows_at_once(length, self._heads)):
             original, converted = text.original[part].to(device), text.converted[part].to(device)
@@ -233,7 +230,7 @@ class SideBySide:
         order = getattr(converted, "order", ()) or tuple(range(weights.num_heads))
         original = single(weights)
         assert isinstance(original, AttentionWeights)
-        sample: Sample = sample_original(original, inputs, block.rule, order, self._scores)
+        sample: Sample = sample_original(original, inputs, block.rule, order)
         solved = LayerRefit(
             weights=plain,
             sample=sample,

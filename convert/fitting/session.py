@@ -14,7 +14,6 @@ from convert_attn.convert.calibration.calibrate import Calibration, Collecting, 
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.fitting.attention_sample import LATENT_SCORES, SHARED_SCORES
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.fitting.measure import Head, Measured, Report, can_be_measured, measure
 from convert_attn.convert.fitting.ranks import Trial, splits
@@ -110,7 +109,6 @@ class _Session:
                 held,
                 heads=sizes.num_heads,
                 dtype=DTYPES[plan.cache_dtype],
-                scores=LATENT_SCORES if isinstance(plan.form, LatentCache) else SHARED_SCORES,
                 mlp=plan.refit_mlp,
             )
         )

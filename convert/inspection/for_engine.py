@@ -58,7 +58,7 @@ def _keeps_latents(engine: Engine) -> bool:
 
 def _smallest(source: Source, request: Request) -> Request:
     """The request with the smallest latent, which every model can have."""
-    rotary = architecture(source.config["model_type"]).position == "rope"
+    rotary = geometry(architecture(source.config["model_type"]), source.config, source.origin.name).turns
     return replace(request, rank=1, rope_dim=2 if rotary else None, cache_ratio=None)
 
 

@@ -57,7 +57,7 @@ class Inspection:
     """The facts of a checkpoint that decide what it can become.
 
     Attributes:
-        position: "rope" or "learned".
+        position: "rope", "learned" or "alibi".
         dtype: safetensors' name of the weights' dtype, which is taken for the cache's.
         parameters: how many numbers the weights hold, None where only config.json could be read.
         warnings: sentences for the user.
@@ -119,7 +119,7 @@ def inspect(
         model=source.origin.name,
         commit=source.origin.commit,
         model_type=arch.model_type,
-        position=arch.position,
+        position=sizes.position.kind,
         sizes=sizes,
         dtype=dtype,
         parameters=parameters,

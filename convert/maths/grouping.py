@@ -34,6 +34,12 @@ class _Memo:
         return [self._known[g] for g in groups]
 
 
+def contiguous(num_heads: int, groups: int) -> list[Group]:
+    """Part range(num_heads) into neighbours, as averaged GQA does."""
+    size = num_heads // groups
+    return [tuple(range(g * size, (g + 1) * size)) for g in range(groups)]
+
+
 def best_partition(num_heads: int, groups: int, head_dim: int, costs: Costs, affinity: Tensor) -> list[Group]:
     """The balanced partition of range(num_heads) into `groups` groups that costs least, by swap search.
 
@@ -50,13 +56,12 @@ def best_partition(num_heads: int, groups: int, head_dim: int, costs: Costs, aff
     Returns:
         groups as sorted tuples, ordered by their first head.
     """
-    size = num_heads // groups
-    contiguous = [tuple(range(g * size, (g + 1) * size)) for g in range(groups)]
+    size, plain = num_heads // groups, contiguous(num_heads, groups)
     if groups in (1, num_heads):
-        return contiguous
+        return plain
     memo = _Memo(costs, min(_MOST, _WORK // (size * head_dim) ** 3))
-    alike = _swap_search(contiguous, _Memo(_affinity_costs(affinity), _MOST_CHEAP))
-    starts = [contiguous, alike]
+    alike = _swap_search(plain, _Memo(_affinity_costs(affinity), _MOST_CHEAP))
+    starts = [plain, alike]
     if comb(num_heads, size) <= _EXHAUSTIVE:
         starts.append(_greedy(num_heads, size, memo))
     best = min(starts, key=lambda partition: sum(memo(partition)))

@@ -25,6 +25,7 @@ class LayerContext:
         offsets: how far back the heads look (used under rotary position only).
         generator: seeded; the only source of randomness.
         score_share: MLA: how much errors of scores count against errors of outputs, both relative (lambda).
+        fixed_order: query heads must stay in their places, as something of theirs (ALiBi's slopes) does not move.
         epsilon: the spacing of the numbers the result is stored in, relative (`torch.finfo(dtype).eps`).
     """
 
@@ -36,6 +37,7 @@ class LayerContext:
     attended: Moments | None = None
     score_share: float = 1.0
     epsilon: float = torch.finfo(torch.float32).eps
+    fixed_order: bool = False
 
     @property
     def key_moments(self) -> Moments:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from convert_attn.convert.maths.grouping import Group, best_partition
+from convert_attn.convert.maths.grouping import Group, best_partition, contiguous
 from convert_attn.convert.maths.head_sharing import Stack, damping, double
 from convert_attn.convert.maths.moments import gram, own_gram
 from convert_attn.convert.maths.shared_key import RotaryKeys, fit_rotary, rotary_residuals
@@ -112,8 +112,11 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         weights = drop_key_bias(weights)
     weights = fold_value_bias(weights)
     layer = _Layer.of(weights, context)
-    affinity = layer.keys.affinity() + layer.values.affinity()
-    partition = best_partition(weights.num_kv_heads, groups, weights.head_dim, layer.costs, affinity)
+    if context.fixed_order:
+        partition = contiguous(weights.num_kv_heads, groups)
+    else:
+        affinity = layer.keys.affinity() + layer.values.affinity()
+        partition = best_partition(weights.num_kv_heads, groups, weights.head_dim, layer.costs, affinity)
     shared = _room(weights, groups)
     for n, group in enumerate(partition):
         part = vars(_share_group(weights, layer, group))

@@ -222,8 +222,9 @@ def _check_attention(arch: Architecture, facts: ClassFacts, prefix: str, source:
         expected = facts.attention(layer)
         for path, shape in expected.items():
             _check_tensor(source, prefix + path, shape)
-        norm = f"{arch.block.format(layer=layer)}{arch.norm.name}.weight"
-        _check_tensor(source, prefix + norm, facts.parameters[norm])
+        if arch.norm is not None:
+            norm = f"{arch.block.format(layer=layer)}{arch.norm.name}.weight"
+            _check_tensor(source, prefix + norm, facts.parameters[norm])
         for name in (name for name in infos if name.startswith(f"{prefix}{module}.")):
             path = name.removeprefix(prefix)
             if path not in expected and path not in facts.buffers and name.removeprefix(block) not in arch.buffers:

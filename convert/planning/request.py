@@ -162,7 +162,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
             "do nothing; drop --latent-norm or --layout native"
         )
     _check_latent_fits(sizes)
-    rotary = arch.position == "rope"
+    rotary = sizes.turns
     whole = 2 * sizes.num_kv_heads * sizes.head_dim
     if request.cache_ratio is not None:
         return _latent_of_ratio(request, rotary, whole, sizes)

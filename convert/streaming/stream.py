@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.geometry import Geometry, layer_rule
+from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.streaming.skeleton import Skeleton
 from convert_attn.convert.weights.functional import Rule
@@ -82,11 +82,12 @@ class Stream:
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
-            norm, mlp_output = (module.get_submodule(name) for name in (self._arch.norm.name, self._arch.mlp_output))
+            norm = nn.Identity() if self._arch.norm is None else module.get_submodule(self._arch.norm.name)
+            mlp_output = module.get_submodule(self._arch.mlp_output)
             yield Block(
                 module=module,
                 norm=norm,
                 attention=attention,
                 mlp_output=mlp_output,
-                rule=layer_rule(self._sizes, layer),
+                rule=self._sizes.block(layer).rule(),
             )

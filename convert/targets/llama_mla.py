@@ -11,7 +11,7 @@ FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gemma": "
 def _configure(blueprint: Blueprint) -> Config:
     arch, sizes = blueprint.arch, blueprint.sizes
     return latent_config(blueprint) | {
-        "norm_gain_offset": arch.norm.gain_offset,
+        "norm_gain_offset": arch.norm.gain_offset if arch.norm else 0.0,
         "embedding_multiplier": sizes.hidden_size**0.5 if arch.scaled_embedding else 1.0,
         "fused_gate_up": arch.fused_gate_up,
         "sliding_window": sizes.windows[0] if sizes.windows else None,

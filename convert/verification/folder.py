@@ -156,7 +156,7 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
 
 def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
     """The size [D] of what the norm in front of attention gives: on other numbers rounding may be amplified."""
-    names = {arch.norm.name for arch in architectures().values()}
+    names = {arch.norm.name for arch in architectures().values() if arch.norm}
     norm = next(f"{block}{name}" for name in sorted(names) if f"{block}{name}.weight" in source.weights.infos)
     gain = source.weights.read(f"{norm}.weight").double() + getattr(config, "norm_gain_offset", 0.0)
     biased = f"{norm}.bias" in source.weights.infos

@@ -17,7 +17,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from convert_attn.convert.archs.geometry import layer_rule
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.fitting.layers import Layers
@@ -115,7 +114,7 @@ class _Judge:
             ConvertAttnError: the class and our reading disagree.
         """
         plan = self._plan
-        rule = layer_rule(plan.geometry, layer)
+        rule = plan.geometry.block(layer).rule()
         short = replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
         weights = self._layers.read(layer).to(torch.float32)
         x = self._input(layer)
@@ -141,7 +140,7 @@ class _Judge:
         """What the class's attention module makes of x [1, S, D]: [1, S, D] in float32."""
         block = self._skeleton.blocks[layer]
         local = self._plan.arch.output.rpartition(".")[0]
-        attention, norm = block.get_submodule(local), block.get_submodule(self._plan.arch.norm.name)
+        attention, of_norm = block.get_submodule(local), self._plan.arch.norm
         stem = f"{self._skeleton.stem}{layer}."
         parameters = dict(self._skeleton.model.named_parameters())
         # the attention's own, and vectors: norms in front of it
@@ -162,10 +161,15 @@ class _Judge:
         def after_norm(module: nn.Module, args: Any, out: Tensor) -> None:
             seen["norm"] = out
 
+        def before_block(module: nn.Module, args: Any, kwargs: Any) -> None:
+            seen["norm"] = args[0] if args else kwargs["hidden_states"]
+
         handles = [
             attention.register_forward_pre_hook(enter, with_kwargs=True),
             attention.register_forward_hook(leave),
-            norm.register_forward_hook(after_norm),
+            block.register_forward_pre_hook(before_block, with_kwargs=True)
+            if of_norm is None
+            else block.get_submodule(of_norm.name).register_forward_hook(after_norm),
         ]
         embedded = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
         names = [*self._outside, *names]
@@ -179,10 +183,11 @@ class _Judge:
                 handle.remove()
         # numbers that are not finite are found, and named, where files are read back
         if "norm" not in seen or not torch.equal(seen["norm"].nan_to_num(), seen["read"].nan_to_num()):
+            read = "the block reads" if of_norm is None else f"'{of_norm.name}' gives"
             raise ConvertAttnError(
-                f"the attention of layer {layer} of '{self._plan.source.origin.name}' does not read what "
-                f"'{self._plan.arch.norm.name}' gives in {self._class(attention)}, which the conversion takes for "
-                "granted; nothing was written: use another version of transformers"
+                f"the attention of layer {layer} of '{self._plan.source.origin.name}' does not read what {read} in "
+                f"{self._class(attention)}, which the conversion takes for granted; nothing was written: use another "
+                "version of transformers"
             )
         return seen["given"]
 

@@ -29,12 +29,14 @@ class Rule:
         inv_freq: [P] frequencies of a head's rotary planes, 0 where one does not turn; None without rotary position.
         rotary_scale: what turning planes are multiplied by, besides (YaRN and LongRoPE have one).
         window: how many tokens back a token sees, None for all.
+        slopes: [H] what a head's scores lose per token of distance; None: nothing.
     """
 
     scale: float
     inv_freq: Tensor | None = None
     rotary_scale: float = 1.0
     window: int | None = None
+    slopes: Tensor | None = None
 
 
 def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor | None = None) -> Tensor:
@@ -122,6 +124,14 @@ def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
     return hidden if rule.window is None else hidden | (offset >= rule.window)
 
 
+def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
+    """[H, r, T] what is added to scores of queries at r positions and T tokens at 0..T-1; None where nothing is."""
+    if rule.slopes is None:
+        return None
+    ahead = torch.arange(length, device=positions.device) - positions[:, None]
+    return rule.slopes.to(positions.device)[:, None, None] * ahead
+
+
 @dataclass(frozen=True)
 class Attention:
     """One layer's attention on a batch.
@@ -146,31 +156,43 @@ class Attention:
         length = self.x.shape[1]
         return may_not_look(self.rule, length, torch.arange(length, device=self.x.device))
 
+    @cached_property
+    def _bias(self) -> Tensor | None:
+        length = self.x.shape[1]
+        return distance_bias(self.rule, length, torch.arange(length, device=self.x.device))
+
     def probabilities(self, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the heads with their attention probabilities [B, part, r, T], of queries at `rows` [r] or of all."""
         query, key, hidden = self._heads.query, self._heads.key, self._hidden
+        bias = self._bias
         if rows is not None:
             query, hidden = query[:, :, rows], hidden[rows]
+            bias = None if bias is None else bias[:, rows]
         heads, per_key = query.shape[1], query.shape[1] // key.shape[1]
         at_once = max(1, _SCORES // (query.shape[0] * query.shape[2] * key.shape[2]))
         for begin in range(0, heads, at_once):
             part = slice(begin, min(begin + at_once, heads))
             keys = key[:, [head // per_key for head in range(part.start, part.stop)]]
             scores = (query[:, part] * self.rule.scale) @ keys.mT
+            if bias is not None:
+                scores += bias[part]
             yield part, scores.masked_fill_(hidden, -torch.inf).softmax(-1)
 
     def head_outputs(self) -> Tensor:
         """What the output projection reads: [B, T, H, a]."""
         heads = self._heads
         grouped = heads.query.shape[1] != heads.key.shape[1]
-        plain = self.rule.window is None
+        bias, plain = self._bias, self.rule.window is None and self.rule.slopes is None
+        seen = None if plain else ~self._hidden
+        if bias is not None and seen is not None:
+            seen = bias.masked_fill(~seen, -torch.inf).to(heads.query.dtype)
         # the fused kernel takes values as wide as keys only, and is worth the padding
         width = heads.value.shape[-1]
         mixed: Tensor = scaled_dot_product_attention(
             heads.query,
             heads.key,
             pad(heads.value, (0, max(0, heads.key.shape[-1] - width))),
-            attn_mask=None if plain else ~self._hidden,
+            attn_mask=seen,
             is_causal=plain,
             scale=self.rule.scale,
             enable_gqa=grouped,
