@@ -123,7 +123,7 @@ def test_balancing_a_latent_leaves_its_output_equal_to_the_last_bit(norm: bool, 
     weights = _latent(norm, biased)
     even = balanced_latent(weights)
     x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1))
-    before, after = (Attention(w, x, Rule(0.4)).output() for w in (weights, even))
+    before, after = (Attention(w, x, Rule(scale=0.4)).output() for w in (weights, even))
     assert torch.equal(before, after)
     _between(_square(even.q_nope, even.q_nope_bias), even.up_k.square().mean(-1))
     _between(even.up_v.square().mean(-1), even.o.square().mean(1))

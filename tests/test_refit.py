@@ -18,10 +18,12 @@ from convert_attn.convert.weights.functional import Attention, Rule
 from convert_attn.convert.weights.latent import LatentWeights
 
 D, H, K, SIZE, LENGTH, WINDOWS = 24, 4, 2, 6, 20, 12
+_TURNS = torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64)
 RULES = {
-    "rotary": Rule(SIZE**-0.5, torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64)),
-    "rotary, window": Rule(SIZE**-0.5, torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64), 1.1, 7),
-    "none": Rule(SIZE**-0.5),
+    "rotary": Rule(scale=SIZE**-0.5, inv_freq=_TURNS),
+    "rotary, window": Rule(scale=SIZE**-0.5, inv_freq=_TURNS, rotary_scale=1.1, window=7),
+    "none": Rule(scale=SIZE**-0.5),
+    "slopes": Rule(scale=SIZE**-0.5, slopes=torch.tensor([0.5, 0.1, 0.02, 0.3])),
 }
 
 

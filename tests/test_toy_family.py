@@ -122,11 +122,8 @@ def test_on_text_the_fit_gets_better(toy: tuple[Path, Any], tmp_path: Path) -> N
     with torch.no_grad():
         wanted = model(windows[:8]).logits.log_softmax(-1)
         lost = {}
-        for name, options in {
-            "weights": {"calibration": None},
-            "text": {"calibration": str(place / "fit.npy")},
-        }.items():
-            made = convert(place / "in", to="gqa", groups=2, output=place / name, measure=False, **options)  # type: ignore[arg-type]
+        for name, text in {"weights": None, "text": str(place / "fit.npy")}.items():
+            made = convert(place / "in", to="gqa", groups=2, output=place / name, measure=False, calibration=text)
             ours = loaded(made.output)(windows[:8]).logits.log_softmax(-1)
             lost[name] = float((wanted.exp() * (wanted - ours)).sum(-1).mean())
     assert lost["text"] < lost["weights"]

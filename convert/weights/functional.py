@@ -20,7 +20,7 @@ from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
 _SCORES = 2**26  # scores in memory at once (256 MB in float32): heads are taken in parts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """How the scores of a layer become probabilities.
 
