@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from convert_attn.convert.archs import architectures
+from convert_attn.modeling import FAMILIES
+
 ROOT = Path(__file__).parent.parent
 
 # from the ground up: a package may import from those before it in this list, and a module from those in its own package
@@ -156,4 +159,22 @@ def test_dataclasses_with_many_fields_are_made_by_name() -> None:
             fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
             if len(fields) > FIELDS and not any("kw_only=True" in text for text in made):
                 found.append(f"{name}.{node.name}")
+    assert not found
+
+
+# --- families are named where they are
+
+PLACES = ("convert.archs", "convert.targets", "convert.serving_rules", "convert.samples", "eval.benchmarks", "modeling")
+SHAPES = {"eval.measures.scale"}  # sizes as they were published, by the names of the models
+
+
+def test_no_family_is_named_outside_its_own_files() -> None:
+    families = {*architectures(), *FAMILIES}
+    found = [
+        f"{name}:{node.lineno} {node.value}"
+        for name, tree in _trees()
+        if not name.startswith(PLACES) and name not in SHAPES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in families
+    ]
     assert not found

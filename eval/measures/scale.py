@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from convert_attn import modeling
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, form_of
 from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.classes.class_facts import typed_config
@@ -118,7 +119,8 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
         if isinstance(form, SharedHeads) and form.groups == sizes.num_kv_heads:
             found.append(_scaled(contender, name, shape))
             continue
-        layout = "native" if isinstance(form, LatentCache) and contender.config.model_type == "deepseek_v3" else "auto"
+        native = isinstance(form, LatentCache) and contender.config.model_type not in modeling.FAMILIES
+        layout = "native" if native else "auto"
         target = choose(arch, sizes, form, layout)
         result_arch = architecture(target.becomes) if target.becomes and isinstance(form, SharedHeads) else arch
         plan = Blueprint(
