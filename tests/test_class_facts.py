@@ -14,12 +14,13 @@ from tiny import HEADS, load, logits_of, tiny_geometry, tiny_model
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.attention_tensors import split
+from convert_attn.convert.archs.cache_form import form_of
 from convert_attn.convert.archs.geometry import class_biases, facts_of, geometry
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.state.settings import Settings
 from convert_attn.convert.weights.functional import Attention
-from convert_attn.eval.measures.contenders import cache_form, predicted_numbers
+from convert_attn.eval.measures.contenders import predicted_numbers
 
 ROTARY = ("llama", "mistral", "qwen2", "gemma", "phi3")
 # keys that some class reads and others do not, and sizes at which they would show
@@ -179,7 +180,7 @@ def test_predicted_sizes_of_ranks_by_layer_are_the_real_ones() -> None:
         "rope_inv_freq": [[1.0, 0.1]] * 3,
     }
     assert predicted_numbers(raw, "tiny") == 8 + 40 + 24 + 3 * 4
-    assert cache_form(typed_config(raw, "tiny")) == "MLA 24 + 4"
+    assert form_of(typed_config(raw, "tiny")).label(HEADS) == "MLA 24 + 4"
 
 
 @pytest.mark.parametrize("entry", [4e-12, -8.6e-12, 0.0])
