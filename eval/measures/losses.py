@@ -137,7 +137,7 @@ def probe_distances(length: int, passage: int) -> list[int]:
 
 
 def probe(
-    original: Any, converted: Any, *, passages: Passages, advance: Advance, passage: int = 32, count: int = 32
+    original: Any, converted: Any, passages: Passages, advance: Advance, *, passage: int = 32, count: int = 32
 ) -> list[dict[str, Any]]:
     """How well tokens are copied from far back (a probe as in Olsson et al. 2022, "In-context Learning and Induction
     Heads", on passages of the text instead of random tokens).
