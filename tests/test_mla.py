@@ -14,6 +14,7 @@ from tiny import HEADS, SIZES, get_attention, load, logits_of, set_attention, ti
 
 from convert_attn import ConvertAttnError, convert
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.block_facts import Rotary
 from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.conversion import api
@@ -251,7 +252,15 @@ def test_cache_ratio_fills_the_share_in_multiples_of_eight(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("ratio", "split"), [(0.5, (80, 48)), (0.25, (32, 32)), (0.125, (16, 16)), (0.75, (120, 72))])
 def test_half_of_a_small_cache_is_rotary_and_three_eighths_of_a_large_one(ratio: float, split: tuple[int, int]) -> None:
-    sizes = Geometry(hidden_size=128, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=16, context=64)
+    sizes = Geometry(
+        hidden_size=128,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=16,
+        context=64,
+        position=Rotary((1.0, 0.5)),
+    )
     form = choose_form(Request(to="mla", cache_ratio=ratio), architectures()["llama"], sizes)
     assert form == LatentCache(*split)
 

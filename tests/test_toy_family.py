@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from convert_attn.convert.archs.block_facts import Alibi, alibi_slopes
 from convert_attn.convert.archs.cache_form import SharedHeads
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.targets import fitting
+from convert_attn.convert.verification.process import ISOLATED
 
 HERE = Path(__file__).parent / "toy"
 FACTS = '''"""The toy family."""
@@ -38,10 +40,11 @@ HEADS = 8
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Any]]:
     """A checkpoint of the family, and the model; the class is known here and in processes that are started."""
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=":")
+    ISOLATED.stop()  # one that runs already has not heard of it
     family = importlib.import_module("toy_family")
     place = tmp_path / "archs"
     place.mkdir()
@@ -64,7 +67,8 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Any]:
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path / "in")
-    return tmp_path, model
+    yield tmp_path, model
+    ISOLATED.stop()
 
 
 def logits(model: Any) -> torch.Tensor:

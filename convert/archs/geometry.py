@@ -64,6 +64,11 @@ class Geometry:
         return self.position.formula if isinstance(self.position, Rotary) else "default"
 
     @property
+    def rotary_scale(self) -> float:
+        """What the turned numbers of queries and keys are multiplied by, besides."""
+        return self.position.scale if isinstance(self.position, Rotary) else 1.0
+
+    @property
     def turns(self) -> bool:
         """Whether queries and keys turn with the position."""
         return isinstance(self.position, Rotary)

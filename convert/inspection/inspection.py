@@ -75,7 +75,8 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        sizes = {key: value for key, value in asdict(self.sizes).items() if key != "inv_freq"}
+        sizes = {key: value for key, value in asdict(self.sizes).items() if key != "position"}
+        sizes |= {"rope_type": self.sizes.rope_type, "rotary_scale": self.sizes.rotary_scale}
         rows = [
             {
                 "name": row.name,

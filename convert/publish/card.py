@@ -212,7 +212,7 @@ def how_to_load(auto: str, custom: bool, where: str) -> str:
 
 def _healed(config: Mapping[str, Any], name: str) -> Iterator[str]:
     """Training after the conversion, run by run."""
-    runs = config["convert_attn"].get("heal") or []
+    runs = [run for run in config["convert_attn"].get("heal") or [] if "stages" in run]
     if runs:
         yield "## Healed"
     for run in runs:
