@@ -61,7 +61,8 @@ def test_the_peak_is_what_was_predicted(change: dict[str, Any], tmp_path: Path) 
     told, peak = _peak(options | {"batch_size": 8, "selection_tokens": 4 * length, "stages": ("distill",)} | change)
     predicted = float(re.findall(r"predicted: ([\d.]+) GB", told)[0])
     # (whole logits, half a GB in fp32 for one model, would be far beyond)
-    assert 0.7 < predicted / peak < 1.5, told
+    # (without a bound the heap may keep holes: see planning._HOLES)
+    assert 0.5 < predicted / peak < 1.5, told
 
 
 def _predictor(own: int = 8, **options: Any) -> Predictor:
