@@ -58,11 +58,25 @@ def test_the_peak_is_what_was_predicted(change: dict[str, Any], tmp_path: Path) 
     np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(1, words, (24, length)))
     options = {"converted": str(tmp_path / "student"), "teacher": str(tmp_path / "in"), "cpu": True}
     options |= {"data": str(tmp_path / "tokens.npy"), "output": str(tmp_path / "out"), "tokens": 16 * length}
-    told, peak = _peak(options | {"batch_size": 8, "selection_tokens": 4 * length, "stages": ("distill",)} | change)
-    predicted = float(re.findall(r"predicted: ([\d.]+) GB", told)[0])
+    options |= {"batch_size": 8, "selection_tokens": 4 * length, "stages": ("distill",)} | change
+    told, peak = _peak(options)
+    predicted, kept, held = _told(told)
     # (whole logits, half a GB in fp32 for one model, would be far beyond)
-    # (without a bound the heap may keep holes: see planning._HOLES)
-    assert 0.5 < predicted / peak < 1.5, told
+    assert 0.75 < predicted / peak < 1.3, told
+    assert kept > 0
+    bound = held + 1.1 * (predicted - held - kept)  # with which nothing is kept that is freed
+    told, peak = _peak(options | {"output": str(tmp_path / "tight"), "max_memory": int(bound * 1e9)})
+    predicted, kept, _ = _told(told)
+    assert kept == 0
+    assert 0.85 < predicted / peak < 1.2, told
+    assert peak < 1.1 * bound
+
+
+def _told(words: str) -> tuple[float, float, float]:
+    """What a run said it takes, what it keeps of that though it is freed and what it held already, in GB."""
+    predicted, held = (float(re.findall(rf"{name} ([\d.]+) GB", words)[0]) for name in ("predicted:", "already"))
+    kept = re.findall(r"kept ([\d.]+) GB", words)
+    return predicted, float(kept[0]) if kept else 0.0, held
 
 
 def _predictor(own: int = 8, **options: Any) -> Predictor:

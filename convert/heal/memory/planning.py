@@ -77,7 +77,12 @@ def decide(predictor: Predictor, settings: Settings, place: Workplace) -> str:
         if needs.peak <= room.free:
             plan = Plan(micro, again, needs)
     place.keep(_KEPT, {}, {"micro": plan.micro, "checkpointing": plan.checkpointing, "peak": plan.needs.peak})
-    return plan.sentence(room.held, room.free)
+    return plan.sentence(room.held, room.free, 0 if tight(place, room) else _holes(plan, predictor.device))
+
+
+def _holes(plan: Plan, device: torch.device) -> int:
+    """Bytes that the C library's heap may keep of what is freed, where nothing asks for them back."""
+    return int((_HOLES - 1) * plan.needs.peak) if device.type == "cpu" else 0
 
 
 def begun(place: Workplace) -> bool:

@@ -61,13 +61,14 @@ class Plan:
     checkpointing: bool
     needs: Needs
 
-    def sentence(self, already: int, free: int) -> str:
-        """For the user; `already`: bytes that the process holds, `free`: that it may take."""
+    def sentence(self, already: int, free: int, holes: int) -> str:
+        """For the user; bytes that the process holds `already`, that are `free`, that a heap keeps as `holes`."""
         needs, again = self.needs, ", activations computed again" if self.checkpointing else ""
+        kept = f", freed but kept {giga(holes)}" if holes else ""
         return (
-            f"Memory at the peak, predicted: {giga(already + needs.peak)} (weights {giga(needs.weights)}, gradients "
-            f"and optimizer {giga(needs.learning)}, activations and logits {giga(needs.passing)}, what runs already "
-            f"{giga(already)}); {giga(free)} are free. {_windows(self.micro)} at a time{again}."
+            f"Memory at the peak, predicted: {giga(already + needs.peak + holes)} (weights {giga(needs.weights)}, "
+            f"gradients and optimizer {giga(needs.learning)}, activations and logits {giga(needs.passing)}{kept}, what "
+            f"runs already {giga(already)}); {giga(free)} are free. {_windows(self.micro)} at a time{again}."
         )
 
 
