@@ -51,8 +51,14 @@ def latent(rotary: bool) -> LatentWeights:
     )
 
 
+def seen(original: AttentionWeights, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What both read, the same here, with what the original makes of it."""
+    output = Attention(original, x, rule).output()
+    return x, x, output, torch.randn_like(output) + output
+
+
 def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights, rule: Rule) -> LayerRefit:
-    batches = [(x, x, torch.randn(6, LENGTH, D)) for x in torch.randn(WINDOWS, LENGTH, D).split(6)]
+    batches = [seen(original, x, rule) for x in torch.randn(WINDOWS, LENGTH, D).split(6)]
     sample: Sample = sample_original(original, batches, rule, range(H))
     moment = torch.eye(D, dtype=torch.float64)
     return LayerRefit(weights=weights, sample=sample, rule=rule, tokens=moment, key_tokens=moment, value_tokens=moment)
@@ -92,7 +98,7 @@ def test_tiles_are_the_whole_attention_cut_in_pieces(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(attention_sample, "_TILE_ROWS", 3)
     original, x = heads(), torch.randn(2, LENGTH, D)
     for rule in RULES.values():
-        sample = sample_original(original, [(x, x, x)], rule, range(H))
+        sample = sample_original(original, [seen(original, x, rule)], rule, range(H))
         whole = torch.cat([part for _, part in Attention(original, x, rule).probabilities()], 1)
         rows = torch.cat([tile.positions for tile in sample.tiles])
         assert torch.equal(rows, torch.arange(LENGTH))
@@ -128,7 +134,7 @@ def test_heads_that_changed_places_are_held_against_their_own() -> None:
     original, order = heads(), [2, 3, 0, 1]
     moved = replace(original, q=original.q[order], o=original.o[order], k=original.k[[1, 0]], v=original.v[[1, 0]])
     x = torch.randn(WINDOWS, LENGTH, D)
-    sample = sample_original(original, [(x, x, x)], RULES["rotary"], order)
+    sample = sample_original(original, [seen(original, x, RULES["rotary"])], RULES["rotary"], order)
     moment = torch.eye(D, dtype=torch.float64)
     after = LayerRefit(
         weights=moved, sample=sample, rule=RULES["rotary"], tokens=moment, key_tokens=moment, value_tokens=moment

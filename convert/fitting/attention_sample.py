@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule, distance_bias, keys, may_not_look, queries, values
+from convert_attn.convert.weights.functional import Rule, distance_bias, keys, may_not_look, queries
 
 _SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
 _TILE_SCORES, _TILE_ROWS = 2**20, 128
@@ -83,22 +83,22 @@ def windows_at_once(length: int, heads: int) -> int:
 
 def sample_original(
     weights: AttentionWeights,
-    batches: Sequence[tuple[Tensor, Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
     rule: Rule,
     order: Sequence[int],
 ) -> Sample:
     """What the original's attention does on a sample.
 
     Args:
-        batches: of inputs after the norm in the original and in the conversion [B, T, D], and of residual streams
-            in front of the original's attention.
+        batches: [B, T, D] of inputs after the norm in the original and in the conversion, of what the original's
+            attention gives, and of the residual stream after it.
         order: the original's query heads in the order of the conversion's.
     """
-    windows, length = sum(len(part) for part, _, _ in batches), batches[0][0].shape[1]
+    windows, length = sum(len(part) for part, *_ in batches), batches[0][0].shape[1]
     every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
-    found = Sample([converted for _, converted, _ in batches], [])
-    for number, (original, _, stream) in enumerate(batches):
-        key, value = keys(weights, original, rule), values(weights, original)
+    found = Sample([converted for _, converted, _, _ in batches], [])
+    for number, (original, _, output, attended) in enumerate(batches):
+        key = keys(weights, original, rule)
         for begin in range(0, len(every), _TILE_ROWS):
             part = every[begin : begin + _TILE_ROWS]
             rows, seen = slice(part.start, part[-1] + 1, part.step), part[-1] + 1
@@ -109,8 +109,6 @@ def sample_original(
             bias = distance_bias(rule, seen, positions)
             biased = scores if bias is None else scores + bias
             attention = biased.masked_fill(hidden, -torch.inf).softmax(-1)
-            heads = mixed(attention, value[:, :, :seen]).transpose(1, 2)
-            out = Attention(weights, original, rule).output(heads)
             tile = Tile(
                 batch=number,
                 rows=rows,
@@ -119,8 +117,8 @@ def sample_original(
                 hidden=hidden,
                 scores=scores[:, order],
                 importance=attention[:, order],
-                output=out,
-                weight=(stream[:, rows] + out).square().sum(-1, keepdim=True).reciprocal(),
+                output=output[:, rows],
+                weight=attended[:, rows].square().sum(-1, keepdim=True).reciprocal(),
             )
             found.tiles.append(tile)
     return found

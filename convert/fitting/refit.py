@@ -174,16 +174,18 @@ class SideBySide:
             self._advance_converted(block, converted)
         return NewLayer(converted, mlp)
 
-    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of sampled windows: what both attentions read, and the original's stream."""
-        text, device = self._texts["fit"], self._stream.device
-        count, length, _ = text.original.shape
+    def _sampled(self, *states: Tensor) -> Iterator[list[Tensor]]:
+        """The same sampled windows [B, T, D] of some states, by batch."""
+        count, length, _ = states[0].shape
         chosen = sampled_windows(count, length, self._heads)
-        found = []
         for part in chosen.split(windows_at_once(length, self._heads)):
-            original, converted = text.original[part].to(device), text.converted[part].to(device)
-            found.append((block.normalised(original), block.normalised(converted), original))
-        return found
+            yield [of_all[part].to(self._stream.device) for of_all in states]
+
+    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor]]:
+        """Of sampled windows: what both attentions read."""
+        text = self._texts["fit"]
+        sampled = self._sampled(text.original, text.converted)
+        return [(block.normalised(original), block.normalised(converted)) for original, converted in sampled]
 
     def _advance_original(self, block: Block, weights: AttentionWeights, watch: Watch | None) -> None:
         of_layer = single(weights)
@@ -223,14 +225,19 @@ class SideBySide:
         weights: AttentionWeights,
         converted: Converted,
         context: LayerContext,
-        inputs: list[tuple[Tensor, Tensor, Tensor]],
+        inputs: list[tuple[Tensor, Tensor]],
     ) -> Converted:
         """The layer with its queries, keys, values and output projection solved anew, in its own dtype."""
         plain = single(converted)
         order = getattr(converted, "order", ()) or tuple(range(weights.num_heads))
         original = single(weights)
         assert isinstance(original, AttentionWeights)
-        sample: Sample = sample_original(original, inputs, block.rule, order)
+        text = self._texts["fit"]
+        assert text.own is not None
+        assert text.attended is not None
+        outputs = self._sampled(text.own, text.attended)
+        batches = [(*read, own, attended) for read, (own, attended) in zip(inputs, outputs, strict=True)]
+        sample: Sample = sample_original(original, batches, block.rule, order)
         solved = LayerRefit(
             weights=plain,
             sample=sample,
