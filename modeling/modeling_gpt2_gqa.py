@@ -193,6 +193,11 @@ class GPT2GQAAttention(nn.Module):
 
         The cache is among kwargs, by any of its names; what else there is reaches the attention function.
         """
+        if has_pages(kwargs) and self.num_key_value_heads != self.config.num_key_value_heads:
+            raise ValueError(
+                "continuous batching keeps one number of key/value heads for all layers, and the layers of this model "
+                "differ: use generate"
+            )
         kv_cache = take_cache(kwargs)
         query, key, value = self._project(hidden_states)
         if kv_cache is not None:  # [B, G, S, d] -> [B, G, T, d]
