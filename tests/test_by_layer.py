@@ -243,6 +243,6 @@ def test_pages_of_one_size_are_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_heal_trains_layers_that_differ(tmp_path: Path) -> None:
     out = uneven(tmp_path)
-    options: dict[str, Any] = {"data": str(_text(tmp_path)), "tokens": 256, "seq_len": 16, "batch_size": 2}
+    options: dict[str, Any] = {"data": str(_text(tmp_path)), "tokens": 256, "seq_len": 32, "batch_size": 2}
     heal(out, teacher=tmp_path / "in", output=tmp_path / "healed", **options)
     assert config_of(tmp_path / "healed")[KEY] == [*GROUPS]
