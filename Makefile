@@ -9,7 +9,7 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST = $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 OLDEST_TESTS = $(wildcard tests/test_modeling_*.py) $(addprefix tests/test_,$(addsuffix .py, \
 	cache_names golden serving_contract verification balance class_facts \
-	identities mla latent_ranks \
+	identities mla latent_ranks by_layer \
 	cli bad_input eval_cli eval_speed benchmark_decode))
 
 .PHONY: run test test-oldest types style format clean

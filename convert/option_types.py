@@ -106,6 +106,24 @@ class Numbers(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return tuple(dict.fromkeys(numbers)) if self.distinct else numbers
 
 
+class ByLayer(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """One whole number for all layers, or one for each with commas between; which will do is checked later."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """ "4" -> (4,), "4,4,2" -> (4, 4, 2)."""
+        if isinstance(value, tuple):
+            return value
+        numbers = []
+        for part in str(value).split(","):
+            try:
+                numbers.append(int(part))
+            except ValueError:
+                self.fail(f"'{part}' is not a valid integer", param, ctx)
+        return tuple(numbers)
+
+
 class Words(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """Words with commas between; what they mean is checked later."""
 

@@ -6,7 +6,7 @@ Letters in shapes:
     B  batch                T  tokens held as keys (the cache and the new ones)
     D  hidden size          S  new tokens, the ones that ask
     d  size of one head     H  query heads, H * d == D
-    m  H // G               G  key/value heads; query head i reads key/value head i // m
+    m  H // G               G  key/value heads of the layer; query head i reads key/value head i // m
 
 Keys and values are never repeated to H heads while decoding. The m query heads of a group become rows of one
 query instead, [B, H, S, d] -> [B, G, m * S, d], a view or a copy of something small, and meet the cache as it
@@ -153,13 +153,13 @@ class GPT2GQAAttention(nn.Module):
 
     def __init__(self, config: GPT2GQAConfig, layer_idx: int) -> None:
         super().__init__()
-        if config.num_key_value_heads is None or config.head_dim is None:
-            raise ValueError("num_key_value_heads and head_dim must be set in the config")
+        if config.head_dim is None:
+            raise ValueError("head_dim must be set in the config")
         self.config = config
         self.layer_idx = layer_idx
         self.num_heads = config.n_head
-        self.num_key_value_heads = config.num_key_value_heads
-        self.num_key_value_groups = config.n_head // config.num_key_value_heads
+        self.num_key_value_heads = config.key_value_heads(layer_idx)
+        self.num_key_value_groups = config.n_head // self.num_key_value_heads
         self.head_dim = config.head_dim
         self.is_causal = True
         self.scaling = self._scaling()
@@ -193,6 +193,11 @@ class GPT2GQAAttention(nn.Module):
 
         The cache is among kwargs, by any of its names; what else there is reaches the attention function.
         """
+        if has_pages(kwargs) and self.num_key_value_heads != self.config.num_key_value_heads:
+            raise ValueError(
+                "continuous batching keeps one number of key/value heads for all layers, and the layers of this model "
+                "differ: use generate"
+            )
         kv_cache = take_cache(kwargs)
         query, key, value = self._project(hidden_states)
         if kv_cache is not None:  # [B, G, S, d] -> [B, G, T, d]

@@ -45,7 +45,7 @@ HEAD_DIM = HIDDEN // HEADS
 _SIZES = Geometry(
     hidden_size=HIDDEN, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64
 )
-LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache(16, 8))]
+LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache.of(16, 8, LAYERS))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 
 

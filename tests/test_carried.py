@@ -49,9 +49,13 @@ def _homes() -> list[tuple[str, str, str]]:
     """(source, --to, --layout) for every class that can hold every architecture."""
     found = []
     for name, arch in architectures().items():
-        for to, form in (("gqa", SharedHeads(2)), ("mqa", SharedHeads(1)), ("mla", LatentCache(16, 8))):
+        for to, form in (
+            ("gqa", SharedHeads.of(2, 2)),
+            ("mqa", SharedHeads.of(1, 2)),
+            ("mla", LatentCache.of(16, 8, 2)),
+        ):
             if to == "mla" and arch.position != "rope":
-                form = LatentCache(16, 0)
+                form = LatentCache.of(16, 0, 2)
             found += [(name, to, target.layout) for target in fitting(arch, _SIZES, form)]
     return found
 

@@ -55,9 +55,9 @@ _SIZES = Geometry(
     context=SIZES["max_position_embeddings"],
 )
 _FORMS: dict[str, tuple[Form, dict[str, Any]]] = {
-    "gqa": (SharedHeads(2), {"to": "gqa", "groups": 2}),
-    "mqa": (SharedHeads(1), {"to": "mqa"}),
-    "mla": (LatentCache(16, 8), {"to": "mla", "rank": 16, "rope_dim": 8}),
+    "gqa": (SharedHeads.of(2, 2), {"to": "gqa", "groups": 2}),
+    "mqa": (SharedHeads.of(1, 2), {"to": "mqa"}),
+    "mla": (LatentCache.of(16, 8, 2), {"to": "mla", "rank": 16, "rope_dim": 8}),
 }
 
 
@@ -67,7 +67,7 @@ def _kinds() -> list[Any]:
     for model_type, (name, (form, options)) in itertools.product(CONVERTIBLE, _FORMS.items()):
         arch = architectures()[model_type]
         if arch.position != "rope" and name == "mla":
-            form, options = LatentCache(16, 0), {"to": "mla", "rank": 16}
+            form, options = LatentCache.of(16, 0, 2), {"to": "mla", "rank": 16}
         for target in fitting(arch, _SIZES, form):
             found.append(
                 pytest.param(model_type, options | {"layout": target.layout}, id=f"{model_type}-{name}-{target.name}")

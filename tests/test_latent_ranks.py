@@ -26,11 +26,14 @@ HIDDEN, LAYERS, VOCABULARY = SIZES["hidden_size"], SIZES["num_hidden_layers"], S
 _SIZES = Geometry(
     hidden_size=HIDDEN, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HIDDEN // HEADS, context=64
 )
-LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache(16, 8))]
+LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache.of(16, 8, LAYERS))]
 NATIVE = [
     name
     for name in LATENT
-    if any(target.layout == "native" for target in targets_for(architectures()[name], _SIZES, LatentCache(16, 8)))
+    if any(
+        target.layout == "native"
+        for target in targets_for(architectures()[name], _SIZES, LatentCache.of(16, 8, LAYERS))
+    )
 ]
 
 
@@ -81,7 +84,7 @@ def test_errors_between_those_measured_fall_evenly_in_their_logarithm() -> None:
 
 
 def test_splits_keep_the_cache() -> None:
-    form = LatentCache(40, 24)
+    form = LatentCache.of(40, 24, LAYERS)
     found = splits(form, HIDDEN, HIDDEN)
     assert found[0] == form
     assert len(found) == len(set(found)) > 1
@@ -225,4 +228,4 @@ def test_sizes_that_the_user_gives_stay(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "in")
     plan = api.plan(tmp_path / "in", to="mla", rank=24, rope_dim=8, calibration=str(tmp_path / "text.npy"))
     with fitting(plan, silent) as found:
-        assert found.plan.form == LatentCache(24, 8)
+        assert found.plan.form == LatentCache.of(24, 8, LAYERS)

@@ -20,13 +20,14 @@ from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.conversion import api
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.methods import methods
-from convert_attn.convert.planning.request import Request, choose_form
+from convert_attn.convert.planning.request import Request
+from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import fitting
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
 _SIZES = Geometry(hidden_size=HIDDEN, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64)
-LATENT = [name for name, arch in architectures().items() if fitting(arch, _SIZES, LatentCache(16, 8))]
+LATENT = [name for name, arch in architectures().items() if fitting(arch, _SIZES, LatentCache.of(16, 8, 2))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 COMPRESSING = [name for name, method in methods().items() if method.compress]
 
@@ -67,7 +68,7 @@ def test_a_method_with_frequencies_of_its_own_is_refused_where_they_are_prescrib
     plan = api.plan(tmp_path / "in", to="mla", rank=24, rope_dim=8, layout="native", method="svd")
     layers = Layers(replace(plan, method=replace(method, compress=free)))
     with pytest.raises(ConvertAttnError, match="prescribes"):
-        layers.convert(layers.read(0), layers.context(0, None))
+        layers.convert(layers.read(0), layers.context(0, None), plan.form.of_layer(0))
 
 
 @pytest.mark.parametrize("model_type", [name for name in LATENT if name not in ROTARY])
@@ -179,7 +180,7 @@ def test_latent_norm_normalises_what_is_cached(model_type: str, tmp_path: Path, 
 
 
 def _has_native(model_type: str) -> bool:
-    return any(t.layout == "native" for t in fitting(architectures()[model_type], _SIZES, LatentCache(16, 8)))
+    return any(t.layout == "native" for t in fitting(architectures()[model_type], _SIZES, LatentCache.of(16, 8, 2)))
 
 
 NATIVE = [name for name in ROTARY if _has_native(name)]
@@ -262,7 +263,7 @@ def test_half_of_a_small_cache_is_rotary_and_three_eighths_of_a_large_one(ratio:
         position=Rotary((1.0, 0.5)),
     )
     form = choose_form(Request(to="mla", cache_ratio=ratio), architectures()["llama"], sizes)
-    assert form == LatentCache(*split)
+    assert form == LatentCache.of(*split, 2)
 
 
 BAD = {

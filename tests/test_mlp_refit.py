@@ -33,7 +33,7 @@ CASES = [(name, {"to": to} | ({"groups": 2} if to == "gqa" else {})) for name in
 CASES += [
     (name, {"to": "mla", "cache_ratio": 0.25})
     for name, arch in architectures().items()
-    if targets_for(arch, _SIZES, LatentCache(16, 8))
+    if targets_for(arch, _SIZES, LatentCache.of(16, 8, 2))
 ]
 
 

@@ -90,7 +90,7 @@ def test_what_fits_is_known_from_its_facts(toy: tuple[Path, Any]) -> None:
     assert sizes.position == Alibi(alibi_slopes(HEADS))
     assert sizes.block(1).fixed_order
     assert not sizes.block(1).turns
-    assert [target.name for target in fitting(arch, sizes, SharedHeads(2))] == ["same class"]
+    assert [target.name for target in fitting(arch, sizes, SharedHeads.of(2, 2))] == ["same class"]
 
 
 @pytest.mark.parametrize("groups", [HEADS, 4, 2, 1])

@@ -32,7 +32,7 @@ SIZES: dict[str, Any] = {
 
 # every architecture that some target can hold
 _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
-CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads(HEADS // 2))]
+CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))]
 
 
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:

@@ -31,10 +31,12 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
     Raises:
         ValueError: a weight is missing.
     """
-    heads, kv_heads, order = geometry.num_heads, geometry.num_kv_heads, geometry.block(0).head_order()
+    heads, order = geometry.num_heads, geometry.block(0).head_order()
     names = dict.fromkeys(arch.qkv.roles.values())
     weights = {name: arch.rows(tensors[f"{name}.weight"]) for name in names}
     biases = {name: bias for name in names if (bias := tensors.get(f"{name}.bias")) is not None}
+    # by the layer's own tensors, whose number of K/V heads may be another than that of the next layer
+    kv_heads = int(arch.qkv.kv_heads({name: len(rows) for name, rows in weights.items()}, heads, geometry.head_dim))
     q, k, v = arch.qkv.split(weights, heads, kv_heads)
     q_bias, k_bias, v_bias = arch.qkv.split(biases, heads, kv_heads)
     if q is None or k is None or v is None:

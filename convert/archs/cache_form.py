@@ -1,22 +1,74 @@
-"""What the attention cache is to become: fewer K/V heads, or one latent."""
+"""What the attention cache is to become: fewer K/V heads, or one latent; sizes hold a number for each layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from convert_attn.convert.archs.geometry import Geometry
 
+HEADS_BY_LAYER = "num_key_value_heads_per_layer"  # in the config of a class whose layers may differ
+
+
+def by_layer(numbers: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """Spell out a shorthand: one number is that of every layer.
+
+    Raises:
+        ValueError: neither one number nor one for each layer.
+    """
+    given = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+    if len(given) == 1:
+        return given * layers
+    if len(given) != layers:
+        raise ValueError(f"{len(given)} numbers for {layers} layers")
+    return given
+
+
+def numbers_of(numbers: Sequence[int]) -> str:
+    """Write sizes as a user types them: "4" where all are alike, else "4,4,2"."""
+    return ",".join(map(str, numbers[:1] if len(set(numbers)) == 1 else numbers))
+
+
+def span(numbers: Sequence[int]) -> str:
+    """Write sizes in a word: "4" where all are alike, else "2..4"."""
+    least, most = min(numbers), max(numbers)
+    return str(most) if least == most else f"{least}..{most}"
+
+
+def told(numbers: Sequence[int]) -> int | list[int]:
+    """For JSON: one number where all are alike."""
+    return numbers[0] if len(set(numbers)) == 1 else list(numbers)
+
 
 @dataclass(frozen=True)
 class SharedHeads:
-    """GQA and MQA: `groups` K/V heads of the head size that the model has."""
+    """GQA and MQA: `groups` K/V heads of the head size that the model has, one number for each layer."""
 
-    groups: int
+    groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, groups: int | Sequence[int], layers: int) -> SharedHeads:
+        """From one number for all layers, or one for each."""
+        return cls(by_layer(groups, layers))
+
+    @property
+    def varied(self) -> frozenset[str]:
+        """The options whose numbers differ by layer."""
+        return frozenset({"groups"} if len(set(self.groups)) > 1 else ())
+
+    def numbers(self, option: str) -> tuple[int, ...]:
+        """By layer what an option says."""
+        return {"groups": self.groups}[option]
+
+    def of_layer(self, layer: int) -> SharedHeads:
+        """The form of one layer."""
+        return SharedHeads((self.groups[layer],))
 
     def label(self, heads: int) -> str:
-        """Name it in a word, for a model of H query heads: "MHA", "GQA-4" or "MQA"."""
-        return "MQA" if self.groups == 1 else "MHA" if self.groups == heads else f"GQA-{self.groups}"
+        """Name it in a word, for a model of H query heads: "MHA", "GQA-4", "GQA-2..4" by layer, or "MQA"."""
+        alike = {heads: "MHA", 1: "MQA"} if not self.varied else {}
+        return alike.get(self.groups[0], f"GQA-{span(self.groups)}")
 
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
@@ -24,71 +76,105 @@ class SharedHeads:
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
         """Numbers cached per token in each layer."""
-        return [2 * self.groups * sizes.head_dim] * sizes.num_layers
+        return [2 * groups * sizes.head_dim for groups in self.groups]
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
-        return {"groups": self.groups}
+        return {"groups": told(self.groups)}
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
         """What changes, as label -> (before, after)."""
-        return {"K/V heads": (str(sizes.num_kv_heads), str(self.groups))}
+        return {"K/V heads": (self._counted(sizes.kv_by_layer), self._counted(self.groups))}
 
-    def sentence(self, heads: int, kv_heads: int) -> str:
-        """Say what was done to a model of so many query and K/V heads."""
-        return f"{heads} query heads share {self.groups} key/value heads (there were {kv_heads})"
+    def sentence(self, heads: int, before: SharedHeads) -> str:
+        """Say what was done to a model of so many query heads, and K/V heads before."""
+        there = self._counted(before.groups)
+        return f"{heads} query heads share {self._counted(self.groups)} key/value heads (there were {there})"
+
+    @staticmethod
+    def _counted(groups: tuple[int, ...]) -> str:
+        return str(groups[0]) if len(set(groups)) == 1 else f"{min(groups)} to {max(groups)} (by layer)"
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """MLA: one latent of `rank` and one rotary key of `rope_dim` numbers per token and layer.
+    """MLA: one latent of `ranks` and one rotary key of `rope_dims` numbers per token, each given layer by layer.
 
-    `norm`: an RMSNorm on the latent, in front of the cache. `ranks`: one for each layer where they differ; `rank` is
-    then their mean, rounded down.
+    `norm`: an RMSNorm on the latent, in front of the cache.
     """
 
-    rank: int
-    rope_dim: int
+    ranks: tuple[int, ...]
+    rope_dims: tuple[int, ...]
     norm: bool = False
-    ranks: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, rank: int | Sequence[int], rope_dim: int | Sequence[int], layers: int, norm: bool = False
+    ) -> LatentCache:
+        """From one number for all layers, or one for each."""
+        return cls(by_layer(rank, layers), by_layer(rope_dim, layers), norm)
+
+    @property
+    def rank(self) -> int:
+        """The rank of every layer; where they differ their mean, rounded down."""
+        return sum(self.ranks) // len(self.ranks)
+
+    @property
+    def rope_dim(self) -> int:
+        """The size of every layer's rotary key; where they differ the largest."""
+        return max(self.rope_dims)
+
+    @property
+    def varied(self) -> frozenset[str]:
+        """The options whose numbers differ by layer."""
+        return frozenset(option for option in ("rank", "rope_dim") if len(set(self.numbers(option))) > 1)
+
+    @property
+    def no_planes(self) -> tuple[tuple[float, ...], ...]:
+        """By layer a zero for each plane of the rotary key: frequencies that are not known yet."""
+        return tuple((0.0,) * (size // 2) for size in self.rope_dims)
+
+    def numbers(self, option: str) -> tuple[int, ...]:
+        """By layer what an option says."""
+        return {"rank": self.ranks, "rope_dim": self.rope_dims}[option]
+
+    def of_layer(self, layer: int) -> LatentCache:
+        """The form of one layer."""
+        return LatentCache((self.ranks[layer],), (self.rope_dims[layer],), self.norm)
 
     def label(self, heads: int) -> str:
         """Name it in a word: "MLA 256 + 32", or "MLA 256" without a rotary key."""
         return f"MLA {self.rank}" + (f" + {self.rope_dim}" if self.rope_dim else "")
 
-    def of_layer(self, layer: int) -> LatentCache:
-        """The sizes of one layer."""
-        return replace(self, rank=self.ranks[layer], ranks=()) if self.ranks else self
-
     def cache_numbers(self, sizes: Geometry) -> int:
         """Numbers cached per token over all layers."""
         return sum(self.numbers_by_layer(sizes))
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
         """Numbers cached per token in each layer."""
-        return [rank + self.rope_dim for rank in self.ranks or (self.rank,) * sizes.num_layers]
+        return [rank + rope_dim for rank, rope_dim in zip(self.ranks, self.rope_dims, strict=True)]
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
         settings = {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
-        return settings | ({"ranks": list(self.ranks)} if self.ranks else {})
+        return settings | ({"ranks": list(self.ranks)} if "rank" in self.varied else {})
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
         """What changes, as label -> (before, after)."""
-        numbers = str(2 * sizes.num_kv_heads * sizes.head_dim)
-        layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if self.ranks else ""
+        numbers = span([2 * heads * sizes.head_dim for heads in sizes.kv_by_layer])
+        layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if "rank" in self.varied else ""
         cached = {
             "cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent{layers} + {self.rope_dim} rotary")
         }
         return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
 
-    def sentence(self, heads: int, kv_heads: int) -> str:
-        """Say what was done to a model of so many query and K/V heads."""
+    def sentence(self, heads: int, before: SharedHeads) -> str:
+        """Say what was done to a model of so many query heads, and K/V heads before."""
         rotary = f" and a shared rotary key of {self.rope_dim}" if self.rope_dim else ""
-        mean = " (on average: each layer has a rank of its own)" if self.ranks else ""
+        mean = " (on average: each layer has a rank of its own)" if "rank" in self.varied else ""
         return (
             f"one latent of {self.rank} numbers{mean}{rotary} per token and layer is cached instead of the keys "
-            f"and values of {kv_heads} heads"
+            f"and values of {span(before.groups)} heads"
             + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
         )
 
@@ -102,11 +188,12 @@ def form_of(config: Any) -> Form:
     Args:
         config: typed, of a model of any family, a result's too.
     """
+    layers = config.num_hidden_layers
     if rank := getattr(config, "kv_lora_rank", None):
-        ranks = tuple(getattr(config, "kv_lora_ranks", None) or ())
-        mean = sum(ranks) // len(ranks) if ranks else int(rank)
+        ranks = getattr(config, "kv_lora_ranks", None) or int(rank)
         rope_dim, norm = getattr(config, "qk_rope_head_dim", 0), getattr(config, "latent_norm", False)
-        return LatentCache(mean, int(rope_dim), bool(norm), ranks)
+        return LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
     if getattr(config, "multi_query", False):
-        return SharedHeads(1)
-    return SharedHeads(int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads))
+        return SharedHeads.of(1, layers)
+    heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)
+    return SharedHeads.of(heads or config.num_attention_heads, layers)

@@ -23,6 +23,8 @@ class Geometry:
     Attributes:
         context: longest input in tokens (`max_position_embeddings`).
         position: how attention knows where a token stands.
+        num_kv_heads: of every layer; the most of any where layers differ.
+        kv_heads: per layer, how many K/V heads it has; empty: `num_kv_heads`, in every layer.
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
         outside_biases: whether a block has biases outside its attention.
@@ -35,9 +37,15 @@ class Geometry:
     head_dim: int
     context: int
     position: Position = _ADDED
+    kv_heads: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
     scales: tuple[float, ...] = ()
     outside_biases: bool = False
+
+    @property
+    def kv_by_layer(self) -> tuple[int, ...]:
+        """K/V heads of each layer."""
+        return self.kv_heads or (self.num_kv_heads,) * self.num_layers
 
     @property
     def window(self) -> int | None:
@@ -77,17 +85,13 @@ class Geometry:
         """What a layer's attention is."""
         return BlockFacts(
             heads=self.num_heads,
-            kv_heads=self.num_kv_heads,
+            kv_heads=self.kv_by_layer[layer],
             head_dim=self.head_dim,
             hidden_size=self.hidden_size,
             scale=self.scale(layer),
             position=self.position,
             window=self.windows[layer] if self.windows else None,
         )
-
-    def cache_numbers(self, num_kv_heads: int) -> int:
-        """Numbers cached per token over all layers: K and V of every K/V head."""
-        return self.num_layers * 2 * num_kv_heads * self.head_dim
 
 
 def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
@@ -98,7 +102,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     """
     facts = class_facts(raw, name, arch.block, arch.output.rpartition(".")[0])
     known = {f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")}
-    for layer, module in enumerate(facts.modules):
+    for layer in range(len(facts.modules)):
         own = facts.attention(layer)
         stem = arch.block.format(layer=layer)
         for path in own:
@@ -113,8 +117,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                     f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
                     f"'{arch.model_type}'; the installed transformers is not one that it knows"
                 )
-        first = {path.removeprefix(facts.modules[0]): shape for path, shape in facts.attention(0).items()}
-        if first != {path.removeprefix(module): shape for path, shape in own.items()}:
+        if _besides_heads(arch, facts, layer) != _besides_heads(arch, facts, 0):
             raise ConvertAttnError(
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
                 f"{layer} from layer 0), which this tool cannot convert"
@@ -128,6 +131,14 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     return facts
 
 
+def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's attention, the size of keys and values left out: it may be each layer's own."""
+    stem = arch.block.format(layer=layer)
+    shapes = {path.removeprefix(stem): shape for path, shape in facts.attention(layer).items()}
+    heads = {f"{arch.qkv.roles[role]}.{kind}" for role in ("k", "v") for kind in ("weight", "bias")}
+    return {path: () if path in heads else shape for path, shape in shapes.items()}
+
+
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
     """Which of "q", "k", "v", "o" have a bias in the class."""
     block, names = arch.block.format(layer=0), arch.qkv.roles | {"o": arch.output}
@@ -139,15 +150,15 @@ def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
     return any(path.startswith(block) and path.endswith(".bias") for path in facts.parameters.keys() - attention.keys())
 
 
-def _rows(arch: Architecture, facts: ClassFacts, projection: str) -> tuple[int, int]:
+def _rows(arch: Architecture, facts: ClassFacts, projection: str, layer: int = 0) -> tuple[int, int]:
     """Outputs and inputs of a projection of the class."""
-    shape = facts.parameters[f"{arch.block.format(layer=0)}{projection}.weight"]
+    shape = facts.parameters[f"{arch.block.format(layer=layer)}{projection}.weight"]
     rows, columns = arch.row_shape(shape)
     return rows, columns
 
 
-def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str) -> tuple[int, int, int]:
-    """Head size, query heads and K/V heads, by the shapes of the class's projections.
+def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str, layer: int) -> tuple[int, int]:
+    """Head size and K/V heads of a layer, by the shapes of the class's projections.
 
     Args:
         heads: query heads, as the config has them.
@@ -155,16 +166,17 @@ def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str) -> tupl
     Raises:
         ConvertAttnError: shapes that are no whole number of heads.
     """
-    _, mixed = _rows(arch, facts, arch.output)
+    _, mixed = _rows(arch, facts, arch.output, layer)
     head_dim = facts.head_dim or mixed // heads
-    rows = {stored: _rows(arch, facts, stored)[0] for stored in arch.qkv.roles.values()}
+    rows = {stored: _rows(arch, facts, stored, layer)[0] for stored in arch.qkv.roles.values()}
     shared = arch.qkv.kv_heads(rows, heads, head_dim)
-    if mixed != heads * head_dim or shared < 1 or shared % 1:
+    whole = mixed == heads * head_dim and shared >= 1 and not shared % 1
+    if not whole or arch.qkv.rows(heads, int(shared), head_dim) != rows:
         raise ConvertAttnError(
             f"{facts.name} with the config.json of '{name}' has queries of {mixed} numbers and keys of "
             f"{shared * head_dim:g}, which are not {heads} query heads and some K/V heads of {head_dim}"
         )
-    return head_dim, heads, int(shared)
+    return head_dim, int(shared)
 
 
 def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> None:
@@ -205,7 +217,9 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     config = typed_config(raw, name)
     _check_numbers(arch, config, name)
     facts = facts_of(arch, raw, name)
-    head_dim, heads, kv_heads = _heads(arch, facts, config.num_attention_heads, name)
+    heads, layers = config.num_attention_heads, range(config.num_hidden_layers)
+    found = [_heads(arch, facts, heads, name, layer) for layer in layers]
+    head_dim, kv_heads = found[0][0], tuple(shared for _, shared in found)
     rotation = facts.rotation
     if len(rotation.inv_freq) > head_dim // 2 or not all(math.isfinite(value) for value in rotation.inv_freq):
         raise ConvertAttnError(
@@ -216,7 +230,8 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         hidden_size=_rows(arch, facts, arch.output)[0],
         num_layers=config.num_hidden_layers,
         num_heads=heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=max(kv_heads),
+        kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
         context=config.max_position_embeddings,
         position=_position(arch, rotation, heads),

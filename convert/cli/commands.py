@@ -19,7 +19,7 @@ from convert_attn.convert.cli.bars import progress_bars
 from convert_attn.convert.cli.evaluate import evaluate
 from convert_attn.convert.cli.heal import heal
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
-from convert_attn.convert.option_types import Count, Share
+from convert_attn.convert.option_types import ByLayer, Count, Share
 from convert_attn.convert.serving_rules import OPTIONS
 from convert_attn.convert.version import __version__
 
@@ -50,11 +50,15 @@ def cli() -> None:
 @cli.command()
 @click.argument("model")
 @click.option("--to", type=click.Choice(["gqa", "mqa", "mla"]), required=True, help="What to make of it.")
-@click.option("--groups", type=int, metavar="N", help="GQA: number of K/V heads to keep.")
-@click.option("--cache-ratio", type=Share(), help="Instead of sizes: share of the cache to keep (0.25 or 1/4).")
-@click.option("--rank", type=int, metavar="R", help="MLA: size of the latent (kv_lora_rank).")
 @click.option(
-    "--rope-dim", type=int, metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
+    "--groups", type=ByLayer(), metavar="N", help="GQA: number of K/V heads to keep; with commas, one for each layer."
+)
+@click.option("--cache-ratio", type=Share(), help="Instead of sizes: share of the cache to keep (0.25 or 1/4).")
+@click.option(
+    "--rank", type=ByLayer(), metavar="R", help="MLA: size of the latent (kv_lora_rank); or one for each layer."
+)
+@click.option(
+    "--rope-dim", type=ByLayer(), metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
 )
 @click.option(
     "--latent-norm",

@@ -7,13 +7,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numbers_of
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.measure import UNMEASURED, Made
 from convert_attn.convert.inspection.inspection import CONTEXTS, Inspection
 from convert_attn.convert.planning.plan import Plan
-from convert_attn.convert.planning.request import divisors
+from convert_attn.convert.planning.sizes import common_heads, divisors
 from convert_attn.convert.publish.card import calibrated_on, how_to_load
 from convert_attn.convert.publish.result_config import calibration, provenance
 from convert_attn.convert.serving_rules import Rule
@@ -54,7 +54,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("model", escape(f"{plan.source.origin.name}{commit}"), escape(str(plan.output)))
     table.add_row("class", plan.arch.model_type, f"{plan.result_type} ({plan.target.layout})")
     table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
-    table.add_row("attention", SharedHeads(sizes.num_kv_heads).label(sizes.num_heads), plan.form.label(sizes.num_heads))
+    table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.form.label(sizes.num_heads))
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
     table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
@@ -119,7 +119,8 @@ def _remedies(plan: Plan) -> list[str]:
         found.append(
             f"--to mla --cache-ratio {after / before:.2g}, as much cache, with which all models tried lost less"
         )
-        more = [g for g in divisors(plan.geometry.num_kv_heads) if plan.form.groups < g < plan.geometry.num_kv_heads]
+        most = common_heads(plan.geometry)
+        more = [g for g in divisors(most) if max(plan.form.groups) < g < most]
         if more:
             found.append(f"--to gqa --groups {more[0]}, a larger cache")
     else:
@@ -162,7 +163,7 @@ def _chosen(result: Result) -> list[str]:
     form = result.plan.form
     if not result.made.tokens or not isinstance(form, LatentCache) or result.plan.request.cache_ratio is None:
         return []
-    ranks = f", by layer {', '.join(map(str, form.ranks))}" if form.ranks else ""
+    ranks = f", by layer {', '.join(map(str, form.ranks))}" if "rank" in form.varied else ""
     return [f"Chosen on {result.made.tokens:,} tokens: rank {form.rank}{ranks}; rotary key {form.rope_dim}."]
 
 
@@ -175,7 +176,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
         "layers": sizes.num_layers,
         "hidden_size": sizes.hidden_size,
         "query heads": sizes.num_heads,
-        "K/V heads": sizes.num_kv_heads,
+        "K/V heads": numbers_of(sizes.kv_by_layer),
         "head_dim": sizes.head_dim,
         "position": found.position,
         "max_position_embeddings": sizes.context,

@@ -18,7 +18,7 @@ from convert_attn.convert.errors import UsageError, check_options
 from convert_attn.convert.inspection.for_engine import plan_for
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.plan import Plan
-from convert_attn.convert.planning.request import Request, RequestOptions, To
+from convert_attn.convert.planning.request import RequestOptions, To, request_of
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.verification.stored import check_names
@@ -68,7 +68,7 @@ def plan(
             "with the result and runs wherever that is loaded; read it, then give --trust-remote-code, or convert a "
             "copy of the folder without it"
         )
-    made = plan_for(source, Request(to=to, output=folder, trust_remote_code=trust_remote_code, **options))
+    made = plan_for(source, request_of(to, folder, trust_remote_code, options))
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
     check_names((output.info for output in made.outputs), config, auto_class_of(made.source.config))

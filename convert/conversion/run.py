@@ -96,8 +96,10 @@ def _write_weights(
                 by_layer.setdefault(output.layer, []).append(output)
             else:
                 others.append(output)
-        for done, (layer, outputs) in enumerate(sorted(by_layer.items())):
-            progress("attention", done, len(by_layer))
+        # in order and without a gap: a layer that is copied takes the texts on to the next one all the same
+        layers = range(plan.geometry.num_layers if by_layer else 0)
+        for layer in layers:
+            progress("attention", layer, len(layers))
             with torch.no_grad():
                 new = fitting.convert(layer)
                 converted = new.attention
@@ -111,12 +113,12 @@ def _write_weights(
                     tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
             if isinstance(converted, LatentWeights):
                 found.append(tuple(converted.inv_freq.tolist()))
-            for output in outputs:
+            for output in by_layer.get(layer, ()):
                 local = output.info.name.removeprefix(plan.block(layer))
                 tensor = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
                 _check_range(tensor, output)
                 writer.put(output.info.name, [tensor_bytes(tensor)])
-        progress("attention", len(by_layer), len(by_layer))
+        progress("attention", len(layers), len(layers))
         for done, output in enumerate(others):
             progress("copy", done, len(others))
             writer.put(output.info.name, _copied(plan, output))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.archs.attention_tensors import split
-from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
@@ -103,22 +103,21 @@ class Layers:
             fixed_order=block.fixed_order,
         )
 
-    def convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None = None) -> Converted:
+    def convert(self, weights: AttentionWeights, context: LayerContext, form: Form) -> Converted:
         """The block's new form.
 
         Args:
-            form: another latent than the plan's.
+            form: that layer's.
         """
         with on_device(self.plan.request.device):
             return self._convert(weights, context, form)
 
-    def _convert(self, weights: AttentionWeights, context: LayerContext, form: LatentCache | None) -> Converted:
-        plan = self.plan
-        if plan.unchanged:
+    def _convert(self, weights: AttentionWeights, context: LayerContext, wanted: Form) -> Converted:
+        plan, method = self.plan, self.plan.method
+        if isinstance(wanted, SharedHeads) and wanted.groups == (weights.num_kv_heads,):
             return weights
-        wanted, method = form or plan.form, plan.method
         if isinstance(wanted, SharedHeads) and method.share is not None:
-            return method.share(weights, wanted.groups, context)
+            return method.share(weights, wanted.groups[0], context)
         if isinstance(wanted, LatentCache) and method.compress is not None:
             frequencies = plan.target.frequencies(replace(plan.blueprint, form=wanted))
             sizes = LatentSizes(wanted.rank, wanted.rope_dim, frequencies)

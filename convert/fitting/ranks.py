@@ -19,7 +19,7 @@ from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.calibration.calibrate import Calibration, batches
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.fitting.refit import single
-from convert_attn.convert.planning.request import STEP
+from convert_attn.convert.planning.sizes import STEP
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
@@ -38,7 +38,7 @@ def splits(form: LatentCache, hidden: int, most: int) -> list[LatentCache]:
     dims = (min(most, max(STEP, round(share * total / STEP) * STEP)) for share in _SHARES)
     found = [form]
     for rope_dim in dims:
-        other = replace(form, rank=total - rope_dim, rope_dim=rope_dim)
+        other = LatentCache.of(total - rope_dim, rope_dim, len(form.ranks), form.norm)
         if 0 < other.rank < hidden and other not in found:
             found.append(other)
     return found
@@ -80,7 +80,7 @@ class Trial:
         """The form with a rank for each layer, the same cache in all."""
         most = self.layers.plan.geometry.hidden_size // STEP * STEP
         sizes = sorted({min(most, max(STEP, round(form.rank * part / STEP) * STEP)) for part in _MEASURED})
-        forms = [replace(form, rank=rank) for rank in sizes]
+        forms = [replace(form, ranks=(rank,) * len(form.ranks)) for rank in sizes]
         curves = [
             filled_in(sizes, [*self._errors(layer, forms, seen)], most) for layer, seen in self._run("ranks", progress)
         ]
@@ -114,7 +114,7 @@ class Trial:
         weights = self.layers.read(layer)
         context = self.layers.context(layer, self.calibration.layer(layer))
         for form in forms:
-            converted = single(self.layers.convert(weights, context, form))
+            converted = single(self.layers.convert(weights, context, form.of_layer(layer)))
             missed = torch.cat([_missed(converted, part).flatten() for part in seen])
             yield float(missed.nan_to_num(1.0).mean(dtype=torch.float64))
 

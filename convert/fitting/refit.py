@@ -160,7 +160,8 @@ class SideBySide:
 
         Args:
             weights: the original's.
-            convert: gives the layer's new form and what was known for it; called when the original has moved on.
+            convert: gives the layer's new form and what was known for it; called when the original has moved on. A
+                layer that it gives back as it was stays so.
             watch: sees the original's attention on the text of the fit.
         """
         with self._stream.block(layer) as block:
@@ -169,7 +170,8 @@ class SideBySide:
             converted, context = convert()
             mlp = None
             if self.solves:
-                converted = self._solved(block, weights, converted, context, inputs)
+                if converted is not weights:
+                    converted = self._solved(block, weights, converted, context, inputs)
                 mlp = self._solved_mlp(block, converted) if self._mlp else None
             self._advance_converted(block, converted)
         return NewLayer(converted, mlp)

@@ -193,8 +193,8 @@ def _sized(plan: Plan, trial: Trial, progress: Progress) -> Plan:
     if not _chooses_sizes(plan) or not isinstance(form, LatentCache):
         return plan
     if form.rope_dim:
-        form = trial.best(splits(form, sizes.hidden_size, sizes.num_kv_heads * sizes.head_dim), progress)
-    if plan.target.layout == "custom":
+        form = trial.best(splits(form, sizes.hidden_size, min(sizes.kv_by_layer) * sizes.head_dim), progress)
+    if "rank" in plan.target.by_layer:
         form = trial.ranks(form, progress)
     return replan(plan, form)
 
@@ -215,8 +215,7 @@ class _Run:
 
     def convert(self, layer: int) -> NewLayer:
         """The layer's new form."""
-        weights, form = self.layers.read(layer), self.layers.plan.form
-        of_layer = form.of_layer(layer) if isinstance(form, LatentCache) else None
+        weights, of_layer = self.layers.read(layer), self.layers.plan.form.of_layer(layer)
 
         def new() -> tuple[Converted, LayerContext]:
             context = self.layers.context(layer, None if self.known is None else self.known.layer(layer))

@@ -13,7 +13,8 @@ from convert_attn.convert.errors import UsageError
 from convert_attn.convert.inspection.serving import named, takes, verdict
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.plan import Plan, make_plan
-from convert_attn.convert.planning.request import Request, choose_latent, divisors
+from convert_attn.convert.planning.request import Request
+from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.serving_rules import Engine, LatentSizes
 from convert_attn.convert.targets import targets
@@ -59,7 +60,7 @@ def _keeps_latents(engine: Engine) -> bool:
 def _smallest(source: Source, request: Request) -> Request:
     """The request with the smallest latent, which every model can have."""
     rotary = geometry(architecture(source.config["model_type"]), source.config, source.origin.name).turns
-    return replace(request, rank=1, rope_dim=2 if rotary else None, cache_ratio=None)
+    return replace(request, rank=(1,), rope_dim=(2,) if rotary else None, cache_ratio=None)
 
 
 def _refusal(engine: Engine, plan: Plan) -> str | None:
@@ -81,8 +82,8 @@ def _refusal(engine: Engine, plan: Plan) -> str | None:
 def _or_instead(engine: Engine, source: Source, request: Request) -> str:
     """ ", or ..." with another target that the engine takes, "" where there is none."""
     arch = architecture(source.config["model_type"])
-    smaller = divisors(geometry(arch, source.config, source.origin.name).num_kv_heads)[:-1]
-    grouped = Request(to="gqa", groups=smaller[-1] if smaller else None, dtype=request.dtype, output=request.output)
+    smaller = divisors(common_heads(geometry(arch, source.config, source.origin.name)))[:-1]
+    grouped = Request(to="gqa", groups=tuple(smaller[-1:]) or None, dtype=request.dtype, output=request.output)
     for other in [grouped, replace(grouped, to="mqa", groups=None)] if smaller else []:
         try:
             plan = make_plan(source, other)
@@ -109,8 +110,8 @@ def _sized(source: Source, request: Request, engine: Engine) -> Request:
         for latent in _as_asked(request, engine, target):
             reason = _misfit(request, latent, target, sizes)
             if reason is None:
-                form = _form(latent, target)
-                return replace(request, rank=form.rank, rope_dim=form.rope_dim, cache_ratio=None, layout="native")
+                rank, rope_dim = latent.rank - target.extra_latent, latent.rope_dim
+                return replace(request, rank=(rank,), rope_dim=(rope_dim,), cache_ratio=None, layout="native")
     raise UsageError(
         f"--for {engine.option}: {engine.name} cannot keep a latent of this model, as {reason}"
         f"{_elsewhere(engine, arch, sizes)}{_or_instead(engine, source, request)}"
@@ -130,12 +131,7 @@ def latent_forms(engine: Engine, arch: Architecture, sizes: Geometry) -> list[La
     if target is None or _unheld(request, arch, target, sizes) is not None:
         return []
     fit = (latent for latent in engine.latents if _misfit(request, latent, target, sizes) is None)
-    return [_form(latent, target) for latent in fit]
-
-
-def _form(latent: LatentSizes, target: Target) -> LatentCache:
-    """What --rank and --rope-dim are to be for these sizes of the class."""
-    return LatentCache(latent.rank - target.extra_latent, latent.rope_dim)
+    return [LatentCache.of(one.rank - target.extra_latent, one.rope_dim, sizes.num_layers) for one in fit]
 
 
 def _native_latent(arch: Architecture) -> Target | None:
@@ -152,7 +148,7 @@ def _unheld(request: Request, arch: Architecture, target: Target | None, sizes: 
         return "it keeps none in our own class: drop --layout custom"
     if request.latent_norm:
         return "it ships no class that has a --latent-norm and nothing in its place: drop that"
-    if target.holds(sizes, LatentCache(1, 2)):
+    if target.holds(sizes, LatentCache.of(1, 2, sizes.num_layers)):
         return None
     if sizes.window is not None:
         return f"{target.name} has no sliding window, and this model's layers see {sizes.window} tokens back"
@@ -167,7 +163,11 @@ def _as_asked(request: Request, engine: Engine, target: Target) -> list[LatentSi
     """
     typed = {latent: (latent.rank - target.extra_latent, latent.rope_dim) for latent in engine.latents}
     asked = (request.rank, request.rope_dim)
-    fit = [s for s, given in typed.items() if all(a in (None, g) for a, g in zip(asked, given, strict=True))]
+    fit = [
+        latent
+        for latent, given in typed.items()
+        if all(numbers is None or set(numbers) == {size} for numbers, size in zip(asked, given, strict=True))
+    ]
     if not fit:
         taken = " or ".join(f"--rank {rank} --rope-dim {rope_dim}" for rank, rope_dim in typed.values())
         raise UsageError(
@@ -183,7 +183,7 @@ def _misfit(request: Request, latent: LatentSizes, target: Target, sizes: Geomet
 
 
 def _misfits(request: Request, latent: LatentSizes, target: Target, sizes: Geometry) -> Iterator[str]:
-    keys, cached = sizes.num_kv_heads * sizes.head_dim, latent.rank + latent.rope_dim
+    keys, cached = min(sizes.kv_by_layer) * sizes.head_dim, latent.rank + latent.rope_dim
     whole = 2 * keys
     if latent.head_dim not in (None, sizes.head_dim):
         yield f"its kernels take heads of {latent.head_dim}, and this model's are of {sizes.head_dim}"

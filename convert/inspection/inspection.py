@@ -23,7 +23,8 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.inspection.for_engine import latent_forms
 from convert_attn.convert.inspection.serving import named, takes
 from convert_attn.convert.planning.model_types import architecture
-from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, choose_latent, divisors
+from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request
+from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.serving_rules import Engine
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.targets.base import Blueprint, Config, Target
@@ -75,7 +76,8 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        sizes = {key: value for key, value in asdict(self.sizes).items() if key != "position"}
+        left = {"position"} if self.sizes.kv_heads else {"position", "kv_heads"}
+        sizes = {key: value for key, value in asdict(self.sizes).items() if key not in left}
         sizes |= {"rope_type": self.sizes.rope_type, "rotary_scale": self.sizes.rotary_scale}
         rows = [
             {
@@ -198,7 +200,7 @@ class _Look:
         known, model_type = architectures(), target.becomes or self.arch.model_type
         facts = facts_of(self.arch, self.source.config, self.source.origin.name)
         biases, config = class_biases(self.arch, facts), self.source.config
-        planes = ((0.0,) * (form.rope_dim // 2),) * self.sizes.num_layers if isinstance(form, LatentCache) else ()
+        planes = form.no_planes if isinstance(form, LatentCache) else ()
         blueprint = Blueprint(
             arch=self.arch,
             result_arch=known.get(model_type, self.arch),
@@ -226,13 +228,14 @@ class _Look:
 def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
     """What it is now, every number of shared heads, and MLA; with an engine only what it takes of them."""
     sizes, rows = look.sizes, []
-    for kv_heads in reversed(divisors(sizes.num_kv_heads)):
-        shared = SharedHeads(kv_heads)
+    own = SharedHeads(sizes.kv_by_layer)
+    alike = (SharedHeads.of(kv_heads, sizes.num_layers) for kv_heads in reversed(divisors(common_heads(sizes))))
+    for shared in (own, *(form for form in alike if form != own)):
         holders = look.holders(shared)
-        if kv_heads == sizes.num_kv_heads:
+        if shared == own:
             holders = (f"{look.arch.model_type} (source)", *holders)
         if holders or look.engine is None:
-            rows.append(CacheRow(shared.label(sizes.num_heads), holders, sizes.cache_numbers(kv_heads) * itemsize))
+            rows.append(CacheRow(shared.label(sizes.num_heads), holders, shared.cache_numbers(sizes) * itemsize))
     for form in look.latents():
         holders = look.holders(form)
         if holders:

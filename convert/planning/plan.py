@@ -10,7 +10,7 @@ import torch
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, span
 from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
 from convert_attn.convert.checkpoint.names import block_prefix
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS, TensorInfo
@@ -21,7 +21,8 @@ from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
-from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To, choose_form
+from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
+from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, check_calibration
@@ -94,7 +95,7 @@ class Plan:
     @property
     def unchanged(self) -> bool:
         """As many groups as the source has: every tensor is copied."""
-        return self.form == SharedHeads(self.geometry.num_kv_heads)
+        return self.form == SharedHeads(self.geometry.kv_by_layer)
 
     @property
     def balanced(self) -> bool:
@@ -136,7 +137,7 @@ class Plan:
         """KV cache in bytes per token, before and after."""
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
-        return sizes.cache_numbers(sizes.num_kv_heads) * itemsize, after * itemsize
+        return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
 
     def block(self, layer: int) -> str:
         """Prefix of a block's tensors."""
@@ -252,8 +253,8 @@ def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
 
 
 def default_output(source: Source, to: To, form: Form) -> Path:
-    """./<name>-gqa4, ./<name>-mqa or ./<name>-mla256."""
-    size = {"mqa": "", "gqa": getattr(form, "groups", ""), "mla": getattr(form, "rank", "")}[to]
+    """./<name>-gqa4 (-gqa2-4 where layers differ), ./<name>-mqa or ./<name>-mla256."""
+    size = "" if to == "mqa" else form.rank if isinstance(form, LatentCache) else span(form.groups).replace("..", "-")
     return Path(f"{source.origin.short_name}-{to}{size}")
 
 
@@ -283,7 +284,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         sizes=sizes,
         form=form,
         biases=class_biases(arch, facts),
-        inv_freq=((0.0,) * (form.rope_dim // 2),) * sizes.num_layers if isinstance(form, LatentCache) else (),
+        inv_freq=form.no_planes if isinstance(form, LatentCache) else (),
     )
     outputs, dropped = _outputs(source, blueprint, target, prefix, request.dtype)
     plan = Plan(
@@ -319,8 +320,7 @@ def replan(plan: Plan, form: Form) -> Plan:
     """The same plan with other sizes, as the calibration text has shown them to be better."""
     blueprint = replace(plan.blueprint, form=form)
     if isinstance(form, LatentCache):
-        none_yet = ((0.0,) * (form.rope_dim // 2),) * plan.geometry.num_layers
-        blueprint = replace(blueprint, inv_freq=none_yet)
+        blueprint = replace(blueprint, inv_freq=form.no_planes)
     outputs, dropped = _outputs(plan.source, blueprint, plan.target, plan.prefix, plan.request.dtype)
     return replace(plan, blueprint=blueprint, outputs=outputs, dropped=dropped)
 
@@ -347,7 +347,7 @@ def _outputs(
     """Every tensor of the result, in the source's order, and the names that are dropped."""
     arch, sizes = blueprint.arch, blueprint.sizes
     turned = arch.transposed != blueprint.result_arch.transposed
-    copied = blueprint.form == SharedHeads(sizes.num_kv_heads) and not turned
+    copied = frozenset() if turned else _kept(blueprint)
     shapes = [target.shapes(blueprint, layer) for layer in range(sizes.num_layers)]
     infos = source.weights.infos
     outputs, dropped = [], []
@@ -358,7 +358,7 @@ def _outputs(
             dropped.append(info.name)
             continue
         wanted = replace(info, dtype=DTYPE_OPTIONS.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype)
-        if layer is not None and stem in arch.projections and not copied:
+        if layer is not None and stem in arch.projections and layer not in copied:
             if local in shapes[layer]:
                 wanted = replace(wanted, shape=shapes[layer][local])
                 outputs.append(OutputTensor(wanted, "attention", info.name, layer))
@@ -378,6 +378,14 @@ def _outputs(
     if target.unties:
         outputs += _untied(source, prefix, outputs)
     return tuple(outputs), tuple(dropped)
+
+
+def _kept(blueprint: Blueprint) -> frozenset[int]:
+    """The layers that have as many K/V heads as before."""
+    if not isinstance(blueprint.form, SharedHeads):
+        return frozenset()
+    pairs = zip(blueprint.form.groups, blueprint.sizes.kv_by_layer, strict=True)
+    return frozenset(layer for layer, (after, before) in enumerate(pairs) if after == before)
 
 
 def _untied(source: Source, prefix: str, outputs: list[OutputTensor]) -> list[OutputTensor]:

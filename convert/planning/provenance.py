@@ -15,6 +15,7 @@ import numpy
 import torch
 import transformers
 
+from convert_attn.convert.archs.cache_form import numbers_of
 from convert_attn.convert.checkpoint.shards import Weights
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.plan import Plan
@@ -37,7 +38,7 @@ def command(plan: Plan) -> str:
         option = field.metadata.get("option", field.name).replace("_", "-")
         words.append(f"--{'no-' if value is False else ''}{option}")
         if not isinstance(value, bool):
-            words.append(public(value))
+            words.append(numbers_of(value) if isinstance(value, tuple) else public(value))
     return shlex.join(words)
 
 

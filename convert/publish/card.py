@@ -95,7 +95,8 @@ def render(config: Mapping[str, Any], name: str) -> str:
 def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     block: dict[str, Any] = config["convert_attn"]
     typed = typed_config(dict(config), name)
-    form, heads, before = form_of(typed), typed.num_attention_heads, block["source_num_key_value_heads"]
+    form, heads = form_of(typed), typed.num_attention_heads
+    before = SharedHeads.of(block["source_num_key_value_heads"], typed.num_hidden_layers)
     commit = f" at commit `{block['source_commit']}`" if block["source_commit"] else ""
     below = f" (folder `{block['source_subfolder']}`)" if block["source_subfolder"] else ""
     yield f"# {name}"
@@ -105,7 +106,7 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield ""
     yield "| | before | after |"
     yield "|---|---|---|"
-    yield f"| attention | {SharedHeads(before).label(heads)} | {form.label(heads)} |"
+    yield f"| attention | {before.label(heads)} | {form.label(heads)} |"
     if cache := block.get("cache"):
         was, now = cache["bytes_per_token"]
         yield f"| KV cache, bytes per token ({cache['dtype']}) | {was:,} | {now:,} |"

@@ -11,7 +11,7 @@ import transformers
 
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.cache_form import SharedHeads, told
 from convert_attn.convert.checkpoint.files import read_json
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
@@ -76,7 +76,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_commit": plan.source.origin.commit,
         "source_headers_sha256": headers_sha256(plan.source.weights),
         "source_model_type": plan.arch.model_type,
-        "source_num_key_value_heads": plan.geometry.num_kv_heads,
+        "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
         "form": plan.form.label(plan.geometry.num_heads),
         "cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from convert_attn import modeling
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER
 
 Loads = Literal["native class", "custom code", "no"]
 Evidence = Literal["tried", "source"]
@@ -30,6 +31,8 @@ BIASES = "its DeepSeek-V3 has no bias on kv_a_proj_with_mqa, which carries the c
 EXACT_GELU = "its logits differ: it has the exact GELU where the model's is the tanh approximation"
 HEAD_SIZE = "it takes a head's size to be hidden_size / num_attention_heads, which is not so here, nor in the source"
 LATENT_HERE = "a latent of {kv_lora_rank} with a rotary key of {qk_rope_head_dim} and heads of {qk_nope_head_dim}"
+
+ONE_NUMBER = "it takes one number of K/V heads for all layers: convert with one --groups N"
 
 GITHUB = "https://github.com/"
 ENGINE_TESTS = "tests/test_engines.py"
@@ -170,6 +173,11 @@ def activation(*without: str) -> Condition:
 def biased(config: Config) -> bool:
     """DeepSeek-V3 whose attention has biases, as the conversion's has."""
     return bool(config.get("attention_bias"))
+
+
+def uneven_heads(config: Config) -> bool:
+    """Our GPT-2 whose layers have other numbers of K/V heads."""
+    return len(set(config.get(HEADS_BY_LAYER) or ())) > 1
 
 
 def both(first: Condition, second: Condition) -> Condition:

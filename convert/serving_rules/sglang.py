@@ -8,11 +8,13 @@ from convert_attn.convert.serving_rules.base import (
     GITHUB,
     GQA,
     LATENT,
+    ONE_NUMBER,
     TAKE_GQA,
     Engine,
     Rule,
     biased,
     known,
+    uneven_heads,
 )
 
 _NAME, _VERSION = "SGLang", "0.5.23"
@@ -34,6 +36,17 @@ ENGINE = Engine(
                 "phi3": "llama.py#L970",
                 "gpt_bigcode": "gpt_bigcode.py#L63",
             },
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=GQA,
+            loads="no",
+            kept=None,
+            evidence="source",
+            where=_MODELS + "transformers.py#L948",
+            change=ONE_NUMBER,
+            applies=uneven_heads,
         ),
         Rule(
             engine=_NAME,

@@ -1,6 +1,16 @@
 """transformers itself."""
 
-from convert_attn.convert.serving_rules.base import BIGCODE, CUSTOM, DEEPSEEK, LLAMA_LIKE, Engine, Rule
+from convert_attn.convert.serving_rules.base import (
+    BIGCODE,
+    CUSTOM,
+    DEEPSEEK,
+    GQA,
+    LLAMA_LIKE,
+    Engine,
+    Note,
+    Rule,
+    uneven_heads,
+)
 
 _NAME, _VERSION = "transformers", ">= 5.16"
 
@@ -37,6 +47,15 @@ ENGINE = Engine(
             evidence="tried",
             where="tests/test_hub.py",
             change="load with trust_remote_code=True, or import convert_attn first",
+        ),
+    ),
+    notes=(
+        Note(
+            types=GQA,
+            text="use generate: its continuous batching (generate_batch) keeps one number of K/V heads for all layers",
+            evidence="tried",
+            where="tests/test_by_layer.py",
+            applies=uneven_heads,
         ),
     ),
 )

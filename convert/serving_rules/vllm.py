@@ -16,6 +16,7 @@ from convert_attn.convert.serving_rules.base import (
     LATENT,
     LATENT_HERE,
     LLAMA_LIKE,
+    ONE_NUMBER,
     Engine,
     LatentSizes,
     Note,
@@ -26,6 +27,7 @@ from convert_attn.convert.serving_rules.base import (
     known,
     latent_in,
     odd_heads,
+    uneven_heads,
 )
 
 _NAME, _VERSION = "vLLM", "0.33.0"
@@ -69,6 +71,17 @@ ENGINE = Engine(
             evidence="source",
             where=_MODELS + "registry.py#L753",
             change="transformers' class, through its transformers backend",
+        ),
+        Rule(
+            engine=_NAME,
+            version=_VERSION,
+            types=GQA,
+            loads="no",
+            kept=None,
+            evidence="source",
+            where=_MODELS + "transformers/base.py#L638",
+            change=ONE_NUMBER,
+            applies=uneven_heads,
         ),
         Rule(
             engine=_NAME,

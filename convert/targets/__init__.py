@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, numbers_of
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.discovery import discover
 from convert_attn.convert.errors import UsageError
@@ -30,12 +30,13 @@ def _own_classes() -> frozenset[str]:
 
 def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
     """The targets that can hold this architecture in this form, native ones first."""
+    return [target for target in _of_kind(arch, form) if form.varied <= target.by_layer and target.holds(sizes, form)]
+
+
+def _of_kind(arch: Architecture, form: Form) -> list[Target]:
+    """The targets for this architecture with this kind of cache, of whatever sizes."""
     own = _own_classes()
-    return [
-        target
-        for target in targets()
-        if isinstance(form, target.form) and _accepts(target, arch, own) and target.holds(sizes, form)
-    ]
+    return [target for target in targets() if isinstance(form, target.form) and _accepts(target, arch, own)]
 
 
 def convertible() -> list[str]:
@@ -62,9 +63,32 @@ def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Targ
     for target in candidates:
         if layout in ("auto", target.layout):
             return target
+    _check_alike(arch, form, layout)
     have = ", ".join(f"{target.name} ({target.layout})" for target in candidates) or "none"
-    what = f"{form.groups} of {sizes.num_heads} K/V heads" if isinstance(form, SharedHeads) else "this latent cache"
+    groups = numbers_of(form.groups) if isinstance(form, SharedHeads) else ""
+    what = f"{groups} of {sizes.num_heads} K/V heads" if groups else "this latent cache"
     kind = "" if layout == "auto" else f"{layout} "
     raise UsageError(
         f"no {kind}class holds {arch.model_type} with {what} (what fits: {have}); choose another --layout or size"
+    )
+
+
+def _check_alike(arch: Architecture, form: Form, layout: str) -> None:
+    """Sizes that differ by layer are for a class that has a number for each.
+
+    Raises:
+        UsageError: none of this layout has.
+    """
+    known = _of_kind(arch, form)
+    asked = [target for target in known if layout in ("auto", target.layout)]
+    if not asked or any(form.varied <= target.by_layer for target in asked):
+        return
+    option = min(form.varied - frozenset().union(*(target.by_layer for target in asked)) or form.varied)
+    classes = " and ".join(target.becomes or f"the class of {arch.model_type}" for target in asked)
+    others = [target for target in known if form.varied <= target.by_layer]
+    instead = "".join(f", or --layout {target.layout}, whose {target.becomes} takes one for each" for target in others)
+    flag = "--" + option.replace("_", "-")
+    raise UsageError(
+        f"{flag} {numbers_of(form.numbers(option))} differs by layer, and {classes} takes one number for all layers: "
+        f"give one ({flag} {max(form.numbers(option))}){instead}"
     )

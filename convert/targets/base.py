@@ -44,8 +44,8 @@ class Blueprint:
 def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
     """Shared heads keep the names of the result's architecture, biases where the source has them."""
     arch, form = blueprint.result_arch, blueprint.form
-    groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.num_kv_heads
-    weights = weight_shapes(arch, blueprint.sizes, groups)
+    groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.kv_by_layer
+    weights = weight_shapes(arch, blueprint.sizes, groups[layer])
     biased = {arch.output: "o"} | {name: role for role, name in arch.qkv.roles.items()}
     shapes: Shapes = {f"{name}.weight": shape for name, shape in weights.items()}
     present = {name: shape for name, shape in weights.items() if biased[name] in blueprint.biases}
@@ -71,6 +71,7 @@ class Target:
         configure: the keys of config.json that change.
         holds: whether the class can have these sizes.
         classes: class name in `architectures` -> class name of the result; empty: the same class.
+        by_layer: the options ("groups", "rank", "rope_dim") of which the class has a number for each layer.
         shapes: names (below the block) and shapes of a layer's attention tensors.
         tensors: (blueprint, converted weights, layer) -> the attention tensors by those names.
         form: what kind of cache it has.
@@ -87,6 +88,7 @@ class Target:
     becomes: str | None
     configure: Callable[[Blueprint], Config]
     holds: Callable[[Geometry, Form], bool] = lambda sizes, form: True
+    by_layer: frozenset[str] = frozenset()
     classes: Mapping[str, str] = field(default_factory=dict)
     shapes: Callable[[Blueprint, int], Shapes] = shared_shapes
     tensors: Callable[[Blueprint, Converted, int], dict[str, Tensor]] = shared_tensors

@@ -84,7 +84,7 @@ def _with_constant(blueprint: Blueprint) -> Blueprint:
     """The class's latent is one channel larger; kv_a and o have biases (`attention_bias`), q has none."""
     form = latent_form(blueprint)
     biases = (blueprint.biases | {"k", "o"}) - {"q"}
-    return replace(blueprint, form=LatentCache(form.rank + 1, form.rope_dim), biases=biases)
+    return replace(blueprint, form=replace(form, ranks=tuple(rank + 1 for rank in form.ranks)), biases=biases)
 
 
 def _query_rank(blueprint: Blueprint) -> int | None:
@@ -95,7 +95,7 @@ def _query_rank(blueprint: Blueprint) -> int | None:
 def _shapes(blueprint: Blueprint, layer: int) -> Shapes:
     larger = _with_constant(blueprint)
     shapes = latent_shapes(larger, layer, _ATTENTION)
-    shapes[f"{_ATTENTION}kv_a_layernorm.weight"] = (latent_form(larger).rank,)
+    shapes[f"{_ATTENTION}kv_a_layernorm.weight"] = (latent_form(larger).of_layer(layer).rank,)
     rank = _query_rank(blueprint)
     if rank is not None:
         rows, hidden = shapes.pop(f"{_ATTENTION}q_proj.weight")
@@ -109,7 +109,7 @@ def _shapes(blueprint: Blueprint, layer: int) -> Shapes:
 def _tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
     if not isinstance(converted, LatentWeights):
         raise TypeError("a class with a latent cannot hold K/V heads")
-    w, form, d = converted, latent_form(blueprint), blueprint.sizes.head_dim
+    w, form, d = converted, latent_form(blueprint).of_layer(layer), blueprint.sizes.head_dim
     norm, query_scale = _IdentityNorm(form.rank + 1, w.mean_power**0.5), ((d + form.rope_dim) / d) ** 0.5
     w = _interleaved(w)
     padded = replace(

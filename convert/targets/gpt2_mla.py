@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target
 from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
 from convert_attn.convert.weights.latent import LatentWeights
@@ -48,5 +48,8 @@ TARGET = Target(
     shapes=lambda blueprint, layer: latent_shapes(blueprint, layer, _ATTENTION),
     tensors=_tensors,
     form=LatentCache,
-    removed=frozenset({"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),
+    by_layer=frozenset({"rank"}),
+    removed=frozenset(
+        {HEADS_BY_LAYER, "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}
+    ),
 )

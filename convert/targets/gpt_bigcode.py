@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, SharedHeads
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Target, shared_tensors
 from convert_attn.convert.weights.attention import AttentionWeights
 
@@ -38,7 +38,7 @@ TARGET = Target(
     sources=frozenset({"gpt2", "gpt2_gqa"}),
     becomes="gpt_bigcode",
     configure=_configure,
-    holds=lambda sizes, form: form == SharedHeads(1),
+    holds=lambda sizes, form: form == SharedHeads.of(1, sizes.num_layers),
     classes={
         kind.format(family): kind.format("GPTBigCode")
         for family in ("GPT2", "GPT2GQA")
@@ -46,5 +46,5 @@ TARGET = Target(
     }
     | {"GPT2LMHeadModel": "GPTBigCodeForCausalLM", "GPT2GQAForCausalLM": "GPTBigCodeForCausalLM"},
     tensors=_tensors,
-    removed=frozenset({"scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),
+    removed=frozenset({HEADS_BY_LAYER, "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"}),
 )

@@ -130,8 +130,8 @@ def latent_config(blueprint: Blueprint) -> Config:
     """The keys that our classes with a latent read (modeling/configuration_latent_attention.py)."""
     form, sizes, has = latent_form(blueprint), blueprint.sizes, Biases.of(blueprint)
     return {
-        "kv_lora_rank": max(form.ranks, default=form.rank),
-        "kv_lora_ranks": list(form.ranks) or None,
+        "kv_lora_rank": max(form.ranks),
+        "kv_lora_ranks": list(form.ranks) if "rank" in form.varied else None,
         "qk_rope_head_dim": form.rope_dim,
         "qk_nope_head_dim": sizes.head_dim,
         "v_head_dim": sizes.head_dim,

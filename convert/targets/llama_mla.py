@@ -34,5 +34,6 @@ TARGET = Target(
     shapes=lambda blueprint, layer: latent_shapes(blueprint, layer, _ATTENTION),
     tensors=lambda blueprint, converted, layer: latent_tensors(blueprint, converted, _ATTENTION),
     form=LatentCache,
+    by_layer=frozenset({"rank"}),
     fresh_config=True,
 )

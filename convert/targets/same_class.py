@@ -6,7 +6,7 @@ from convert_attn.convert.targets.base import Blueprint, Config, Target
 
 def configure_heads(blueprint: Blueprint) -> Config:
     """head_dim is written out: readers that derive it from the K/V heads would get it wrong."""
-    groups = blueprint.form.groups if isinstance(blueprint.form, SharedHeads) else None
+    groups = max(blueprint.form.groups) if isinstance(blueprint.form, SharedHeads) else None
     return {"num_key_value_heads": groups, "head_dim": blueprint.sizes.head_dim}
 
 

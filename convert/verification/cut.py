@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from convert_attn import modeling
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import ShardWriter
@@ -150,4 +151,7 @@ def cut_config(raw: dict[str, Any], layers: Sequence[int], count: int) -> dict[s
     ranks = config.get("kv_lora_ranks")
     if ranks:
         config["kv_lora_rank"] = max(ranks)
+    heads = config.get(HEADS_BY_LAYER)
+    if heads:
+        config["num_key_value_heads"] = max(heads)
     return config

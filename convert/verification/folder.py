@@ -123,7 +123,7 @@ def cached_by_layer(source: Source) -> list[int] | None:
     if arch is None:
         return None
     sizes = geometry(arch, source.config, source.origin.name)
-    return SharedHeads(sizes.num_kv_heads).numbers_by_layer(sizes)
+    return SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes)
 
 
 def _answers(source: Source) -> list[Answer]:
@@ -170,9 +170,9 @@ def _as_it_is(source: Source) -> Plan:
     sizes = geometry(arch, source.config, source.origin.name)
     stem = find_blocks(source.weights.infos).stem
     prefix = stem.removesuffix(arch.block.partition("{layer}")[0])
-    form = SharedHeads(sizes.num_kv_heads)
+    form = SharedHeads(sizes.kv_by_layer)
     return Plan(
-        request=Request(to="gqa", groups=sizes.num_kv_heads),
+        request=Request(to="gqa", groups=sizes.kv_by_layer),
         source=source,
         blueprint=Blueprint(
             arch=arch, result_arch=arch, config=source.config, sizes=sizes, form=form, biases=frozenset()

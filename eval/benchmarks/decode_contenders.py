@@ -156,7 +156,7 @@ def _latent(sizes: Sizes, frequencies: tuple[float, ...], generator: torch.Gener
 def _blueprint(sizes: Sizes, config: Config) -> Blueprint:
     """Conversion of the original to the latent cache with the rotary frequencies that DeepSeek-V3 prescribes."""
     arch = architecture("llama")
-    form = LatentCache(sizes.rank, sizes.rope_dim)
+    form = LatentCache.of(sizes.rank, sizes.rope_dim, sizes.layers)
     plan = Blueprint(
         arch=arch,
         result_arch=arch,

@@ -143,8 +143,7 @@ def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
     config = typed_config(raw, name)
     form = form_of(config)
     if isinstance(form, LatentCache):
-        layers = config.num_hidden_layers
-        return int(sum(form.ranks or (form.rank,) * layers) + layers * form.rope_dim)
+        return sum(form.ranks) + sum(form.rope_dims)
     try:
         sizes = geometry(architecture(raw["model_type"]), raw, name)
     except ConvertAttnError:

@@ -12,7 +12,8 @@ from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
-from convert_attn.convert.planning.request import Request, choose_latent, divisors
+from convert_attn.convert.planning.request import Request
+from convert_attn.convert.planning.sizes import choose_latent, divisors
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Config
 from convert_attn.eval.measures.contenders import Contender, predicted_numbers
@@ -116,7 +117,7 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
     found = [_scaled(original, name, shape)]
     for contender in contenders[1:]:
         form = _form(contender, original, shape, sizes, name)
-        if isinstance(form, SharedHeads) and form.groups == sizes.num_kv_heads:
+        if form == SharedHeads(sizes.kv_by_layer):
             found.append(_scaled(contender, name, shape))
             continue
         native = isinstance(form, LatentCache) and contender.config.model_type not in modeling.FAMILIES
@@ -140,14 +141,19 @@ def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tupl
 
 
 def _form(contender: Contender, original: Contender, shape: Config, sizes: Geometry, name: str) -> Form:
-    """The contender's kind of cache at its share of the original's, or the nearest share below; MQA stays MQA."""
+    """The contender's kind of cache at its share of the original's, or the nearest share below; MQA stays MQA.
+
+    Where its layers differ, all get the share that the contender has as a whole: the shape has other layers.
+    """
     own, whole = form_of(contender.config), form_of(original.config)
     if isinstance(own, SharedHeads) and isinstance(whole, SharedHeads):
-        if own.groups == 1:
-            return own
-        most = sizes.num_kv_heads * own.groups / whole.groups
+        if set(own.groups) == {1}:
+            return SharedHeads.of(1, sizes.num_layers)
+        share = (sum(own.groups) / len(own.groups)) / (sum(whole.groups) / len(whole.groups))
+        most = sizes.num_kv_heads * share + 1e-9
         several = [groups for groups in divisors(sizes.num_kv_heads) if groups > 1]
-        return SharedHeads(max([groups for groups in several if groups <= most] or several[:1]))
+        chosen = max([groups for groups in several if groups <= most] or several[:1])
+        return SharedHeads.of(chosen, sizes.num_layers)
     ours = predicted_numbers(contender.config.to_dict(), contender.name)
     theirs = predicted_numbers(original.config.to_dict(), original.name)
     if ours is None or theirs is None:
