@@ -89,7 +89,7 @@ def states_of(model: Any, tokens: Tensor) -> list[Tensor]:
 def open_stream(folder: Path, **options: Any) -> tuple[Stream, Layers]:
     """A checkpoint to be run block by block, and its weights."""
     plan = api.plan(folder, to="gqa", groups=HEADS // 2, **options)
-    return Stream(plan.source, plan.arch, plan.geometry, plan.prefix), Layers(plan)
+    return Stream(plan.source, plan.arch, plan.geometry), Layers(plan)
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ def test_block_by_block_follows_the_config(case: str, tmp_path: Path) -> None:
     model = tiny_model(model_type, **options)
     model.save_pretrained(tmp_path / "in")
     plan = api.plan(tmp_path / "in", to="mqa")
-    stream = Stream(plan.source, plan.arch, plan.geometry, plan.prefix)
+    stream = Stream(plan.source, plan.arch, plan.geometry)
     assert_same_states(streamed(stream, Layers(plan).read, windows_of()), states_of(model, windows_of()))
 
 
@@ -193,7 +193,7 @@ def fitted(folder: Path, **options: Any) -> Iterator[tuple[Stream, Callable[[int
     """The stream of the original, and what its layers become."""
     plan = api.plan(folder, **options)
     with fitting(plan, silent) as found:
-        yield Stream(plan.source, plan.arch, plan.geometry, plan.prefix), lambda layer: found.convert(layer).attention
+        yield Stream(plan.source, plan.arch, plan.geometry), lambda layer: found.convert(layer).attention
 
 
 @pytest.mark.parametrize("to", ["gqa", "mla"])
@@ -294,7 +294,7 @@ def test_statistics_follow_the_config(case: str, tmp_path: Path) -> None:
     model = tiny_model(model_type, **options)
     model.save_pretrained(tmp_path / "in")
     plan = api.plan(tmp_path / "in", to="mqa")
-    stream = Stream(plan.source, plan.arch, plan.geometry, plan.prefix)
+    stream = Stream(plan.source, plan.arch, plan.geometry)
     known = calibrate(
         plan.source, stream, read=Layers(plan).read, windows=windows_of(), layers=LAYERS, heads=HEADS, progress=silent
     )

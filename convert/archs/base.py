@@ -34,7 +34,7 @@ class Architecture:
         qkv: layout of the projections.
         output: the output projection, [D, H d].
         norm: the norm whose output the projections read; None: they read the residual stream as it is.
-        mlp_output: the projection that ends the block's MLP, [D, F].
+        mlp_output: the projection that ends the block's MLP, [D, F]; None: there is no single one (experts).
         position: "rope" (q and k turn with the position), "learned" (added to the input) or "alibi" (scores fall with
             the distance); `Geometry.block` says it of a layer.
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
@@ -53,7 +53,7 @@ class Architecture:
     output: str
     norm: Norm | None
     position: Literal["rope", "learned", "alibi"]
-    mlp_output: str = "mlp.down_proj"
+    mlp_output: str | None = "mlp.down_proj"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
     linears: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Where the base model's tensors are in a checkpoint: the prefix of their names, or what is wrong with them."""
+"""What is wrong with the names of a checkpoint in which the class finds no first block."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.auto_classes import base_prefix
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 
 # what wrappers put into names, and how they are taken off again
@@ -20,21 +19,16 @@ _WRAPPERS = {
 _SIGHT = re.compile(r"(^|\.)(language_model|text_model|llm|lm)\.")
 
 
-def block_prefix(arch: Architecture, source: Source) -> str:
-    """The prefix of block tensors beyond `arch.block`: that of the base model, "" in a checkpoint of the bare one.
-
-    A head class may keep its base model under a name of its own (Llama's for question answering does).
+def check_names_of_blocks(arch: Architecture, source: Source) -> None:
+    """Check that the class finds its first block in a checkpoint.
 
     Raises:
         UsageError: the names are those of a wrapper, an adapter or a larger model.
         ConvertAttnError: there is no first block.
     """
     first = arch.block.format(layer=0) + arch.projections[0] + ".weight"
-    infos = source.weights.infos
-    for prefix in (arch.base, "", base_prefix(source.config) or arch.base):
-        if prefix + first in infos:
-            return prefix
-    raise _misnamed(arch, list(infos), source.origin.name, first)
+    if not source.names.stored(source.names.base + first):
+        raise _misnamed(arch, list(source.weights.infos), source.origin.name, first)
 
 
 def _misnamed(arch: Architecture, names: list[str], name: str, first: str) -> ConvertAttnError:

@@ -14,8 +14,10 @@ from convert_attn.convert.checkpoint.formats import check_no_adapter, no_config,
 from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning, without_leftovers
 from convert_attn.convert.checkpoint.shards import Weights, open_weights
 from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, tokenizer_code
-from convert_attn.convert.classes.auto_classes import tied_names
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.classes.auto_classes import auto_class_of, tied_names
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.stored_names import StoredNames, names_in
+from convert_attn.convert.errors import ConvertAttnError, first_line
 
 # keys of config.json that say how much memory classes and configs take, and more than any model has of them
 _COUNTS = ("_size", "_dim", "_layers", "_layer", "_heads", "_head", "_embd", "_inner", "_positions", "_labels")
@@ -107,6 +109,22 @@ class Source:
             tied = tied_names(self.config, self.origin.name)
             opened.leave_out({name for name, first in opened.same.items() if frozenset((name, first)) in tied})
         return opened
+
+    @cached_property
+    def names(self) -> StoredNames:
+        """What the tensors are in the class that config.json names.
+
+        Raises:
+            ConvertAttnError: the class cannot be made.
+        """
+        shapes = {name: info.shape for name, info in self.weights.infos.items()}
+        config = typed_config(self.config, self.origin.name)
+        try:
+            return names_in(config, auto_class_of(self.config), shapes)
+        except Exception as error:  # the class decides what it raises, and what has to be installed for it
+            raise ConvertAttnError(
+                f"the class of '{self.origin.name}' cannot be made in transformers: {first_line(error)}"
+            ) from None
 
     def refuse_quantised(self) -> None:
         """Look at the weights that are here, if any are.

@@ -20,16 +20,6 @@ def auto_class_of(config: dict[str, Any]) -> str:
     return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
 
 
-def base_prefix(config: dict[str, Any]) -> str | None:
-    """What names of the base model's tensors begin with in the class that a config.json names, None without one."""
-    names = config.get("architectures") or [""]
-    try:
-        found = getattr(getattr(transformers, names[0], None), "base_model_prefix", None)
-    except Exception:  # importing a class may want what is not installed
-        return None
-    return f"{found}." if isinstance(found, str) and found else None
-
-
 def tied_names(config: dict[str, Any], name: str) -> set[frozenset[str]]:
     """The pairs of parameters that the class keeps as one; none where the class cannot be made."""
     modeling.register()

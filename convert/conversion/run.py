@@ -16,7 +16,8 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.measure import UNMEASURED, Made
 from convert_attn.convert.fitting.session import Fitting, fitting
-from convert_attn.convert.planning.plan import OutputTensor, Plan
+from convert_attn.convert.planning.outputs import OutputTensor
+from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.publish.result_config import write_side_files
 from convert_attn.convert.targets.base import Blueprint
@@ -109,13 +110,12 @@ def _write_weights(
                     converted = balanced(converted, plan.geometry.turns)
                 with on_device(plan.request.device):
                     tensors = plan.target.tensors(plan.blueprint, converted, layer)
-                if new.mlp is not None:
+                if new.mlp is not None and plan.arch.mlp_output is not None:
                     tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
             if isinstance(converted, LatentWeights):
                 found.append(tuple(converted.inv_freq.tolist()))
             for output in by_layer.get(layer, ()):
-                local = output.info.name.removeprefix(plan.block(layer))
-                tensor = tensors[local].to(device="cpu", dtype=DTYPES[output.info.dtype])
+                tensor = tensors[output.local].to(device="cpu", dtype=DTYPES[output.info.dtype])
                 _check_range(tensor, output)
                 writer.put(output.info.name, [tensor_bytes(tensor)])
         progress("attention", len(layers), len(layers))

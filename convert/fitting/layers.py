@@ -44,10 +44,10 @@ class Layers:
         """A block's attention weights, in float32 or wider: nothing is rounded until it is written."""
         plan = self.plan
         names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
-        present = plan.source.weights.infos
-        block = plan.block(layer)
-        tensors = {name: _widened(self._finite(block + name)) for name in names if block + name in present}
-        return split(plan.arch, plan.geometry, tensors)
+        of_class = {plan.parameter(layer, name): name for name in names}
+        known = plan.source.names
+        found = known.read_all((path for path in of_class if known.stored(path)), self._finite)
+        return split(plan.arch, plan.geometry, {of_class[path]: _widened(tensor) for path, tensor in found})
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.plan.source.weights.read(name).to(self.plan.request.device)
@@ -64,10 +64,10 @@ class Layers:
         sizes, of_norm = self.plan.geometry, self.plan.arch.norm
         if of_norm is None:
             return moments_from_norm(torch.ones(sizes.hidden_size, dtype=torch.float64), None)
-        norm = self.plan.block(layer) + of_norm.name
-        gain = self._finite(f"{norm}.weight").to(torch.float64) + of_norm.gain_offset
-        biased = f"{norm}.bias" in self.plan.source.weights.infos
-        return moments_from_norm(gain, self._finite(f"{norm}.bias") if biased else None)
+        names = self.plan.source.names
+        weight, bias = (self.plan.parameter(layer, f"{of_norm.name}.{kind}") for kind in ("weight", "bias"))
+        gain = names.read(weight, self._finite).to(torch.float64) + of_norm.gain_offset
+        return moments_from_norm(gain, names.read(bias, self._finite) if names.stored(bias) else None)
 
     def context(self, layer: int, seen: LayerStatistics | None, score_share: float = 1.0) -> LayerContext:
         """What a method may know: measured where there was text, guessed from the norm where there was none."""

@@ -117,11 +117,10 @@ class Head:
     """What the source's class does after its last block: its blocks hand on what they are given.
 
     Args:
-        prefix: what names of the base model's tensors start with in the checkpoint.
         device: where it runs; in float32.
     """
 
-    def __init__(self, source: Source, prefix: str, device: str) -> None:
+    def __init__(self, source: Source, device: str) -> None:
         self._device = device
         config = typed_config(source.config, source.origin.name)
         try:
@@ -135,19 +134,14 @@ class Head:
         base = model.base_model
         stem, blocks = next((name, part) for name, part in base.named_children() if isinstance(part, nn.ModuleList))
         own = f"{model.base_model_prefix}."
-        for name, _ in list(model.named_parameters()):
-            if name.startswith(f"{own}{stem}."):
-                continue
-            stored = f"{prefix}{name.removeprefix(own)}" if name.startswith(own) else name
-            if stored not in source.weights.infos:  # tied to another, or missed below
-                continue
-            value = source.weights.read(stored).to(device, torch.float32)
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, nn.Parameter(value, requires_grad=False))
-        model.tie_weights()
-        outside = (name for name, p in model.named_parameters() if p.is_meta and not name.startswith(f"{own}{stem}."))
-        if missing := next(outside, None):
+        outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{own}{stem}.")]
+        if missing := next((name for name in outside if not source.names.stored(name)), None):
             raise ConvertAttnError(f"'{source.origin.name}' has no tensor for '{missing}', which its class needs")
+        for name, value in source.names.read_all(outside, source.weights.read):
+            parent, _, last = name.rpartition(".")
+            wide = nn.Parameter(value.to(device, torch.float32), requires_grad=False)
+            setattr(model.get_submodule(parent), last, wide)
+        model.tie_weights()
         self._states: Tensor | None = None
         for block in blocks:
             block.forward = self._pass_on

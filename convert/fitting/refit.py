@@ -265,6 +265,7 @@ class SideBySide:
         found = solve_mlp(
             block, lambda x: Attention(weights, x, block.rule).output(), states("fit"), states("selection")
         )
+        assert block.mlp_output is not None
         found.rounded(self._dtype).put(block.mlp_output)
         return found
 

@@ -77,7 +77,7 @@ class _Session:
             plan, warnings = replace(plan, text=None), (no_text(unread),)
         held, called = self._held(windows)
         sizes = plan.geometry
-        stream = Stream(plan.source, plan.arch, sizes, plan.prefix, plan.request.device)
+        stream = Stream(plan.source, plan.arch, sizes, plan.request.device)
         known: Calibration | None = None
         if windows is not None:
             warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
@@ -118,7 +118,7 @@ class _Session:
             if held is None:
                 return called
             original, converted = pair.held
-            return measure(Head(plan.source, plan.prefix, stream.device), held, original, converted, called)
+            return measure(Head(plan.source, stream.device), held, original, converted, called)
 
         return Fitting(
             plan=plan,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,19 +113,21 @@ def write_result(
 
 
 def _write_weights(student: Source, trained: Trained, folder: Path, progress: Progress) -> None:
-    weights = student.weights
-    known = {stored: name for name in trained.names for stored in [_stored(name, weights.infos)] if stored}
+    weights, written = student.weights, 0
     writer = ShardWriter(folder, {f: i for f, i in weights.shards().items() if i}, weights.metadata)
     try:
-        for done, (name, info) in enumerate(weights.infos.items()):
-            progress("write", done, len(weights.infos))
-            if name not in known:
-                writer.put(name, weights.chunks(name))
-                continue
-            tensor = trained.read(known[name]).to(DTYPES[info.dtype])
-            if not torch.isfinite(tensor).all():
-                raise ConvertAttnError(f"trained tensor '{name}' has numbers that do not fit {info.dtype}")
-            writer.put(name, [tensor_bytes(tensor)])
+        for tensors in _tensors(student, trained):
+            for name, tensor in tensors.items():
+                progress("write", written, len(weights.infos))
+                written += 1
+                if tensor is None:
+                    writer.put(name, weights.chunks(name))
+                    continue
+                dtype = weights.infos[name].dtype
+                tensor = tensor.to(DTYPES[dtype])
+                if not torch.isfinite(tensor).all():
+                    raise ConvertAttnError(f"trained tensor '{name}' has numbers that do not fit {dtype}")
+                writer.put(name, [tensor_bytes(tensor)])
         progress("write", len(weights.infos), len(weights.infos))
         writer.close()
     except BaseException:
@@ -133,9 +135,23 @@ def _write_weights(student: Source, trained: Trained, folder: Path, progress: Pr
         raise
 
 
-def _stored(name: str, present: dict[str, Any]) -> str | None:
-    """A parameter's name in the checkpoint: with the base model's prefix or, in one of a bare base model, without."""
-    return next((known for known in (name, name.partition(".")[2]) if known in present), None)
+def _tensors(student: Source, trained: Trained) -> Iterator[dict[str, Tensor | None]]:
+    """All that is stored, by its name there: what was trained, None for what stays as it is."""
+    names = student.names
+
+    def learned(parameter: str) -> str | None:
+        return next((name for name in (parameter, *names.twins(parameter)) if name in trained.names), None)
+
+    def read(parameter: str) -> Tensor:
+        name = learned(parameter)
+        return names.read(parameter, student.weights.read) if name is None else trained.read(name)
+
+    yield dict.fromkeys(names.unknown)
+    for group in names.groups:
+        if any(learned(parameter) is not None for parameter in group.shapes):
+            yield {**group.store(read)}
+        else:
+            yield dict.fromkeys(group.stored)
 
 
 def _healed_config(student: Source, entry: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
-from convert_attn.convert.checkpoint.names import block_prefix
+from convert_attn.convert.checkpoint.names import check_names_of_blocks
 from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve, within
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo
@@ -135,7 +135,7 @@ def _weights_facts(source: Source, arch: Architecture) -> tuple[str, int | None]
     """The dtype most numbers have, and how many there are; from config.json where there are no headers."""
     infos = _local_tensors(source)
     if infos:
-        block_prefix(arch, source)
+        check_names_of_blocks(arch, source)
     elif source.origin.commit is not None and not source.origin.subfolder:
         infos = _hub_tensors(source)
         check_plain(source.origin.name, infos, source.leftovers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -12,38 +11,22 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, span
 from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
-from convert_attn.convert.checkpoint.names import block_prefix
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS, TensorInfo
+from convert_attn.convert.checkpoint.names import check_names_of_blocks
+from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.class_facts import ClassFacts, typed_config
-from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.errors import UsageError
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
+from convert_attn.convert.planning.outputs import OutputTensor, result_tensors
+from convert_attn.convert.planning.own_tensors import check_attention
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, check_calibration
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """One tensor of the result.
-
-    Attributes:
-        info: name, dtype, shape and shard in the output (the offset is the writer's business).
-        origin: "copy" (bytes as they are, or cast), "transpose" (the same numbers in the other layout) or
-            "attention" (computed).
-        source: the source tensor's name; for "attention" the tensor that decides the dtype.
-        layer: the block it belongs to, None outside the blocks.
-    """
-
-    info: TensorInfo
-    origin: Literal["copy", "transpose", "attention"]
-    source: str
-    layer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +35,6 @@ class Plan:
 
     Attributes:
         blueprint: what the target is told.
-        prefix: what block names start with in this checkpoint ("model.", "" for a bare base model).
         outputs: every tensor to be written.
         dropped: tensors of the source that no class reads.
         output: the folder to make.
@@ -65,7 +47,6 @@ class Plan:
     blueprint: Blueprint
     method: Method
     target: Target
-    prefix: str
     outputs: tuple[OutputTensor, ...]
     dropped: tuple[str, ...]
     output: Path
@@ -116,8 +97,8 @@ class Plan:
     @property
     def cache_dtype(self) -> str:
         """The dtype of the result's attention projections, which is the cache's."""
-        stored = self.source.weights.infos[f"{self.block(0)}{self.arch.output}.weight"].dtype
-        return DTYPE_OPTIONS.get(self.request.dtype, stored)
+        first = self.source.names.stored(self.parameter(0, f"{self.arch.output}.weight"))[0]
+        return DTYPE_OPTIONS.get(self.request.dtype, self.source.weights.infos[first].dtype)
 
     @property
     def run_dtypes(self) -> set[torch.dtype]:
@@ -139,14 +120,13 @@ class Plan:
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
 
-    def block(self, layer: int) -> str:
-        """Prefix of a block's tensors."""
-        return self.prefix + self.arch.block.format(layer=layer)
+    def parameter(self, layer: int, local: str) -> str:
+        """The name in the source's class of what is called `local` below a block."""
+        return self.source.names.base + self.arch.block.format(layer=layer) + local
 
     def ends_mlp(self, output: OutputTensor) -> bool:
         """Whether a tensor of the result is the projection that ends a block's MLP."""
-        stem = None if output.layer is None else self.block(output.layer) + self.arch.mlp_output
-        return stem is not None and output.info.name in (f"{stem}.weight", f"{stem}.bias")
+        return self.arch.mlp_output is not None and output.local.rpartition(".")[0] == self.arch.mlp_output
 
 
 def choose_method(name: str, to: To) -> Method:
@@ -211,47 +191,6 @@ def no_text(reason: str) -> str:
     return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: see the measurement"
 
 
-def _check_attention(arch: Architecture, facts: ClassFacts, prefix: str, source: Source) -> None:
-    """The attention tensors of the file are those of the class: all of them, of its shapes, and no others.
-
-    Raises:
-        ConvertAttnError: naming the first that is not.
-    """
-    infos = source.weights.infos
-    for layer, module in enumerate(facts.modules):
-        block = prefix + arch.block.format(layer=layer)
-        expected = facts.attention(layer)
-        for path, shape in expected.items():
-            _check_tensor(source, prefix + path, shape)
-        if arch.norm is not None:
-            norm = f"{arch.block.format(layer=layer)}{arch.norm.name}.weight"
-            _check_tensor(source, prefix + norm, facts.parameters[norm])
-        for name in (name for name in infos if name.startswith(f"{prefix}{module}.")):
-            path = name.removeprefix(prefix)
-            if path not in expected and path not in facts.buffers and name.removeprefix(block) not in arch.buffers:
-                raise ConvertAttnError(
-                    f"tensor '{name}' in shard '{infos[name].file}' has no place in {facts.name} with this config: "
-                    "transformers would leave it out, so the model is not what its weights say; give a config.json "
-                    "that belongs to them, or remove the tensor"
-                )
-
-
-def _check_tensor(source: Source, name: str, shape: tuple[int, ...]) -> None:
-    info = source.weights.infos.get(name)
-    if info is None:
-        raise ConvertAttnError(f"tensor '{name}' is missing from '{source.origin.name}'; download it again")
-    if info.shape != shape:
-        raise ConvertAttnError(
-            f"tensor '{name}' in shard '{info.file}' has shape {list(info.shape)}, expected {list(shape)} "
-            "from config.json; the two do not belong together"
-        )
-    if info.dtype not in FLOATS:
-        raise UsageError(
-            f"tensor '{name}' has dtype {info.dtype}: quantised weights cannot be converted; "
-            "use the original in fp32, fp16 or bf16"
-        )
-
-
 def default_output(source: Source, to: To, form: Form) -> Path:
     """./<name>-gqa4 (-gqa2-4 where layers differ), ./<name>-mqa or ./<name>-mla256."""
     size = "" if to == "mqa" else form.rank if isinstance(form, LatentCache) else span(form.groups).replace("..", "-")
@@ -269,14 +208,18 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
+    if request.refit == "mlp" and arch.mlp_output is None:
+        raise UsageError(
+            f"--refit mlp needs one projection that ends an MLP, and {arch.model_type} has experts: use --refit"
+        )
     text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
     target = choose(arch, sizes, form, request.layout)
     result_classes(target, source)
-    prefix = block_prefix(arch, source)
+    check_names_of_blocks(arch, source)
     facts = facts_of(arch, source.config, source.origin.name)
-    _check_attention(arch, facts, prefix, source)
+    check_attention(arch, facts, source)
     blueprint = Blueprint(
         arch=arch,
         result_arch=architectures().get(target.becomes or arch.model_type, arch),
@@ -286,14 +229,13 @@ def make_plan(source: Source, request: Request) -> Plan:
         biases=class_biases(arch, facts),
         inv_freq=form.no_planes if isinstance(form, LatentCache) else (),
     )
-    outputs, dropped = _outputs(source, blueprint, target, prefix, request.dtype)
+    outputs, dropped = result_tensors(source, blueprint, target, request.dtype)
     plan = Plan(
         request=request,
         source=source,
         blueprint=blueprint,
         method=method,
         target=target,
-        prefix=prefix,
         outputs=outputs,
         dropped=dropped,
         output=request.output or default_output(source, request.to, form),
@@ -321,7 +263,7 @@ def replan(plan: Plan, form: Form) -> Plan:
     blueprint = replace(plan.blueprint, form=form)
     if isinstance(form, LatentCache):
         blueprint = replace(blueprint, inv_freq=form.no_planes)
-    outputs, dropped = _outputs(plan.source, blueprint, plan.target, plan.prefix, plan.request.dtype)
+    outputs, dropped = result_tensors(plan.source, blueprint, plan.target, plan.request.dtype)
     return replace(plan, blueprint=blueprint, outputs=outputs, dropped=dropped)
 
 
@@ -339,76 +281,3 @@ def result_classes(target: Target, source: Source) -> list[str]:
         known = ", ".join(sorted(target.classes))
         raise UsageError(f"class {missing[0]} has no counterpart in {target.name}; it can hold {known}")
     return [target.classes[name] for name in classes]
-
-
-def _outputs(
-    source: Source, blueprint: Blueprint, target: Target, prefix: str, dtype: str
-) -> tuple[tuple[OutputTensor, ...], tuple[str, ...]]:
-    """Every tensor of the result, in the source's order, and the names that are dropped."""
-    arch, sizes = blueprint.arch, blueprint.sizes
-    turned = arch.transposed != blueprint.result_arch.transposed
-    copied = frozenset() if turned else _kept(blueprint)
-    shapes = [target.shapes(blueprint, layer) for layer in range(sizes.num_layers)]
-    infos = source.weights.infos
-    outputs, dropped = [], []
-    for info in infos.values():
-        layer, local = _locate(arch, sizes, prefix, info.name)
-        stem, _, kind = local.rpartition(".")
-        if layer is not None and local in arch.buffers:
-            dropped.append(info.name)
-            continue
-        wanted = replace(info, dtype=DTYPE_OPTIONS.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype)
-        if layer is not None and stem in arch.projections and layer not in copied:
-            if local in shapes[layer]:
-                wanted = replace(wanted, shape=shapes[layer][local])
-                outputs.append(OutputTensor(wanted, "attention", info.name, layer))
-        elif turned and layer is not None and kind == "weight" and stem in arch.linears:
-            flipped = replace(wanted, shape=info.shape[::-1])
-            outputs.append(OutputTensor(flipped, "transpose", info.name, layer))
-        else:
-            outputs.append(OutputTensor(wanted, "copy", info.name, layer))
-    written = {output.info.name for output in outputs}
-    for layer in range(sizes.num_layers):  # names that the source does not have go beside its output projection
-        block = prefix + arch.block.format(layer=layer)
-        beside = infos[f"{block}{arch.output}.weight"]
-        for local, shape in shapes[layer].items():
-            if block + local not in written:
-                info = replace(beside, name=block + local, shape=shape, dtype=DTYPE_OPTIONS.get(dtype, beside.dtype))
-                outputs.append(OutputTensor(info, "attention", beside.name, layer))
-    if target.unties:
-        outputs += _untied(source, prefix, outputs)
-    return tuple(outputs), tuple(dropped)
-
-
-def _kept(blueprint: Blueprint) -> frozenset[int]:
-    """The layers that have as many K/V heads as before."""
-    if not isinstance(blueprint.form, SharedHeads):
-        return frozenset()
-    pairs = zip(blueprint.form.groups, blueprint.sizes.kv_by_layer, strict=True)
-    return frozenset(layer for layer, (after, before) in enumerate(pairs) if after == before)
-
-
-def _untied(source: Source, prefix: str, outputs: list[OutputTensor]) -> list[OutputTensor]:
-    """The head or the embedding, whichever a tied checkpoint does not store, as a copy of the other."""
-    classes = source.config.get("architectures") or ["ForCausalLM"]
-    tied = typed_config(source.config, source.origin.name).tie_word_embeddings
-    if not tied or not classes[0].endswith("ForCausalLM"):
-        return []
-    names = ("lm_head.weight", f"{prefix}embed_tokens.weight")
-    stored = {output.info.name: output for output in outputs if output.info.name in names}
-    missing = [name for name in names if name not in stored]
-    if len(missing) != 1:
-        return []
-    (twin,) = stored.values()
-    return [replace(twin, info=replace(twin.info, name=missing[0]))]
-
-
-def _locate(arch: Architecture, sizes: Geometry, prefix: str, name: str) -> tuple[int | None, str]:
-    """The block a tensor belongs to and its name below the block; (None, name) outside the blocks."""
-    head, _, tail = arch.block.partition("{layer}")
-    if not name.startswith(prefix + head):
-        return None, name
-    number, dot, local = name.removeprefix(prefix + head).partition(tail)
-    if not (dot and number.isdecimal() and int(number) < sizes.num_layers):
-        return None, name
-    return int(number), local

@@ -85,7 +85,7 @@ def read_provenance(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, block
 
 
-def solved_mlp(provenance: dict[str, Any], mlp_output: str) -> Callable[[str], bool]:
+def solved_mlp(provenance: dict[str, Any], mlp_output: str | None) -> Callable[[str], bool]:
     """Tell which tensors outside attention a conversion has changed, by their names.
 
     Args:

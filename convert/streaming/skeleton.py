@@ -35,13 +35,13 @@ class Skeleton:
 
     Args:
         source: whose weights are read.
-        prefix: what names of the base model's tensors start with in the checkpoint; None: found out.
         device: where tensors go.
         attention: `attn_implementation`.
         config: of the class; None: the source's own.
 
     Attributes:
         model: the base model.
+        base: what its names start with in the class of the checkpoint ("model.").
         stem: what names of block tensors start with in it ("layers.", "h.").
         blocks: its decoder blocks.
     """
@@ -49,7 +49,6 @@ class Skeleton:
     def __init__(
         self,
         source: Source,
-        prefix: str | None = None,
         device: str = "cpu",
         attention: str = "eager",
         config: PreTrainedConfig | None = None,
@@ -70,24 +69,18 @@ class Skeleton:
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
         self.stem, self.blocks = f"{found[0]}.", found[1]
-        base = f"{self.model.base_model_prefix}."
-        if prefix is None:
-            prefix = base if any(name.startswith(base + self.stem) for name in source.weights.infos) else ""
-        self.prefix = prefix
+        self.base = source.names.base
 
     def names(self, inside: Callable[[str], bool]) -> list[str]:
         """The parameters whose names (within the base model) fit and that the checkpoint has."""
-        present = self._source.weights.infos
-        return [name for name, _ in self.model.named_parameters() if inside(name) and self.stored(name) in present]
-
-    def stored(self, name: str) -> str:
-        """A parameter's name in the checkpoint."""
-        return f"{self.prefix}{name}"
+        known = self._source.names
+        return [name for name, _ in self.model.named_parameters() if inside(name) and known.stored(self.base + name)]
 
     def fill(self, names: list[str], dtype: torch.dtype = torch.float32) -> None:
         """Read parameters."""
-        for name in names:
-            self._put(name, self._source.weights.read(self.stored(name)).to(self.device, dtype))
+        source = self._source
+        for name, value in source.names.read_all([self.base + name for name in names], source.weights.read):
+            self._put(name.removeprefix(self.base), value.to(self.device, dtype))
 
     def empty(self, names: list[str]) -> None:
         """Let parameters go."""

@@ -24,14 +24,14 @@ class Block:
     """One decoder block with its weights in memory.
 
     Attributes:
-        mlp_output: the projection that ends its MLP.
+        mlp_output: the projection that ends its MLP, None where there is no single one.
         rule: how its scores become probabilities.
     """
 
     module: nn.Module
     norm: nn.Module
     attention: nn.Module
-    mlp_output: nn.Module
+    mlp_output: nn.Module | None
     rule: Rule
 
     def normalised(self, states: Tensor) -> Tensor:
@@ -56,14 +56,13 @@ class Stream:
 
     Args:
         source: whose weights are read.
-        prefix: what names of the base model's tensors start with in the checkpoint.
         device: where blocks run; in float32.
     """
 
-    def __init__(self, source: Source, arch: Architecture, sizes: Geometry, prefix: str, device: str = "cpu") -> None:
+    def __init__(self, source: Source, arch: Architecture, sizes: Geometry, device: str = "cpu") -> None:
         self._arch, self._sizes = arch, sizes
         self.device, self.hidden_size = device, sizes.hidden_size
-        self._skeleton = Skeleton(source, prefix, device)
+        self._skeleton = Skeleton(source, device)
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
@@ -83,11 +82,11 @@ class Stream:
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
             norm = nn.Identity() if self._arch.norm is None else module.get_submodule(self._arch.norm.name)
-            mlp_output = module.get_submodule(self._arch.mlp_output)
+            mlp = self._arch.mlp_output
             yield Block(
                 module=module,
                 norm=norm,
                 attention=attention,
-                mlp_output=mlp_output,
+                mlp_output=None if mlp is None else module.get_submodule(mlp),
                 rule=self._sizes.block(layer).rule(),
             )

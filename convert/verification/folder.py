@@ -168,8 +168,6 @@ def _as_it_is(source: Source) -> Plan:
     """A plan that changes nothing, for what reads a checkpoint through one."""
     arch = architectures()[source.config["model_type"]]
     sizes = geometry(arch, source.config, source.origin.name)
-    stem = find_blocks(source.weights.infos).stem
-    prefix = stem.removesuffix(arch.block.partition("{layer}")[0])
     form = SharedHeads(sizes.kv_by_layer)
     return Plan(
         request=Request(to="gqa", groups=sizes.kv_by_layer),
@@ -179,7 +177,6 @@ def _as_it_is(source: Source) -> Plan:
         ),
         method=methods()[DEFAULT],
         target=next(target for target in targets() if target.becomes is None),
-        prefix=prefix,
         outputs=(),
         dropped=(),
         output=source.origin.folder,

@@ -101,7 +101,7 @@ class _Judge:
         window = getattr(config, "sliding_window", None)
         if isinstance(window, int):
             config.sliding_window = min(window, _WINDOW)
-        self._skeleton = Skeleton(plan.source, plan.prefix, config=config)
+        self._skeleton = Skeleton(plan.source, config=config)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from convert_attn import modeling
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS, TensorInfo
 from convert_attn.convert.checkpoint.shards import SafetensorsWeights, Weights, open_weights
+from convert_attn.convert.classes.stored_names import Group, names_in
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import Progress
 
@@ -45,18 +46,6 @@ def _check_readable(folder: Path, weights: Weights) -> None:
             raise ConvertAttnError(f"written shard '{file}' cannot be opened: {error}") from None
 
 
-def _expected(config: PreTrainedConfig, auto_class: str) -> tuple[dict[str, tuple[int, ...]], dict[str, str], str]:
-    """Names and shapes that the class has, which of them are tied to which, and the base model's prefix."""
-    try:
-        with torch.device("meta"):
-            model = getattr(transformers, auto_class).from_config(config)
-    except Exception as error:  # the class decides what it raises
-        raise _refused(auto_class, error) from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return shapes, tied, f"{model.base_model_prefix}."
-
-
 def _refused(auto_class: str, error: Exception) -> ConvertAttnError:
     return ConvertAttnError(f"the result's config.json is refused by {auto_class}: {' '.join(str(error).split())}")
 
@@ -71,7 +60,7 @@ def _written_config(folder: Path, auto_class: str) -> PreTrainedConfig:
 
 
 def check_names(infos: Iterable[TensorInfo], config: PreTrainedConfig, auto_class: str) -> None:
-    """No missing and no unexpected names, every shape as in the class; names with or without the base's prefix.
+    """No missing and no unexpected names, every shape as in the class; under whichever names transformers takes.
 
     Args:
         infos: what is, or is about to be, in the checkpoint.
@@ -79,29 +68,40 @@ def check_names(infos: Iterable[TensorInfo], config: PreTrainedConfig, auto_clas
     Raises:
         ConvertAttnError: naming the first tensor that does not fit.
     """
-    expected, tied, base = _expected(config, auto_class)
-    full = {}
-    for info in infos:
-        names = (info.name, base + info.name, info.name.removeprefix(base))
-        known = next((name for name in names if name in expected), None)
-        if known is None:
-            raise ConvertAttnError(
-                f"tensor '{info.name}' is not expected by the result's class ({auto_class}): the checkpoint does not "
-                "belong to its config.json"
-            )
-        full[known] = info
+    stored = {info.name: info.shape for info in infos}
+    try:
+        names = names_in(config, auto_class, stored)
+    except Exception as error:  # the class decides what it raises
+        raise _refused(auto_class, error) from None
+    unknown = next((name for name in stored if name in names.unknown), None)
+    if unknown is not None:
+        raise ConvertAttnError(
+            f"tensor '{unknown}' is not expected by the result's class ({auto_class}): the checkpoint does not "
+            "belong to its config.json"
+        )
     # of tied names either one will do
-    twins = tied | {twin: name for name, twin in tied.items()}
-    missing = sorted(name for name in expected if name not in full and twins.get(name) not in full)
+    missing = sorted(name for name in names.expected if names.group(name) is None)
     if missing:
         raise ConvertAttnError(
             f"tensor '{missing[0]}' is expected by the result's class ({auto_class}) and missing from the checkpoint; "
             "download it again"
         )
-    for name, info in full.items():
-        if info.shape != expected[name]:
+    for group in names.groups:
+        _check_shapes(group, names.expected)
+
+
+def _check_shapes(group: Group, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """What stored tensors become has the class's shapes."""
+    of = "" if group.plain else f" (made of {len(group.stored)}, '{group.stored[0]}' the first)"
+    if group.fault:
+        raise ConvertAttnError(
+            f"tensor '{group.parameter}'{of} cannot be put together by transformers {transformers.__version__}: "
+            f"{group.fault}"
+        )
+    for name, shape in group.shapes.items():
+        if shape != (wanted := expected.get(name, ())):
             raise ConvertAttnError(
-                f"tensor '{name}' has shape {list(info.shape)}, the result's class expects {list(expected[name])}"
+                f"tensor '{name}'{of} has shape {list(shape)}, the result's class expects {list(wanted)}"
             )
 
 

@@ -196,7 +196,7 @@ class Layerwise:
 
     def _settle(self, layer: int, student: _Blocks, text: _Text, selection: _Text) -> None:
         """One block, as it was trained before a break or trained now; the student's states go past it."""
-        stem = f"{student.skeleton.model.base_model_prefix}.{student.skeleton.stem}{layer}."
+        stem = f"{student.skeleton.base}{student.skeleton.stem}{layer}."
         with student.loaded(layer) as block:
             known = self.place.kept(name_of(layer))
             if known is None:
