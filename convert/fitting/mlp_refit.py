@@ -63,6 +63,7 @@ def solve_mlp(block: Block, attend: Attend, fit: Iterable[States], selection: It
         attend: the converted attention.
         fit, selection: batches of states.
     """
+    assert block.mlp_output is not None
     before = MlpOutput.of(block.mlp_output)
     sums = (Regression(), Regression())
     for regression, batches in zip(sums, (fit, selection), strict=True):
@@ -77,6 +78,7 @@ def solve_mlp(block: Block, attend: Attend, fit: Iterable[States], selection: It
 def _misses(block: Block, attend: Attend, batches: Iterable[States]) -> Iterator[tuple[Tensor, ...]]:
     """What the projection reads [n, F], what the MLP and the stream before it lack, the original's stream [n, D]."""
     seen: list[Tensor] = []
+    assert block.mlp_output is not None
     hook = block.mlp_output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
         for read, attended, after in batches:

@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
-from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.archs.class_reading import class_biases, facts_of
+from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import block_prefix
 from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve, within
@@ -75,7 +76,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        sizes = {key: value for key, value in asdict(self.sizes).items() if key != "position"}
+        sizes = {key: value for key, value in asdict(self.sizes).items() if key not in ("position", "positions")}
         sizes |= {"rope_type": self.sizes.rope_type, "rotary_scale": self.sizes.rotary_scale}
         rows = [
             {

@@ -11,7 +11,8 @@ import torch
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
-from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.archs.class_reading import class_biases, facts_of
+from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import block_prefix
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS, TensorInfo
 from convert_attn.convert.checkpoint.source import Source
@@ -144,8 +145,10 @@ class Plan:
 
     def ends_mlp(self, output: OutputTensor) -> bool:
         """Whether a tensor of the result is the projection that ends a block's MLP."""
-        stem = None if output.layer is None else self.block(output.layer) + self.arch.mlp_output
-        return stem is not None and output.info.name in (f"{stem}.weight", f"{stem}.bias")
+        if output.layer is None or self.arch.mlp_output is None:
+            return False
+        stem = self.block(output.layer) + self.arch.mlp_output
+        return output.info.name in (f"{stem}.weight", f"{stem}.bias")
 
 
 def choose_method(name: str, to: To) -> Method:
@@ -268,6 +271,11 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"])
     method = choose_method(request.method, request.to)
+    if request.refit == "mlp" and arch.mlp_output is None:
+        raise UsageError(
+            f"--refit mlp solves the projection that ends an MLP, and no single one does in {arch.model_type}: its MLP "
+            "is of experts, or has a norm behind it; give --refit"
+        )
     text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
@@ -354,11 +362,12 @@ def _outputs(
     for info in infos.values():
         layer, local = _locate(arch, sizes, prefix, info.name)
         stem, _, kind = local.rpartition(".")
+        attention = local in arch.tensors or stem in arch.projections
         if layer is not None and local in arch.buffers:
             dropped.append(info.name)
             continue
         wanted = replace(info, dtype=DTYPE_OPTIONS.get(dtype, info.dtype) if info.dtype in FLOATS else info.dtype)
-        if layer is not None and stem in arch.projections and not copied:
+        if layer is not None and attention and not copied:
             if local in shapes[layer]:
                 wanted = replace(wanted, shape=shapes[layer][local])
                 outputs.append(OutputTensor(wanted, "attention", info.name, layer))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convert_attn.convert.archs.base import Architecture
@@ -24,15 +25,21 @@ class Block:
     """One decoder block with its weights in memory.
 
     Attributes:
-        mlp_output: the projection that ends its MLP.
+        mlp_output: the projection that ends its MLP, where there is one.
         rule: how its scores become probabilities.
+        adds: the attention's output is added to the residual stream as it is, without a norm in between.
     """
 
     module: nn.Module
     norm: nn.Module
     attention: nn.Module
-    mlp_output: nn.Module
+    mlp_output: nn.Module | None
     rule: Rule
+    adds: bool = True
+
+    def joined(self, states: Tensor) -> Tensor:
+        """What the attention's output is added to before anything reads it: the stream, or nothing."""
+        return states if self.adds else torch.zeros_like(states)
 
     def normalised(self, states: Tensor) -> Tensor:
         """What the attention reads, [B, T, D]."""
@@ -77,17 +84,18 @@ class Stream:
     def block(self, layer: int) -> Iterator[Block]:
         """One block; its attention's own projections are not read, as `Block.run` never uses them."""
         stem = self._arch.block.format(layer=layer)
-        skipped = tuple(f"{stem}{name}." for name in self._arch.projections)
-        names = self._skeleton.names(lambda name: name.startswith(stem) and not name.startswith(skipped))
+        skipped = {f"{stem}{name}" for name in self._arch.tensors}
+        names = self._skeleton.names(lambda name: name.startswith(stem) and name not in skipped)
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
             norm = nn.Identity() if self._arch.norm is None else module.get_submodule(self._arch.norm.name)
-            mlp_output = module.get_submodule(self._arch.mlp_output)
+            ends = self._arch.mlp_output
             yield Block(
                 module=module,
                 norm=norm,
                 attention=attention,
-                mlp_output=mlp_output,
+                mlp_output=None if ends is None else module.get_submodule(ends),
                 rule=self._sizes.block(layer).rule(),
+                adds=not self._arch.after,
             )

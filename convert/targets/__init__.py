@@ -62,6 +62,12 @@ def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Targ
     for target in candidates:
         if layout in ("auto", target.layout):
             return target
+    if isinstance(form, LatentCache) and not any(
+        _accepts(target, arch, _own_classes()) for target in targets() if target.form is LatentCache
+    ):
+        raise UsageError(
+            f"no class with a latent has the blocks of {arch.model_type} (its norms, or its MLP): use --to gqa or mqa"
+        )
     have = ", ".join(f"{target.name} ({target.layout})" for target in candidates) or "none"
     what = f"{form.groups} of {sizes.num_heads} K/V heads" if isinstance(form, SharedHeads) else "this latent cache"
     kind = "" if layout == "auto" else f"{layout} "
