@@ -18,11 +18,10 @@ class EnoughError(Exception):
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What a block is called with besides the states."""
+    """What a block is called with besides the states of so many tokens."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
     tokens: int
 
     @property

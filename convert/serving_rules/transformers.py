@@ -1,6 +1,6 @@
 """transformers itself."""
 
-from convert_attn.convert.serving_rules.base import BIGCODE, CUSTOM, DEEPSEEK, LLAMA_LIKE, Engine, Rule
+from convert_attn.convert.serving_rules.base import BIGCODE, CUSTOM, DEEPSEEK, LLAMA_LIKE, SAME_CLASS, Engine, Rule
 
 _NAME, _VERSION = "transformers", ">= 5.16"
 
@@ -11,7 +11,7 @@ ENGINE = Engine(
         Rule(
             engine=_NAME,
             version=_VERSION,
-            types=LLAMA_LIKE | BIGCODE,
+            types=LLAMA_LIKE | BIGCODE | SAME_CLASS,
             loads="native class",
             kept=True,
             evidence="tried",
