@@ -241,11 +241,14 @@ def direct(model: Any, tokens: Tensor, stride: int = 1) -> list[LayerStatistics]
     Args:
         stride: attention of every so many queries, the last of the window among them.
     """
-    norm = architectures()[model.config.model_type].norm.name
+    local = architectures()[model.config.model_type].output.rpartition(".")[0]
     inputs: list[Tensor] = []
     with ExitStack() as stack:
         for block in blocks_of(model):
-            handle = block.get_submodule(norm).register_forward_hook(lambda m, a, out: inputs.append(out.double()))
+            handle = block.get_submodule(local).register_forward_pre_hook(
+                lambda m, args, kwargs: inputs.append((args[0] if args else kwargs["hidden_states"]).double()),
+                with_kwargs=True,
+            )
             stack.callback(handle.remove)
         model.set_attn_implementation("eager")
         attentions = model(input_ids=tokens, output_attentions=True).attentions

@@ -84,7 +84,8 @@ def test_chunks_give_the_values_and_gradients_of_whole_logits(
     gradients = _gradients(student)
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
-        bound = 1e-6 * float(gradient.abs().max())
+        # a norm on keys has a gradient of parts that cancel: all heads and tokens are summed, in float32
+        bound = (4e-6 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1e-6) * float(gradient.abs().max())
         torch.testing.assert_close(gradients[name] / 3, gradient, rtol=1e-6, atol=max(bound, 1e-8), msg=name)
     assert student(input_ids=tokens).logits.shape == (3, 13, 97)  # asked for logits it is what it was
 

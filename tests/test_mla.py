@@ -308,7 +308,11 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
-    [("qwen3", "normalises the query and key"), ("bloom", "ALiBi"), ("deepseek_v3", "caches a latent already")],
+    [
+        ("persimmon", "a key of its own for every query head"),
+        ("bloom", "ALiBi"),
+        ("deepseek_v3", "caches a latent already"),
+    ],
 )
 def test_models_that_cannot_be_converted_say_why(
     model_type: str, reason: str, tmp_path: Path, command: Command

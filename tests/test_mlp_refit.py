@@ -29,7 +29,8 @@ _SIZES = Geometry(
     head_dim=SIZES["hidden_size"] // HEADS,
     context=64,
 )
-CASES = [(name, {"to": to} | ({"groups": 2} if to == "gqa" else {})) for name in CONVERTIBLE for to in ("gqa", "mqa")]
+SOLVABLE = [name for name in CONVERTIBLE if architectures()[name].mlp_output is not None]
+CASES = [(name, {"to": to} | ({"groups": 2} if to == "gqa" else {})) for name in SOLVABLE for to in ("gqa", "mqa")]
 CASES += [
     (name, {"to": "mla", "cache_ratio": 0.25})
     for name, arch in architectures().items()
@@ -69,7 +70,7 @@ def test_only_what_ends_the_mlps_changes_besides(
     same_layout = [name for name in before if name in after and before[name].shape == after[name].shape]
     assert all(name in after and before[name].numel() == after[name].numel() for name in ends)
     changed = {name for name in same_layout if not torch.equal(before[name], after[name])}
-    assert all(name in ends or any(stem in name for stem in arch.projections) for name in changed)
+    assert all(name in ends or any(part in name for part in arch.tensors) for name in changed)
     assert any(name in changed or before[name].shape != after[name].shape for name in ends)
     # nearer to the original on text that it has seen, as the class computes it
     tokens = torch.from_numpy(np.load(text))[:4]
@@ -78,6 +79,13 @@ def test_only_what_ends_the_mlps_changes_besides(
     assert config_of(tmp_path / "mlp")["convert_attn"]["calibration"]["refit"] == "mlp"
     # the checks know of it, and of nothing else
     verify(tmp_path / "mlp", against=tmp_path / "in")
+
+
+@pytest.mark.parametrize("model_type", [name for name in CONVERTIBLE if name not in SOLVABLE])
+def test_an_mlp_that_ends_in_no_projection_is_refused(model_type: str, tmp_path: Path, text: str) -> None:
+    tiny_model(model_type).save_pretrained(tmp_path / "in")
+    with pytest.raises(UsageError, match=f"no single one does in {model_type}"):
+        convert(tmp_path / "in", to="mqa", calibration=text, refit="mlp", output=tmp_path / "out")
 
 
 def test_what_does_not_say_that_it_changed_the_mlps_does_not_verify(tmp_path: Path, text: str) -> None:

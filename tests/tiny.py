@@ -30,6 +30,36 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 
+# what of a family shows only where its config says so, at sizes at which it shows
+OWN: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0, "sliding_window": 20},
+    "qwen3": {"head_dim": 8},
+    "cohere": {"use_qk_norm": True, "logit_scale": 1.0},
+    "smollm3": {"no_rope_layers": [1, 0], "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "cohere2": {
+        "head_dim": 8,
+        "logit_scale": 1.0,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "glm": {"head_dim": 8, "attention_bias": True},
+    "gpt_oss": {
+        "head_dim": 8,
+        "sliding_window": 20,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "starcoder2": {"sliding_window": 20},
+}
+
 # every architecture that some target can hold
 _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
 CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))]
@@ -38,16 +68,16 @@ CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
     """A random causal model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8."""
     arch = architectures()[model_type]
-    values = SIZES | ({arch.config_kv_heads: kv_heads} if arch.config_kv_heads else {}) | options
-    if model_type == "gemma":
-        values.setdefault("head_dim", 8)
+    values = (
+        SIZES | OWN.get(model_type, {}) | ({arch.config_kv_heads: kv_heads} if arch.config_kv_heads else {}) | options
+    )
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                centre = 0.0 if name.endswith("bias") or arch.norm.gain_offset else 1.0
+            if parameter.ndim == 1 or "norm" in name:  # some have a weight for each head
+                centre = 0.0 if name.endswith("bias") or (arch.norm and arch.norm.gain_offset) else 1.0
                 parameter.normal_(centre, 0.2)
             else:
                 parameter.normal_(0, 0.15)
@@ -65,8 +95,7 @@ def block_tensors(model: Any, layer: int) -> dict[str, torch.Tensor]:
     arch, _ = tiny_geometry(model)
     prefix = arch.base + arch.block.format(layer=layer)
     state = model.state_dict()
-    names = [f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")]
-    return {name: state[prefix + name].clone() for name in names if prefix + name in state}
+    return {name: state[prefix + name].clone() for name in sorted(arch.tensors) if prefix + name in state}
 
 
 def get_attention(model: Any, layer: int) -> AttentionWeights:

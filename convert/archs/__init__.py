@@ -5,16 +5,11 @@ from __future__ import annotations
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.discovery import discover
 
-_QK_NORM = "normalises the query and key of every head, which sharing or factorising keys does not commute with"
+_OWN_KEYS = "has a key of its own for every query head, with a norm on it, and no class for fewer"
 _ALIBI = "adds ALiBi's slopes to its scores, which no target class here does"
 # known to be impossible today, and why
 UNSUPPORTED = {
-    "qwen3": _QK_NORM,
-    "qwen3_moe": _QK_NORM,
-    "olmo2": _QK_NORM,
-    "gemma3": _QK_NORM,
-    "gemma3_text": _QK_NORM,
-    "persimmon": _QK_NORM,
+    "persimmon": _OWN_KEYS,
     "bloom": _ALIBI,
     "mpt": _ALIBI,
     "deepseek_v2": "caches a latent already",

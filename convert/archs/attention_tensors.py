@@ -20,18 +20,27 @@ def weight_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> 
     return {name: arch.row_shape(shape) for name, shape in shapes.items()}
 
 
+def extra_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
+    """Shape of what the attention has besides its projections, by the tensor's name below the block."""
+    shapes: dict[str, tuple[int, ...]] = {arch.sinks: (geometry.num_heads,)} if geometry.sinks else {}
+    if geometry.norm is not None:
+        for name, heads in ((arch.q_norm, geometry.num_heads), (arch.k_norm, num_kv_heads)):
+            shapes[f"{name}.weight"] = geometry.norm.shape(heads, geometry.head_dim)
+    return shapes
+
+
 def bias_shape(arch: Architecture, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The bias of a weight: one number per output."""
     return arch.row_shape(weight_shape)[:1]
 
 
 def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor]) -> AttentionWeights:
-    """A block's tensors ("<projection>.weight" / ".bias") as attention weights, planes in half-split order.
+    """A block's tensors, by name below the block, as attention weights, planes in half-split order.
 
     Raises:
         ValueError: a weight is missing.
     """
-    heads, order = geometry.num_heads, geometry.block(0).head_order()
+    heads, order = geometry.num_heads, geometry.head_order()
     names = dict.fromkeys(arch.qkv.roles.values())
     weights = {name: arch.rows(tensors[f"{name}.weight"]) for name in names}
     biases = {name: bias for name in names if (bias := tensors.get(f"{name}.bias")) is not None}
@@ -41,6 +50,7 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
     q_bias, k_bias, v_bias = arch.qkv.split(biases, heads, kv_heads)
     if q is None or k is None or v is None:
         raise ValueError(f"a block of {arch.model_type} lacks queries, keys or values")
+    norm = geometry.norm
     return AttentionWeights(
         q=q[:, order],
         k=k[:, order],
@@ -50,12 +60,15 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
         k_bias=None if k_bias is None else k_bias[:, order],
         v_bias=v_bias,
         o_bias=tensors.get(f"{arch.output}.bias"),
+        q_gain=None if norm is None else norm.read(tensors[f"{arch.q_norm}.weight"], heads)[:, order],
+        k_gain=None if norm is None else norm.read(tensors[f"{arch.k_norm}.weight"], kv_heads)[:, order],
+        sinks=tensors[arch.sinks] if geometry.sinks else None,
     )
 
 
 def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> dict[str, Tensor]:
     """The inverse of `split`, for any number of K/V heads, in the layout of `arch`."""
-    back = torch.argsort(geometry.block(0).head_order())
+    back = torch.argsort(geometry.head_order())
     q_bias, k_bias = (None if b is None else b[:, back] for b in (weights.q_bias, weights.k_bias))
     stored = arch.qkv.join((weights.q[:, back], weights.k[:, back], weights.v))
     stored[arch.output] = weights.o.transpose(0, 1).flatten(1)
@@ -63,4 +76,10 @@ def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> d
     biases = arch.qkv.join((q_bias, k_bias, weights.v_bias))
     if weights.o_bias is not None:
         biases[arch.output] = weights.o_bias
-    return tensors | {f"{name}.bias": bias.contiguous() for name, bias in biases.items()}
+    tensors |= {f"{name}.bias": bias.contiguous() for name, bias in biases.items()}
+    if weights.sinks is not None:
+        tensors[arch.sinks] = weights.sinks
+    for name, gain in ((arch.q_norm, weights.q_gain), (arch.k_norm, weights.k_gain)):
+        if geometry.norm is not None and gain is not None:
+            tensors[f"{name}.weight"] = geometry.norm.write(gain[:, back]).contiguous()
+    return tensors

@@ -34,9 +34,16 @@ class Architecture:
         qkv: layout of the projections.
         output: the output projection, [D, H d].
         norm: the norm whose output the projections read; None: they read the residual stream as it is.
-        mlp_output: the projection that ends the block's MLP, [D, F]; None: there is no single one (experts).
-        position: "rope" (q and k turn with the position), "learned" (added to the input) or "alibi" (scores fall with
-            the distance); `Geometry.block` says it of a layer.
+        mlp_output: the projection that ends the block's MLP, [D, F], and gives what is added to the residual stream;
+            None where no single one does: an MLP of experts, or with a norm behind it.
+        position: "rope" (q and k turn with the position, in all layers or in some), "learned" (added to the input) or
+            "alibi" (scores fall with the distance); `Geometry.block` says it of a layer.
+        interleaved: rotary planes are (2 p, 2 p + 1) of a head, not (p, p + half).
+        q_norm, k_norm: norms on queries and keys, where the class has them; "" where none of the family has.
+        sinks: a parameter [H] that every query head may look at besides its tokens; "" without.
+        after: the norm that the attention's output goes through before it is added to the residual stream; "" where
+            it is added as it is.
+        keys_from: where keys and values come from: what queries come from ("self"), or another text ("cross").
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
         linears: see `transposed`.
@@ -54,6 +61,12 @@ class Architecture:
     norm: Norm | None
     position: Literal["rope", "learned", "alibi"]
     mlp_output: str | None = "mlp.down_proj"
+    interleaved: bool = False
+    q_norm: str = ""
+    k_norm: str = ""
+    sinks: str = ""
+    after: str = ""
+    keys_from: Literal["self", "cross"] = "self"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
     linears: tuple[str, ...] = ()
@@ -66,6 +79,13 @@ class Architecture:
     def projections(self) -> tuple[str, ...]:
         """The attention projections' names, output last."""
         return (*dict.fromkeys(self.qkv.roles.values()), self.output)
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Every tensor that the attention may have, with ".weight" or ".bias"."""
+        linears = {f"{stem}.{kind}" for stem in self.projections for kind in ("weight", "bias")}
+        norms = {f"{stem}.weight" for stem in (self.q_norm, self.k_norm) if stem}
+        return frozenset(linears | norms | ({self.sinks} if self.sinks else set()))
 
     def rows(self, weight: Tensor) -> Tensor:
         """A weight as stored, [out, in] or [in, out], as [out, in]; and the other way round."""

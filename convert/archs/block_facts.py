@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from convert_attn.convert.weights.functional import Rule
+from convert_attn.convert.weights.head_norm import HeadNorm
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class Added:
     kind: str = "learned"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rotary:
     """Queries and keys turn with the position (Su et al., arXiv:2104.09864).
 
     Attributes:
         inv_freq: frequencies of the planes in radians per token; with partial rotary they turn the first
             2 * len(inv_freq) of the head's numbers.
+        interleaved: plane p is (2 p, 2 p + 1) of the head; else (p, p + len(inv_freq)).
         formula: transformers' name for how they come about, "default" for the plain one.
         scale: what the turned numbers of queries and keys are multiplied by, besides.
     """
@@ -36,6 +39,7 @@ class Rotary:
     inv_freq: tuple[float, ...]
     formula: str = "default"
     scale: float = 1.0
+    interleaved: bool = False
     kind: str = "rope"
 
 
@@ -62,6 +66,32 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(first + between)
 
 
+@dataclass(frozen=True)
+class QueryKeyNorm:
+    """Norms on queries and keys after their projection, before they turn.
+
+    Attributes:
+        computes: what the norm does to them.
+        weights: "shared", [d] for every head; "own", [n, d]; or "flat", [n d].
+    """
+
+    computes: HeadNorm
+    weights: Literal["shared", "own", "flat"]
+
+    def shape(self, heads: int, head_dim: int) -> tuple[int, ...]:
+        """Of the stored weight."""
+        shapes = {"shared": (head_dim,), "own": (heads, head_dim), "flat": (heads * head_dim,)}
+        return shapes[self.weights]
+
+    def read(self, stored: Tensor, heads: int) -> Tensor:
+        """[n, d] of the stored weight."""
+        return stored.expand(heads, -1) if self.weights == "shared" else stored.reshape(heads, -1)
+
+    def write(self, gain: Tensor) -> Tensor:
+        """The stored weight of [n, d], whose rows are equal where one is stored for all."""
+        return {"shared": gain[0], "own": gain, "flat": gain.flatten()}[self.weights]
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockFacts:
     """One block's attention, as the class that config.json names has it.
@@ -69,6 +99,9 @@ class BlockFacts:
     Attributes:
         scale: what scores are multiplied by.
         window: how many tokens back a token sees, itself included; None: all.
+        softcap: the size that scores stay below; None: any.
+        norm: on queries and keys.
+        sinks: every query head may look at something besides its tokens.
     """
 
     heads: int
@@ -78,6 +111,9 @@ class BlockFacts:
     scale: float
     position: Position
     window: int | None = None
+    softcap: float | None = None
+    norm: QueryKeyNorm | None = None
+    sinks: bool = False
 
     @property
     def turns(self) -> bool:
@@ -89,6 +125,10 @@ class BlockFacts:
         """Whether a query head has something that does not travel with it: its number in the class counts."""
         return isinstance(self.position, Alibi)
 
+    @property
+    def _interleaved(self) -> bool:
+        return isinstance(self.position, Rotary) and self.position.interleaved
+
     def rule(self) -> Rule:
         """How scores become probabilities."""
         position = self.position
@@ -98,6 +138,8 @@ class BlockFacts:
             rotary_scale=position.scale if isinstance(position, Rotary) else 1.0,
             window=self.window,
             slopes=torch.tensor(position.slopes) if isinstance(position, Alibi) else None,
+            softcap=self.softcap,
+            norm=None if self.norm is None else self.norm.computes,
         )
 
     def plane_frequencies(self) -> Tensor:
@@ -109,11 +151,12 @@ class BlockFacts:
         return frequencies
 
     def head_order(self) -> Tensor:
-        """[d] positions of a head's numbers such that plane p is (p, p + d/2); identity for full rotary."""
+        """[d] positions of a head's numbers such that plane p is (p, p + d/2); identity where they are so."""
         half = len(self.position.inv_freq) if isinstance(self.position, Rotary) else 0
         order = torch.arange(self.head_dim)
         if not half:
             return order
-        first, second, rest = order[:half], order[half : 2 * half], order[2 * half :]
+        turning, rest = order[: 2 * half], order[2 * half :]
+        first, second = (turning[::2], turning[1::2]) if self._interleaved else (turning[:half], turning[half:])
         middle = len(rest) // 2
         return torch.cat([first, rest[:middle], second, rest[middle:]])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.block_facts import Added, Alibi, BlockFacts, Position, Rotary, alibi_slopes
-from convert_attn.convert.classes.class_facts import ClassFacts, Rotation, class_facts, typed_config
+from convert_attn.convert.archs.block_facts import Added, BlockFacts, Position, QueryKeyNorm, Rotary
+from convert_attn.convert.archs.class_reading import check_rotations, facts_of, norm_of, position_of
+from convert_attn.convert.classes.class_facts import ClassFacts, typed_config
 from convert_attn.convert.errors import ConvertAttnError
 
 _ADDED = Added()
@@ -22,9 +23,13 @@ class Geometry:
 
     Attributes:
         context: longest input in tokens (`max_position_embeddings`).
-        position: how attention knows where a token stands.
+        position: how attention knows where a token stands; where layers differ, that of the first that turns.
+        positions: the same by layer, where layers differ; else empty.
         num_kv_heads: of every layer; the most of any where layers differ.
         kv_heads: per layer, how many K/V heads it has; empty: `num_kv_heads`, in every layer.
+        softcaps: per layer, the size that scores stay below, None: any; empty: any, in every layer.
+        norm: on queries and keys.
+        sinks: every query head may look at something besides its tokens.
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
         outside_biases: whether a block has biases outside its attention.
@@ -37,9 +42,13 @@ class Geometry:
     head_dim: int
     context: int
     position: Position = _ADDED
+    positions: tuple[Position, ...] = ()
     kv_heads: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
     scales: tuple[float, ...] = ()
+    softcaps: tuple[float | None, ...] = ()
+    norm: QueryKeyNorm | None = None
+    sinks: bool = False
     outside_biases: bool = False
 
     @property
@@ -78,8 +87,17 @@ class Geometry:
 
     @property
     def turns(self) -> bool:
-        """Whether queries and keys turn with the position."""
+        """Whether queries and keys turn with the position, in some layer."""
         return isinstance(self.position, Rotary)
+
+    @property
+    def softcapped(self) -> bool:
+        """Whether scores of some layer stay below a size."""
+        return any(self.softcaps)
+
+    def head_order(self) -> Tensor:
+        """[d] see `BlockFacts.head_order`; the same for every layer."""
+        return replace(self.block(0), position=self.position).head_order()
 
     def block(self, layer: int) -> BlockFacts:
         """What a layer's attention is."""
@@ -89,60 +107,12 @@ class Geometry:
             head_dim=self.head_dim,
             hidden_size=self.hidden_size,
             scale=self.scale(layer),
-            position=self.position,
+            position=self.positions[layer] if self.positions else self.position,
             window=self.windows[layer] if self.windows else None,
+            softcap=self.softcaps[layer] if self.softcaps else None,
+            norm=self.norm,
+            sinks=self.sinks,
         )
-
-
-def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
-    """What the class of a config.json is: see `class_facts`.
-
-    Raises:
-        ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
-    """
-    facts = class_facts(raw, name, arch.block, arch.output.rpartition(".")[0])
-    known = {f"{stem}.{kind}" for stem in arch.projections for kind in ("weight", "bias")}
-    for layer in range(len(facts.modules)):
-        own = facts.attention(layer)
-        stem = arch.block.format(layer=layer)
-        for path in own:
-            if path.removeprefix(stem) not in known:
-                raise ConvertAttnError(
-                    f"{facts.name} with the config.json of '{name}' has '{path}' in its attention, which this tool "
-                    f"does not know of model type '{arch.model_type}'; it cannot be converted"
-                )
-        for projection in arch.projections:
-            if f"{stem}{projection}.weight" not in own:
-                raise ConvertAttnError(
-                    f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
-                    f"'{arch.model_type}'; the installed transformers is not one that it knows"
-                )
-        if _besides_heads(arch, facts, layer) != _besides_heads(arch, facts, 0):
-            raise ConvertAttnError(
-                f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
-                f"{layer} from layer 0), which this tool cannot convert"
-            )
-    if bool(facts.rotation.inv_freq) != (arch.position == "rope"):
-        has = "rotary position" if facts.rotation.inv_freq else "no rotary position"
-        raise ConvertAttnError(
-            f"{facts.name} with the config.json of '{name}' has {has}, which this tool does not expect of model type "
-            f"'{arch.model_type}'"
-        )
-    return facts
-
-
-def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a layer's attention, the size of keys and values left out: it may be each layer's own."""
-    stem = arch.block.format(layer=layer)
-    shapes = {path.removeprefix(stem): shape for path, shape in facts.attention(layer).items()}
-    heads = {f"{arch.qkv.roles[role]}.{kind}" for role in ("k", "v") for kind in ("weight", "bias")}
-    return {path: () if path in heads else shape for path, shape in shapes.items()}
-
-
-def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
-    """Which of "q", "k", "v", "o" have a bias in the class."""
-    block, names = arch.block.format(layer=0), arch.qkv.roles | {"o": arch.output}
-    return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
 
 
 def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
@@ -220,12 +190,8 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     heads, layers = config.num_attention_heads, range(config.num_hidden_layers)
     found = [_heads(arch, facts, heads, name, layer) for layer in layers]
     head_dim, kv_heads = found[0][0], tuple(shared for _, shared in found)
-    rotation = facts.rotation
-    if len(rotation.inv_freq) > head_dim // 2 or not all(math.isfinite(value) for value in rotation.inv_freq):
-        raise ConvertAttnError(
-            f"config.json of '{name}' has rope parameters {config.rope_parameters!r} that give no rotation: "
-            f"{len(rotation.inv_freq)} frequencies for heads of {head_dim}, or values that are not finite"
-        )
+    check_rotations(facts, head_dim, config, name)
+    positions = tuple(position_of(arch, rotation, heads) for rotation in facts.rotations)
     return Geometry(
         hidden_size=_rows(arch, facts, arch.output)[0],
         num_layers=config.num_hidden_layers,
@@ -234,14 +200,12 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
         context=config.max_position_embeddings,
-        position=_position(arch, rotation, heads),
+        position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
+        positions=positions if len(set(positions)) > 1 else (),
         windows=facts.windows,
         scales=facts.scales,
+        softcaps=facts.softcaps if any(facts.softcaps) else (),
+        norm=norm_of(arch, facts, (head_dim, heads, max(kv_heads)), name),
+        sinks=bool(arch.sinks) and f"{arch.block.format(layer=0)}{arch.sinks}" in facts.parameters,
         outside_biases=_outside_biases(arch, facts),
     )
-
-
-def _position(arch: Architecture, rotation: Rotation, heads: int) -> Position:
-    if arch.position == "rope":
-        return Rotary(rotation.inv_freq, rotation.kind, rotation.scale)
-    return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()

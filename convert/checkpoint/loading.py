@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.checkpoint.quantised import without_leftovers
+from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.progress import no_bars
@@ -37,12 +38,14 @@ def load_language_model(
         MemoryError, torch.OutOfMemoryError: it does not fit.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
-    chosen = {} if attention is None else {"attn_implementation": attention}
     try:
         with no_bars():
+            config = _plain_config(where, name, commit, trust_remote_code)
+            fitting = attention_for(config, attention)
+            chosen = {} if fitting is None else {"attn_implementation": fitting}
             model, info = load(
                 where,
-                config=_plain_config(where, name, commit, trust_remote_code),
+                config=config,
                 revision=commit,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
@@ -18,6 +19,20 @@ def auto_class_of(config: dict[str, Any]) -> str:
         if names[0].endswith(f"For{task}"):
             return f"AutoModelFor{task}"
     return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"
+
+
+def attention_for(config: PreTrainedConfig, wanted: str | None) -> str | None:
+    """The `attn_implementation` to load a class with: as wanted, or "eager" where the class has not got that.
+
+    Some classes have no sdpa; and transformers up to 5.16 takes sdpa for classes that cap their scores, and forgets
+    the cap.
+    """
+    known: Any = transformers.AutoModel._model_mapping
+    kind = known.get(type(config), None)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    capped = bool(getattr(config, "attn_logit_softcapping", None))
+    without = any(getattr(one, "_supports_sdpa", True) is False for one in kinds)
+    return "eager" if capped or (wanted == "sdpa" and without) else wanted
 
 
 def tied_names(config: dict[str, Any], name: str) -> set[frozenset[str]]:

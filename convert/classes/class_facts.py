@@ -21,30 +21,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, watch
+from convert_attn.convert.classes.norm_facts import norm_facts
+from convert_attn.convert.classes.rotation import Rotation, rotations
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.weights.head_norm import HeadNorm
 
 _TOKENS = 8  # that the class is called on
 _WINDOW = 3  # what a sliding window is set to for the call: shorter than the call, so that it shows
-_CLOSE = 1e-4  # cosines and sines of the first few positions, in float32
-
-
-class _EnoughError(Exception):
-    """Raised by the last block: what follows needs weights."""
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """The class's rotary position.
-
-    Attributes:
-        inv_freq: frequencies of the planes in radians per token; they turn the head's first 2 * len(inv_freq) numbers.
-        kind: transformers' name for how they come about.
-        scale: what cosines and sines are multiplied by.
-    """
-
-    inv_freq: tuple[float, ...] = ()
-    kind: str = "default"
-    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +42,9 @@ class ClassFacts:
         modules: names of the attention modules, block by block.
         scales: per layer, what scores are multiplied by.
         windows: per layer, how many tokens back a token sees, itself included; None: all.
+        rotations: per layer, how queries and keys turn.
+        softcaps: per layer, the size that scores stay below, None: any.
+        norms: what norms inside the attention compute, by their names below it, of the first layer.
         head_dim: size of a head, None where the class keeps no such number.
     """
 
@@ -67,7 +54,9 @@ class ClassFacts:
     modules: tuple[str, ...]
     scales: tuple[float, ...]
     windows: tuple[int | None, ...]
-    rotation: Rotation
+    rotations: tuple[Rotation, ...]
+    softcaps: tuple[float | None, ...]
+    norms: Mapping[str, HeadNorm]
     head_dim: int | None
 
     def attention(self, layer: int) -> dict[str, tuple[int, ...]]:
@@ -136,6 +125,8 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> 
     if not all(getattr(module, "is_causal", True) for module in attentions):  # what attention without a mask goes by
         raise _no_window(type(model).__name__)
     calls = _calls(model, blocks, name)
+    model.requires_grad_(False)
+    seen = [watch(model, *of_layer) for of_layer in zip(blocks, attentions, calls, strict=True)]
     head_dim = getattr(attentions[0], "head_dim", None)
     return ClassFacts(
         name=type(model).__name__,
@@ -143,8 +134,10 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> 
         buffers=frozenset(path for path, _ in model.named_buffers()),
         modules=modules,
         scales=scales,
-        windows=tuple(_window(call, window, type(model).__name__) for call in calls),
-        rotation=_rotation(model, calls[0], name),
+        windows=tuple(_window(call.values, window, type(model).__name__) for call in calls),
+        rotations=rotations(model, calls, seen, name),
+        softcaps=tuple(one.softcap for one in seen),
+        norms=_norms(attentions[0]),
         head_dim=head_dim if isinstance(head_dim, int) else None,
     )
 
@@ -160,15 +153,15 @@ def _empty_model(config: PreTrainedConfig, name: str) -> nn.Module:
     return model.eval()
 
 
-def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[list[Any]]:
+def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCall]:
     """What each block is called with, besides the states; neither weights nor blocks are used."""
-    calls: list[list[Any]] = []
+    calls: list[BlockCall] = []
 
     def passing(last: bool) -> Callable[..., Tensor]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls.append([*args, *kwargs.values()])
+            calls.append(BlockCall(args, kwargs, hidden_states.shape[1]))
             if last:
-                raise _EnoughError
+                raise EnoughError
             return hidden_states
 
         return forward
@@ -184,12 +177,15 @@ def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[list[An
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long), use_cache=False)
-    except _EnoughError:
+    except EnoughError:
         return calls
     except Exception as error:  # the class decides what it raises
         raise ConvertAttnError(
             f"{type(model).__name__} cannot be called with the config.json of '{name}': {_words(error)}"
         ) from None
+    finally:
+        for block in blocks:
+            vars(block).pop("forward", None)  # the class's own shows again
     raise ConvertAttnError(f"{type(model).__name__} does not call the decoder blocks that it has")
 
 
@@ -220,40 +216,13 @@ def _no_window(name: str) -> ConvertAttnError:
     )
 
 
-def _rotation(model: nn.Module, call: list[Any], name: str) -> Rotation:
-    """The rotary module's frequencies, checked against the cosines and sines that the blocks are given."""
-    found = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(_own_buffers(module).get("inv_freq"), Tensor)
+def _norms(attention: nn.Module) -> dict[str, HeadNorm]:
+    """Of modules with a weight that are no projections."""
+    return {
+        path: norm_facts(module, path)
+        for path, module in attention.named_children()
+        if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
     }
-    if not found:
-        return Rotation()
-    if len(found) > 1:
-        raise ConvertAttnError(
-            f"{type(model).__name__} has {len(found)} rotary modules ({', '.join(found)}), expected one for all layers"
-        )
-    (module,) = found.values()
-    inv_freq = _own_buffers(module)["inv_freq"].to(torch.float64)
-    scale = float(getattr(module, "attention_scaling", 1.0))
-    tables = next((value for value in call if isinstance(value, tuple) and len(value) == 2), None)
-    angle = torch.arange(_TOKENS)[:, None] * inv_freq
-    if tables is not None and not all(
-        table[0].shape[-1] == 2 * len(inv_freq)
-        and torch.allclose(table[0].double(), want.repeat(1, 2) * scale, atol=_CLOSE)
-        for table, want in zip(tables, (angle.cos(), angle.sin()), strict=True)
-    ):
-        raise ConvertAttnError(
-            f"{type(model).__name__} with the config.json of '{name}' turns queries and keys in other planes than "
-            "(p, p + half), which this tool cannot follow"
-        )
-    kind = getattr(module, "rope_type", "default")
-    return Rotation(tuple(inv_freq.tolist()), str(kind), scale)
-
-
-def _own_buffers(module: nn.Module) -> dict[str, Any]:
-    """A module's own buffers."""
-    return dict(module.named_buffers(recurse=False))
 
 
 def _words(error: Exception) -> str:

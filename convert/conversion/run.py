@@ -107,7 +107,7 @@ def _write_weights(
                 if layer in asked:
                     answers.append(answer(asked.pop(layer), converted))
                 if plan.balanced:
-                    converted = balanced(converted, plan.geometry.turns)
+                    converted = balanced(converted, plan.geometry.block(layer).turns)
                 with on_device(plan.request.device):
                     tensors = plan.target.tensors(plan.blueprint, converted, layer)
                 if new.mlp is not None and plan.arch.mlp_output is not None:

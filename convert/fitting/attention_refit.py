@@ -31,12 +31,15 @@ from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients, 
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import (
     Rule,
+    attention_of,
     distance_bias,
     keys,
     latent_of,
+    project,
     queries,
     values,
 )
+from convert_attn.convert.weights.head_norm import Slope
 from convert_attn.convert.weights.latent import LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
@@ -101,6 +104,16 @@ class LayerRefit:
                 held[batch] = torch.cat([inputs[batch], torch.ones_like(inputs[batch][..., :1])], -1)
             return held[batch]
 
+        gain: Tensor | None = getattr(self.weights, f"{name}_gain", None)
+        norm, slopes = self.rule.norm, dict[int, Slope]()
+
+        def slope(batch: int) -> Slope:
+            if batch not in slopes:
+                assert norm is not None
+                assert gain is not None
+                slopes[batch] = Slope.at(norm, project(weight, None, reads(batch)), gain)
+            return slopes[batch]
+
         names = (name, "" if bias is None else f"{name}_bias")
         return Projection(
             names=names,
@@ -110,6 +123,7 @@ class LayerRefit:
             metric=metric,
             reads=reads,
             scale=self.rule.rotary_scale,
+            slope=None if gain is None or norm is None else slope,
         )
 
     def _query_parts(self) -> list[Projection]:
@@ -158,9 +172,8 @@ class LayerRefit:
         """The conversion's own attention [B, H, r, length]."""
         scores = scores_of(query, key[:, :, : tile.length])
         bias = distance_bias(self.rule, tile.length, tile.positions)  # heads that have one stay in their places
-        if bias is not None:
-            scores += bias
-        return scores.masked_fill_(tile.hidden, -torch.inf).softmax(-1)
+        sinks = self.weights.sinks if isinstance(self.weights, AttentionWeights) else None
+        return attention_of(scores, self.rule, hidden=tile.hidden, bias=bias, sinks=sinks)
 
     def _weigh(self, every: list[Tensor], asked: list[Tensor]) -> None:
         """w of every query and token, by the keys of every batch and the queries of every tile: see the top."""
@@ -278,6 +291,9 @@ class LayerRefit:
         sizes, lefts, metrics, inverses = [], [], [], []
         for part, spread in zip(parts, spreads, strict=True):
             of_part = weight[:, part.columns].mean(-1).unflatten(0, (part.weight.shape[0], -1)).sum(1)
+            if part.slope is not None:  # what the norm makes of a number, near enough
+                size = part.slope(0).size()
+                spread, of_part = spread * size[:, :, None] * size[:, None], of_part * size.square().mean(-1)
             sizes.append(of_part.clamp_min(of_part.max() * 1e-6 + 1e-30)[:, None, None])
             even = torch.eye(spread.shape[-1], dtype=torch.float64, device=spread.device)
             lefts.append(torch.linalg.inv(spread.double() + _DAMPING * sizes[-1] * even).float())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Rule, distance_bias, keys, may_not_look, queries
+from convert_attn.convert.weights.functional import Rule, attention_of, distance_bias, keys, may_not_look, queries
 
 _SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
 _TILE_SCORES, _TILE_ROWS = 2**20, 128
@@ -30,7 +30,7 @@ class Tile:
         positions: [r] the same, as numbers.
         length: the tokens 0..length-1 are all that a query may look at.
         hidden: [r, length] True where one may not.
-        scores: [B, H, r, length] of the original, without what falls with the distance.
+        scores: [B, H, r, length] of the original, before a soft cap and without what falls with the distance.
         importance: [B, H, r, length] what errors of scores count, rows sum to one; at first the original's attention.
         output: [B, r, D] of the original's attention.
         weight: [B, r, 1] what the square of an error of the output counts.
@@ -107,8 +107,7 @@ def sample_original(
             query = queries(weights, original[:, rows], rule, positions)
             scores = scores_of(query * rule.scale, key[:, :, :seen])
             bias = distance_bias(rule, seen, positions)
-            biased = scores if bias is None else scores + bias
-            attention = biased.masked_fill(hidden, -torch.inf).softmax(-1)
+            attention = attention_of(scores.clone(), rule, hidden=hidden, bias=bias, sinks=weights.sinks)
             tile = Tile(
                 batch=number,
                 rows=rows,

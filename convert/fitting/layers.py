@@ -43,8 +43,7 @@ class Layers:
     def read(self, layer: int) -> AttentionWeights:
         """A block's attention weights, in float32 or wider: nothing is rounded until it is written."""
         plan = self.plan
-        names = [f"{stem}.{kind}" for stem in plan.arch.projections for kind in ("weight", "bias")]
-        of_class = {plan.parameter(layer, name): name for name in names}
+        of_class = {plan.parameter(layer, name): name for name in sorted(plan.arch.tensors)}
         known = plan.source.names
         found = known.read_all((path for path in of_class if known.stored(path)), self._finite)
         return split(plan.arch, plan.geometry, {of_class[path]: _widened(tensor) for path, tensor in found})
@@ -77,7 +76,10 @@ class Layers:
     def _context(self, layer: int, prior: Moments, seen: LayerStatistics | None, score_share: float) -> LayerContext:
         sizes = self.plan.geometry
         block = sizes.block(layer)
-        rotary = Rotary(block.plane_frequencies()) if block.turns else None
+        rule = block.rule()
+        # where other layers turn, a class with a latent has a rotary key in this one, too: its frequencies are zero
+        turns = block.turns or (sizes.turns and isinstance(self.plan.form, LatentCache))
+        rotary = Rotary(block.plane_frequencies()) if turns else None
         epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
@@ -88,6 +90,8 @@ class Layers:
                 generator=self.generator,
                 epsilon=epsilon,
                 fixed_order=block.fixed_order,
+                norm=rule.norm,
+                capped=rule.softcap is not None,
             )
         tokens, keys, attended = seen.damped(prior)
         offsets = seen.offsets(sizes.context)
@@ -101,6 +105,8 @@ class Layers:
             score_share=score_share,
             epsilon=epsilon,
             fixed_order=block.fixed_order,
+            norm=rule.norm,
+            capped=rule.softcap is not None,
         )
 
     def convert(self, weights: AttentionWeights, context: LayerContext, form: Form) -> Converted:

@@ -11,6 +11,7 @@ from torch import Tensor
 from convert_attn.convert.fitting.attention_sample import Tile
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import project, turn
+from convert_attn.convert.weights.head_norm import Slope
 from convert_attn.convert.weights.latent import LatentWeights
 
 Weights = AttentionWeights | LatentWeights
@@ -27,6 +28,7 @@ class Projection:
         turning: [e / 2] frequencies of its planes, None where it does not turn.
         metric: [M, M] second moments of what it reads.
         reads: batch -> [B, T, M].
+        slope: batch -> the derivative of the norm that follows the projection; None without one.
     """
 
     names: tuple[str, str]
@@ -36,6 +38,7 @@ class Projection:
     metric: Tensor
     reads: Callable[[int], Tensor]
     scale: float = 1.0
+    slope: Callable[[int], Slope] | None = None
 
     def turned(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Planes turned to their positions."""
@@ -47,14 +50,19 @@ class Projection:
 
     def given(self, change: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
         """What a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
-        if tile is None:
-            return self.turned(project(change, None, self.reads(batch)))
-        return self.turned(project(change, None, self.reads(batch)[:, tile.rows]), tile.positions)
+        rows = slice(None) if tile is None else tile.rows
+        states = project(change, None, self.reads(batch)[:, rows])
+        if self.slope is not None:
+            states = self.slope(batch).rows(rows).along(states)
+        return self.turned(states, None if tile is None else tile.positions)
 
     def pulled(self, states: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
         """The transpose of `given`: [B, n, T, e] -> [n, e, M]."""
-        read = self.reads(batch) if tile is None else self.reads(batch)[:, tile.rows]
+        part = slice(None) if tile is None else tile.rows
+        read = self.reads(batch)[:, part]
         back = self.turned_back(states, None if tile is None else tile.positions)
+        if self.slope is not None:
+            back = self.slope(batch).rows(part).back(back)
         rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
         found: Tensor = (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
         return found

@@ -209,7 +209,7 @@ class SideBySide:
                     out = watch(attention) if watch is not None and name == "fit" else attention.output()
                     if name != "held":
                         out_place.copy_(out)
-                        after.copy_(before + out)
+                        after.copy_(block.joined(before) + out)
                     return out
 
                 original.copy_(block.run(states, attend))
@@ -254,6 +254,7 @@ class SideBySide:
     def _solved_mlp(self, block: Block, converted: Converted) -> MlpOutput:
         """The projection that ends the MLP, from now on in the block, as it is stored."""
         weights, device = rounded(converted, self._dtype), self._stream.device
+        assert block.mlp_output is not None
 
         def states(name: str) -> Iterator[tuple[Tensor, ...]]:
             text = self._texts[name]
@@ -276,7 +277,8 @@ class SideBySide:
             attention = Attention(weights, block.normalised(read), block.rule)
             heads = attention.head_outputs()
             lost = own - attention.output(heads)
-            yield tuple(part.flatten(0, 1) for part in (heads.flatten(2), lost, attended - own - read, attended))
+            inherited = attended - own - block.joined(read)
+            yield tuple(part.flatten(0, 1) for part in (heads.flatten(2), lost, inherited, attended))
 
     def _error(self, block: Block, converted: Converted) -> float:
         """What the attention's output lacks on the selection text, relative to the stream: at most 1 for a token."""

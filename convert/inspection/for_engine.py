@@ -33,6 +33,7 @@ def plan_for(source: Source, request: Request) -> Plan:
     if request.engine is None:
         return make_plan(source, request)
     engine = named(request.engine)
+    _check_latent(source, request, engine)
     if request.to == "mla" and not _keeps_latents(engine):
         request = _smallest(source, request)  # whatever sizes were typed: the engine is what is in the way
     elif request.to == "mla" and engine.latents:
@@ -49,6 +50,20 @@ def plan_for(source: Source, request: Request) -> Plan:
     if reason is not None:
         raise UsageError(f"--for {engine.option}: {reason}")
     return plan
+
+
+def _check_latent(source: Source, request: Request, engine: Engine) -> None:
+    """Refuse a latent of a model that no class at all holds one of.
+
+    Raises:
+        UsageError: saying why.
+    """
+    if request.to != "mla":
+        return
+    try:
+        make_plan(source, replace(_smallest(source, request), layout="auto", latent_norm=False))
+    except UsageError as error:
+        raise UsageError(f"--for {engine.option}: there is nothing for {engine.name} to serve: {error}") from None
 
 
 def _keeps_latents(engine: Engine) -> bool:

@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
-from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.archs.class_reading import class_biases, facts_of
+from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import check_names_of_blocks
 from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve, within
@@ -76,7 +77,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        left = {"position"} if self.sizes.kv_heads else {"position", "kv_heads"}
+        left = {"position", "positions"} | (set() if self.sizes.kv_heads else {"kv_heads"})
         sizes = {key: value for key, value in asdict(self.sizes).items() if key not in left}
         sizes |= {"rope_type": self.sizes.rope_type, "rotary_scale": self.sizes.rotary_scale}
         rows = [

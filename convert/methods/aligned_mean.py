@@ -59,7 +59,10 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
     for begin in range(0, weights.num_kv_heads, per_group):
         group = slice(begin, begin + per_group)
         k_bias = None if weights.k_bias is None else weights.k_bias[group]
-        turns_k.append(_turns(gram(weights.k[group], k_bias, context.key_moments), nearest))
+        if weights.k_gain is None:
+            turns_k.append(_turns(gram(weights.k[group], k_bias, context.key_moments), nearest))
+        else:  # a turn commutes with a norm, but not with its weight
+            turns_k.append(torch.eye(weights.head_dim, dtype=torch.float64).repeat(per_group, 1, 1))
         turns_v.append(_turns(gram(weights.v[group], None, context.value_moments), _orthogonal))
     keys, values = torch.cat(turns_k), torch.cat(turns_v)
     per_query_k, per_query_v = (turns.repeat_interleave(per_kv, 0) for turns in (keys, values))
@@ -76,6 +79,7 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         q_bias=None if weights.q_bias is None else turn(per_query_k, weights.q_bias),
         k_bias=None if weights.k_bias is None else _mean(keys, weights.k_bias, per_group),
         v_bias=None if weights.v_bias is None else _mean(values, weights.v_bias, per_group),
+        k_gain=None if weights.k_gain is None else weights.k_gain.unflatten(0, (-1, per_group)).mean(1),
     )
 
 

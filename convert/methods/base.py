@@ -10,6 +10,7 @@ import torch
 from convert_attn.convert.maths.moments import Moments
 from convert_attn.convert.maths.rotary import Offsets, Rotary
 from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.head_norm import HeadNorm
 from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
@@ -26,6 +27,8 @@ class LayerContext:
         generator: seeded; the only source of randomness.
         score_share: MLA: how much errors of scores count against errors of outputs, both relative (lambda).
         fixed_order: query heads must stay in their places, as something of theirs (ALiBi's slopes) does not move.
+        norm: what a norm on queries and keys computes, where the weights have its gains.
+        capped: scores stay below a size, so that what is added to all of a query counts.
         epsilon: the spacing of the numbers the result is stored in, relative (`torch.finfo(dtype).eps`).
     """
 
@@ -38,6 +41,8 @@ class LayerContext:
     score_share: float = 1.0
     epsilon: float = torch.finfo(torch.float32).eps
     fixed_order: bool = False
+    norm: HeadNorm | None = None
+    capped: bool = False
 
     @property
     def key_moments(self) -> Moments:

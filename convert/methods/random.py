@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,9 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         noise = torch.randn(groups, *heads.shape[1:], generator=context.generator, dtype=torch.float64)
         return (noise * heads.to(torch.float64).std(correction=0) + heads.mean(dtype=torch.float64)).to(heads.dtype)
 
-    return map_kv_heads(weights, draw)
+    drawn = map_kv_heads(replace(weights, k_gain=None), draw)
+    gain = None if weights.k_gain is None else weights.k_gain.unflatten(0, (groups, -1)).mean(1)
+    return replace(drawn, k_gain=gain)
 
 
 METHOD = Method(

@@ -3,6 +3,7 @@
 - V, and K without rotary position: Eckart-Young on the stacked output and score forms, globally optimal.
 - K under rotary position: alternating least squares over one shared K and one query map per head, with the
   rotation averaged over the offsets a head attends to (`maths.shared_key`).
+- K behind a norm: the mean of the heads, as no map of a query can undo a norm (`maths.normed_keys`).
 - Which heads form a group: the balanced partition with the smallest residual of both.
 
 The query and output projections change too, but are not cached: shapes and cache are those of averaged GQA.
@@ -18,6 +19,7 @@ from torch import Tensor
 from convert_attn.convert.maths.grouping import Group, best_partition, contiguous
 from convert_attn.convert.maths.head_sharing import Stack, damping, double
 from convert_attn.convert.maths.moments import gram, own_gram
+from convert_attn.convert.maths.normed_keys import NormedKeys
 from convert_attn.convert.maths.shared_key import RotaryKeys, fit_rotary, rotary_residuals
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.latent_subspace import compress
@@ -32,7 +34,7 @@ from convert_attn.convert.weights.attention import (
 class _Layer:
     """A layer's heads, ready to be shared: what its keys and its values weigh and how they overlap."""
 
-    keys: Stack | RotaryKeys
+    keys: Stack | RotaryKeys | NormedKeys
     values: Stack
     queries_per_kv: int
 
@@ -45,6 +47,8 @@ class _Layer:
         values = Stack(
             outputs.unflatten(0, (-1, per_kv)).sum(1), gram(weights.v, weights.v_bias, context.value_moments)
         )
+        if context.norm is not None and weights.k_gain is not None:
+            return cls(NormedKeys.of(keys, weights.k_gain, context.norm), values, per_kv)
         if context.rotary is None:
             return cls(Stack(queries.unflatten(0, (-1, per_kv)).sum(1), keys), values, per_kv)
         return cls(
@@ -63,7 +67,7 @@ class _Layer:
         """The share of score energy plus the share of output energy that each group would lose."""
         key_energy, value_energy = max(self.keys.energy, 1e-200), max(self.values.energy, 1e-200)
         value_loss = [self.values.lost(group) / value_energy for group in groups]
-        if isinstance(self.keys, Stack):
+        if not isinstance(self.keys, RotaryKeys):
             key_loss = [self.keys.lost(group) for group in groups]
         else:
             key_loss = rotary_residuals(self.keys, groups)
@@ -73,6 +77,10 @@ class _Layer:
         """Mixing [d, n, d] of the group's keys and the map [m, d, d] of each of its query heads."""
         if isinstance(self.keys, RotaryKeys):
             return fit_rotary(self.keys, group)
+        if isinstance(self.keys, NormedKeys):
+            d = self.values.root.shape[-1]
+            as_it_is = torch.eye(d, dtype=torch.float64, device=self.keys.sizes.device)
+            return self.keys.mixing(list(group), d), as_it_is.repeat(len(group) * self.queries_per_kv, 1, 1)
         mixing, expansion = self.keys.share(list(group))
         return mixing, expansion.mT.repeat_interleave(self.queries_per_kv, 0)
 
@@ -103,12 +111,16 @@ def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> Atte
         q_bias=None if q_bias is None else _apply(query_maps, q_bias[query_index]),
         k_bias=None if k_bias is None else _mix(key_mixing, k_bias[index]),
         v_bias=None if v_bias is None else _mix(value_mixing, v_bias[index]),
+        q_gain=None if weights.q_gain is None else weights.q_gain[query_index],
+        k_gain=None if weights.k_gain is None else weights.k_gain[index].mean(0, keepdim=True),
+        sinks=None if weights.sinks is None else weights.sinks[query_index],
     )
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
     """Shared heads that minimise the error of scores and outputs under the context's moments."""
-    if context.rotary is None:
+    counts = context.capped or weights.k_gain is not None or weights.sinks is not None
+    if context.rotary is None and not counts:
         weights = drop_key_bias(weights)
     weights = fold_value_bias(weights)
     layer = _Layer.of(weights, context)
@@ -124,6 +136,9 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
             if isinstance(room, Tensor) and name != "o_bias":
                 size = len(part[name])
                 room[n * size : (n + 1) * size] = part[name]
+    if isinstance(layer.keys, NormedKeys) and context.norm is not None and shared.k_gain is not None:
+        shrunk = (shared.k_gain + context.norm.offset) * layer.keys.shrinkage(partition) - context.norm.offset
+        shared = replace(shared, k_gain=shrunk)
     per_kv = weights.queries_per_kv
     return replace(shared, order=tuple(kv * per_kv + n for group in partition for kv in group for n in range(per_kv)))
 
@@ -143,6 +158,9 @@ def _room(weights: AttentionWeights, groups: int) -> AttentionWeights:
         q_bias=None if weights.q_bias is None else torch.empty_like(weights.q_bias),
         k_bias=fewer(weights.k_bias),
         v_bias=fewer(weights.v_bias),
+        q_gain=None if weights.q_gain is None else torch.empty_like(weights.q_gain),
+        k_gain=fewer(weights.k_gain),
+        sinks=None if weights.sinks is None else torch.empty_like(weights.sinks),
     )
 
 

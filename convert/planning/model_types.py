@@ -38,7 +38,7 @@ def _instead(model_type: str) -> str:
     if model_type in UNSUPPORTED:
         return f"{UNSUPPORTED[model_type]}; {could}"
     if model_type not in CONFIG_MAPPING:
-        near = get_close_matches(model_type, convertible(), n=1)
+        near = get_close_matches(model_type, convertible(), n=1, cutoff=0.7)
         hint = f" (nearest: {near[0]})" if near else ""
         return f"is not known here, nor to transformers {transformers.__version__}; {could}{hint}"
     tasks = _tasks(model_type)

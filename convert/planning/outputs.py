@@ -92,7 +92,7 @@ def _of_stored(source: Source, blueprint: Blueprint, info: TensorInfo, layer: in
     arch = blueprint.arch
     stem, _, kind = local.rpartition(".")
     output = OutputTensor(info=info, origin="copy", source=info.name, layer=layer, local=local)
-    if stem in arch.projections and not _is_copied(blueprint, layer):
+    if (local in arch.tensors or stem in arch.projections) and not _is_copied(blueprint, layer):
         return replace(output, origin="attention")
     if _is_turned(blueprint) and kind == "weight" and stem in arch.linears:
         return replace(output, origin="transpose", info=replace(info, shape=info.shape[::-1]))

@@ -10,7 +10,8 @@ import torch
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, span
-from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.archs.class_reading import class_biases, facts_of
+from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import check_names_of_blocks
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.checkpoint.source import Source
@@ -210,7 +211,8 @@ def make_plan(source: Source, request: Request) -> Plan:
     method = choose_method(request.method, request.to)
     if request.refit == "mlp" and arch.mlp_output is None:
         raise UsageError(
-            f"--refit mlp needs one projection that ends an MLP, and {arch.model_type} has experts: use --refit"
+            f"--refit mlp solves the projection that ends an MLP, and no single one does in {arch.model_type}: its MLP "
+            "is of experts, or has a norm behind it; give --refit"
         )
     text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)

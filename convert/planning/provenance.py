@@ -90,10 +90,10 @@ def solved_mlp(provenance: dict[str, Any], mlp_output: str | None) -> Callable[[
 
     Args:
         provenance: config.json's block `convert_attn`, {} where there is none.
-        mlp_output: the projection that ends an MLP, as `Architecture` has it.
+        mlp_output: the projection that ends an MLP, as `Architecture` has it; None: none can have changed.
     """
     calibration = provenance.get("calibration")
-    changed = isinstance(calibration, dict) and calibration.get("refit") == "mlp"
+    changed = mlp_output is not None and isinstance(calibration, dict) and calibration.get("refit") == "mlp"
     ends = (f".{mlp_output}.weight", f".{mlp_output}.bias")
     return lambda name: changed and name.endswith(ends)
 

@@ -152,6 +152,8 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
 
 def _check_latent_fits(sizes: Geometry) -> None:
     """Refuse what our latent classes do not compute."""
+    if kept := _not_in_a_latent(sizes):
+        raise UsageError(f"this model {kept}, which no class with a latent has; use --to gqa or --to mqa")
     if sizes.rope_type not in _FIXED_ROTATIONS:
         raise UsageError(
             f"rope type '{sizes.rope_type}' scales or changes its rotation with the input's length, which MLA's rotary "
@@ -161,6 +163,17 @@ def _check_latent_fits(sizes: Geometry) -> None:
         raise UsageError(
             "this model mixes layers with and without a sliding window, which --to mla cannot; use --to gqa"
         )
+
+
+def _not_in_a_latent(sizes: Geometry) -> str | None:
+    """What of a model's attention no class with a latent computes."""
+    if sizes.norm is not None:
+        return "has a norm on each key, behind its projection"
+    if sizes.softcapped:
+        return "caps its scores"
+    if sizes.sinks:
+        return "has attention sinks"
+    return None
 
 
 def _rope_dims(request: Request, rotary: bool, rank: int, sizes: Geometry) -> tuple[int, ...]:

@@ -15,6 +15,21 @@ Config = dict[str, Any]
 Condition = Callable[[Config], bool]
 
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "gemma", "phi3"})
+SAME_CLASS = frozenset(  # families that convert to fewer heads in their own class, of which only transformers was tried
+    {
+        "cohere",
+        "cohere2",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "gpt_oss",
+        "olmo2",
+        "qwen3",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
 CUSTOM = frozenset(modeling.FAMILIES)
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})

@@ -6,6 +6,7 @@ from convert_attn.convert.serving_rules.base import (
     DEEPSEEK,
     GQA,
     LLAMA_LIKE,
+    SAME_CLASS,
     Engine,
     Note,
     Rule,
@@ -21,7 +22,7 @@ ENGINE = Engine(
         Rule(
             engine=_NAME,
             version=_VERSION,
-            types=LLAMA_LIKE | BIGCODE,
+            types=LLAMA_LIKE | BIGCODE | SAME_CLASS,
             loads="native class",
             kept=True,
             evidence="tried",

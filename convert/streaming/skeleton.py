@@ -14,6 +14,7 @@ from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 
@@ -36,7 +37,7 @@ class Skeleton:
     Args:
         source: whose weights are read.
         device: where tensors go.
-        attention: `attn_implementation`.
+        attention: `attn_implementation`, where the class has it.
         config: of the class; None: the source's own.
 
     Attributes:
@@ -57,7 +58,8 @@ class Skeleton:
         config = config or typed_config(source.config, source.origin.name)
         try:
             with init_empty_weights(include_buffers=False):
-                self.model = AutoModel.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
+                fitting = attention_for(config, attention)
+                self.model = AutoModel.from_config(config, attn_implementation=fitting, dtype=torch.float32).eval()
         except Exception as error:  # the class decides what it raises, and what has to be installed for it
             raise ConvertAttnError(
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"

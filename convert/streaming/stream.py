@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convert_attn.convert.archs.base import Architecture
@@ -26,6 +27,7 @@ class Block:
     Attributes:
         mlp_output: the projection that ends its MLP, None where there is no single one.
         rule: how its scores become probabilities.
+        adds: the attention's output is added to the residual stream as it is, without a norm in between.
     """
 
     module: nn.Module
@@ -33,6 +35,11 @@ class Block:
     attention: nn.Module
     mlp_output: nn.Module | None
     rule: Rule
+    adds: bool = True
+
+    def joined(self, states: Tensor) -> Tensor:
+        """What the attention's output is added to before anything reads it: the stream, or nothing."""
+        return states if self.adds else torch.zeros_like(states)
 
     def normalised(self, states: Tensor) -> Tensor:
         """What the attention reads, [B, T, D]."""
@@ -76,8 +83,8 @@ class Stream:
     def block(self, layer: int) -> Iterator[Block]:
         """One block; its attention's own projections are not read, as `Block.run` never uses them."""
         stem = self._arch.block.format(layer=layer)
-        skipped = tuple(f"{stem}{name}." for name in self._arch.projections)
-        names = self._skeleton.names(lambda name: name.startswith(stem) and not name.startswith(skipped))
+        skipped = {f"{stem}{name}" for name in self._arch.tensors}
+        names = self._skeleton.names(lambda name: name.startswith(stem) and name not in skipped)
         module = self._module(layer)
         attention = module.get_submodule(self._arch.output.rpartition(".")[0])
         with self._skeleton.filled(names):
@@ -89,4 +96,5 @@ class Stream:
                 attention=attention,
                 mlp_output=None if mlp is None else module.get_submodule(mlp),
                 rule=self._sizes.block(layer).rule(),
+                adds=not self._arch.after,
             )

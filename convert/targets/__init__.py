@@ -64,6 +64,12 @@ def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Targ
         if layout in ("auto", target.layout):
             return target
     _check_alike(arch, form, layout)
+    if isinstance(form, LatentCache) and not any(
+        _accepts(target, arch, _own_classes()) for target in targets() if target.form is LatentCache
+    ):
+        raise UsageError(
+            f"no class with a latent has the blocks of {arch.model_type} (its norms, or its MLP): use --to gqa or mqa"
+        )
     have = ", ".join(f"{target.name} ({target.layout})" for target in candidates) or "none"
     groups = numbers_of(form.groups) if isinstance(form, SharedHeads) else ""
     what = f"{groups} of {sizes.num_heads} K/V heads" if groups else "this latent cache"

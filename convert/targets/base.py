@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from convert_attn.convert.archs.attention_tensors import bias_shape, join, weight_shapes
+from convert_attn.convert.archs.attention_tensors import bias_shape, extra_shapes, join, weight_shapes
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry
@@ -42,14 +42,15 @@ class Blueprint:
 
 
 def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
-    """Shared heads keep the names of the result's architecture, biases where the source has them."""
+    """Shared heads keep the names of the result's architecture, with what the source has besides projections."""
     arch, form = blueprint.result_arch, blueprint.form
     groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.kv_by_layer
     weights = weight_shapes(arch, blueprint.sizes, groups[layer])
     biased = {arch.output: "o"} | {name: role for role, name in arch.qkv.roles.items()}
     shapes: Shapes = {f"{name}.weight": shape for name, shape in weights.items()}
     present = {name: shape for name, shape in weights.items() if biased[name] in blueprint.biases}
-    return shapes | {f"{name}.bias": bias_shape(arch, shape) for name, shape in present.items()}
+    shapes |= {f"{name}.bias": bias_shape(arch, shape) for name, shape in present.items()}
+    return shapes | extra_shapes(arch, blueprint.sizes, groups[layer])
 
 
 def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:

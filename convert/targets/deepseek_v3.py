@@ -212,7 +212,7 @@ def _frequencies(blueprint: Blueprint) -> tuple[float, ...]:
 def _holds(sizes: Geometry, form: Form) -> bool:
     if not isinstance(form, LatentCache) or form.norm:
         return False
-    plain = sizes.rope_type == "default" and sizes.window is None and not sizes.outside_biases
+    plain = sizes.rope_type == "default" and sizes.window is None and not sizes.outside_biases and not sizes.positions
     return plain and form.rope_dim > 0
 
 

@@ -5,7 +5,15 @@ from convert_attn.convert.targets.base import Blueprint, Config, Target
 from convert_attn.convert.targets.latent import latent_config, latent_shapes, latent_tensors
 
 _ATTENTION = "self_attn."
-FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "gemma": "Gemma", "phi3": "Phi3"}
+FAMILIES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "gemma": "Gemma",
+    "phi3": "Phi3",
+    "glm": "Glm",
+    "smollm3": "SmolLM3",
+}
 
 
 def _configure(blueprint: Blueprint) -> Config:

@@ -25,8 +25,9 @@ from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.streaming.skeleton import Skeleton
 from convert_attn.convert.verification.cut import checked_layers
+from convert_attn.convert.verification.other_readings import other_readings
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule, turn
+from convert_attn.convert.weights.functional import Attention, Rule, keys, queries
 
 _WINDOW = 6  # tokens: shorter than the probe, so that a window shows
 _LARGE = 40.0  # standard deviation of the large scores: those of trained models reach it
@@ -114,8 +115,7 @@ class _Judge:
             ConvertAttnError: the class and our reading disagree.
         """
         plan = self._plan
-        rule = plan.geometry.block(layer).rule()
-        short = replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
+        rule, short = plan.geometry.block(layer).rule(), _short_rule(plan, layer)
         weights = self._layers.read(layer).to(torch.float32)
         x = self._input(layer)
         large = x * (_LARGE / _score_size(weights, x, short)) ** 0.5
@@ -123,7 +123,7 @@ class _Judge:
         for size, given, theirs in (("ordinary", x, exact), ("large", large, self._run(layer, large, torch.float32))):
             error = _relative(theirs, Attention(weights, given, short).output())
             if not error <= _ALLOWED[size]:
-                raise ConvertAttnError(self._disagreement(layer, size, error))
+                raise ConvertAttnError(self._disagreement(layer, size, error) + self._instead(layer, given, theirs))
         return Probe(layer=layer, x=x, rule=rule, rounding=_DTYPE_MARGIN * self._rounding(layer, x, exact), y=exact)
 
     def _input(self, layer: int) -> Tensor:
@@ -203,6 +203,21 @@ class _Judge:
             "was written: check that model_type and config.json belong to these weights"
         )
 
+    def _instead(self, layer: int, given: Tensor, theirs: Tensor) -> str:
+        """What the class computes, where another reading of the same tensors agrees with it."""
+        for words, plan in other_readings(self._plan):
+            weights = Layers(plan).read(layer).to(torch.float32)
+            ours = Attention(weights, given, _short_rule(plan, layer)).output()
+            if _relative(theirs, ours) <= _ALLOWED["ordinary"]:
+                return f" (the outputs agree if {words}, which is not what this tool has of the model type)"
+        return ""
+
+
+def _short_rule(plan: Plan, layer: int) -> Rule:
+    """A layer's rule with a window that shows within a probe."""
+    rule = plan.geometry.block(layer).rule()
+    return replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
+
 
 def probe_states(config: Any, layer: int) -> Tensor:
     """Draw random states [1, S, D] for a layer, the same at every call, S as `probe_length` has it."""
@@ -216,10 +231,8 @@ def _is_table(module: nn.Module, vocabulary: int | None) -> bool:
 
 def _score_size(weights: AttentionWeights, x: Tensor, rule: Rule) -> float:
     """Standard deviation of a layer's scores on x."""
-    query = torch.einsum("btD,hdD->bhtd", x, weights.q)
-    key = torch.einsum("btD,hdD->bhtd", x, weights.k).repeat_interleave(weights.queries_per_kv, 1)
-    if rule.inv_freq is not None:
-        query, key = (turn(part, rule.inv_freq, rule.rotary_scale) for part in (query, key))
+    query = queries(weights, x, rule)
+    key = keys(weights, x, rule).repeat_interleave(weights.queries_per_kv, 1)
     return max(float((query @ key.mT).std()) * rule.scale, 1e-6)
 
 

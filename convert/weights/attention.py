@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ class AttentionWeights:
         k_bias: [K, d] or None.
         v_bias: [K, d] or None.
         o_bias: [D] or None.
+        q_gain: [H, d] the stored weight of a norm on queries, or None where queries are as projected.
+        k_gain: [K, d] the same for keys.
+        sinks: [H] the score of what a query head looks at besides its tokens, or None.
         order: the original's number of each query head, empty where they are as they were.
     """
 
@@ -39,6 +43,9 @@ class AttentionWeights:
     k_bias: Tensor | None = None
     v_bias: Tensor | None = None
     o_bias: Tensor | None = None
+    q_gain: Tensor | None = None
+    k_gain: Tensor | None = None
+    sinks: Tensor | None = None
     order: tuple[int, ...] = ()
 
     @property
@@ -63,21 +70,22 @@ class AttentionWeights:
 
     def to(self, dtype: torch.dtype) -> AttentionWeights:
         """The same weights in another dtype (a tensor already of that dtype is not copied)."""
+        changed: dict[str, Any] = {
+            name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
-        def cast(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(dtype)
 
-        return AttentionWeights(
-            q=self.q.to(dtype),
-            k=self.k.to(dtype),
-            v=self.v.to(dtype),
-            o=self.o.to(dtype),
-            q_bias=cast(self.q_bias),
-            k_bias=cast(self.k_bias),
-            v_bias=cast(self.v_bias),
-            o_bias=cast(self.o_bias),
-            order=self.order,
-        )
+def map_query_heads(weights: AttentionWeights, function: Callable[[Tensor], Tensor]) -> AttentionWeights:
+    """`function` applied to each tensor whose first axis is the query heads; what is None stays None."""
+    return replace(
+        weights,
+        q=function(weights.q),
+        o=function(weights.o),
+        q_bias=None if weights.q_bias is None else function(weights.q_bias),
+        q_gain=None if weights.q_gain is None else function(weights.q_gain),
+        sinks=None if weights.sinks is None else function(weights.sinks),
+    )
 
 
 def permute_kv_heads(weights: AttentionWeights, order: list[int]) -> AttentionWeights:
@@ -88,19 +96,15 @@ def permute_kv_heads(weights: AttentionWeights, order: list[int]) -> AttentionWe
     """
     m = weights.queries_per_kv
     query_order = [kv * m + n for kv in order for n in range(m)]
-    queries = replace(
-        weights,
-        q=weights.q[query_order],
-        o=weights.o[query_order],
-        q_bias=None if weights.q_bias is None else weights.q_bias[query_order],
-    )
+    queries = map_query_heads(weights, lambda heads: heads[query_order])
     return map_kv_heads(queries, lambda heads: heads[order])
 
 
 def drop_key_bias(weights: AttentionWeights) -> AttentionWeights:
     """Symmetry 2: without rotary position q . k_bias is the same for every key; softmax removes it.
 
-    The tensor stays, as zeros: the class that holds the result still has the parameter.
+    The tensor stays, as zeros: the class that holds the result still has the parameter. Not for weights with a norm on
+    keys or with sinks, nor under a soft cap, where it counts.
     """
     if weights.k_bias is None:
         return weights
@@ -110,9 +114,10 @@ def drop_key_bias(weights: AttentionWeights) -> AttentionWeights:
 def fold_value_bias(weights: AttentionWeights) -> AttentionWeights:
     """Symmetry 3: softmax rows sum to one, so o_bias += sum_i o_i v_bias_i, under any position encoding.
 
-    Weights without an output bias to fold into are returned as they are.
+    Weights without an output bias to fold into are returned as they are, and so are those with sinks: what a sink
+    takes is missing from the sum.
     """
-    if weights.v_bias is None or weights.o_bias is None:
+    if weights.v_bias is None or weights.o_bias is None or weights.sinks is not None:
         return weights
     folded = weights.o_bias.to(torch.float64)
     for head, output in enumerate(weights.o):  # one head at a time: no float64 copy of all of them
@@ -130,6 +135,7 @@ def map_kv_heads(weights: AttentionWeights, function: Callable[[Tensor], Tensor]
         v=function(weights.v),
         k_bias=None if weights.k_bias is None else function(weights.k_bias),
         v_bias=None if weights.v_bias is None else function(weights.v_bias),
+        k_gain=None if weights.k_gain is None else function(weights.k_gain),
     )
 
 

@@ -38,6 +38,8 @@ def balanced_heads(weights: AttentionWeights, rotary: bool) -> AttentionWeights:
     query = _mean_square(weights.q, weights.q_bias).unflatten(0, (keys, per_kv)).mean(1)  # [K, d]
     together = _planes if rotary else _each
     key = _factor(together(_mean_square(weights.k, weights.k_bias)), together(query))
+    if weights.k_gain is not None:  # a norm commutes with none of its input's factors
+        key = torch.ones_like(key)
     output = weights.o.to(torch.float64).square().mean(1).unflatten(0, (keys, per_kv)).mean(1)
     value = _factor(_mean_square(weights.v, weights.v_bias), output)
     by_query, by_output = (1 / part.repeat_interleave(per_kv, 0) for part in (key, value))

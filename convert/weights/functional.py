@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from convert_attn.convert.weights.attention import AttentionWeights
+from convert_attn.convert.weights.head_norm import HeadNorm
 from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
 
 _SCORES = 2**26  # scores in memory at once (256 MB in float32): heads are taken in parts
@@ -30,6 +31,9 @@ class Rule:
         rotary_scale: what turning planes are multiplied by, besides (YaRN and LongRoPE have one).
         window: how many tokens back a token sees, None for all.
         slopes: [H] what a head's scores lose per token of distance; None: nothing.
+        softcap: the size c that scores stay below, as c tanh(score / c) (Gemma 2, arXiv:2408.00118, section 2); None:
+            none.
+        norm: on queries and keys, where weights have its gains.
     """
 
     scale: float
@@ -37,6 +41,12 @@ class Rule:
     rotary_scale: float = 1.0
     window: int | None = None
     slopes: Tensor | None = None
+    softcap: float | None = None
+    norm: HeadNorm | None = None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores, already multiplied by the scale, within the soft cap."""
+        return scores if self.softcap is None else (scores / self.softcap).tanh() * self.softcap
 
 
 def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor | None = None) -> Tensor:
@@ -74,12 +84,17 @@ def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
     return latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
 
 
+def normed(heads: Tensor, gain: Tensor | None, rule: Rule) -> Tensor:
+    """Queries or keys [B, n, T, d] behind their norm with the weight [n, d], where there is one."""
+    return heads if gain is None or rule.norm is None else rule.norm(heads, gain)
+
+
 def queries(
     weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule, positions: Tensor | None = None
 ) -> Tensor:
     """Turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
     if isinstance(weights, AttentionWeights):
-        query = project(weights.q, weights.q_bias, x)
+        query = normed(project(weights.q, weights.q_bias, x), weights.q_gain, rule)
         return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
     query = project(weights.q_nope, weights.q_nope_bias, x)
     if not weights.inv_freq.numel():
@@ -91,7 +106,7 @@ def queries(
 def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
     """Turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
     if isinstance(weights, AttentionWeights):
-        key = project(weights.k, weights.k_bias, x)
+        key = normed(project(weights.k, weights.k_bias, x), weights.k_gain, rule)
         return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
     key = project(weights.up_k, None, latent_of(weights, x))
     if not weights.inv_freq.numel():
@@ -130,6 +145,28 @@ def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
         return None
     ahead = torch.arange(length, device=positions.device) - positions[:, None]
     return rule.slopes.to(positions.device)[:, None, None] * ahead
+
+
+def attention_of(
+    scores: Tensor, rule: Rule, *, hidden: Tensor, bias: Tensor | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """Turn scores into attention, [B, h, r, T]; rows sum to one, less what goes to a sink. The scores are not kept.
+
+    Args:
+        scores: multiplied by the scale.
+        hidden: [r, T] True where one may not look.
+        bias: [h, r, T] of the same heads, as of `distance_bias`.
+        sinks: [h] of the same heads.
+    """
+    scores = rule.capped(scores)
+    if bias is not None:
+        scores += bias
+    scores = scores.masked_fill_(hidden, -torch.inf)
+    if sinks is None:
+        return scores.softmax(-1)
+    extra = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+    found: Tensor = torch.cat([scores, extra], -1).softmax(-1)[..., :-1]
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,12 +211,18 @@ class Attention:
             part = slice(begin, min(begin + at_once, heads))
             keys = key[:, [head // per_key for head in range(part.start, part.stop)]]
             scores = (query[:, part] * self.rule.scale) @ keys.mT
-            if bias is not None:
-                scores += bias[part]
-            yield part, scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+            sinks = None if self._sinks is None else self._sinks[part]
+            of_heads = None if bias is None else bias[part]
+            yield part, attention_of(scores, self.rule, hidden=hidden, bias=of_heads, sinks=sinks)
+
+    @property
+    def _sinks(self) -> Tensor | None:
+        return self.weights.sinks if isinstance(self.weights, AttentionWeights) else None
 
     def head_outputs(self) -> Tensor:
         """What the output projection reads: [B, T, H, a]."""
+        if self.rule.softcap is not None or self._sinks is not None:  # which the fused kernel does not know
+            return torch.cat([self.attended(part, seen) for part, seen in self.probabilities()], 2)
         heads = self._heads
         grouped = heads.query.shape[1] != heads.key.shape[1]
         bias, plain = self._bias, self.rule.window is None and self.rule.slopes is None

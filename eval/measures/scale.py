@@ -7,7 +7,8 @@ from typing import Any
 
 from convert_attn import modeling
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, form_of
-from convert_attn.convert.archs.geometry import Geometry, class_biases, facts_of, geometry
+from convert_attn.convert.archs.class_reading import class_biases, facts_of
+from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.class_config import class_config

@@ -106,7 +106,9 @@ def _handing_on(base: nn.Module, states: Tensor) -> Iterator[None]:
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        out: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        out.router_logits = None  # classes with experts hand them on
+        return out
 
     base.forward = forward
     try:
