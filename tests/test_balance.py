@@ -38,7 +38,7 @@ def _options(model_type: str, form: str) -> dict[str, Any]:
     options = {key: value for key, value in FORMS[form].items() if rotary or key != "rope_dim"}
     if options["to"] == "mla":
         sizes = tiny_geometry(tiny_model(model_type))[1]
-        holding = fitting(arch, sizes, LatentCache(24, 8 if rotary else 0))
+        holding = fitting(arch, sizes, LatentCache.of(24, 8 if rotary else 0, layers=2))
         if options["layout"] not in {target.layout for target in holding}:
             pytest.skip("no such class")
     return options
