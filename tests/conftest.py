@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import Command
-from tiny import CONVERTIBLE
+from tiny import CONVERTIBLE, KINDS
 
 from convert_attn.convert.text import windows as calibration_text
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # tiny models: threads cost more than they give, and p
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="many more random cases: kills, damage, fuzz")
+    parser.addoption("--slow", action="store_true", help="every family, many more random cases")
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +36,11 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_text, "_HELD_WINDOW", 64)
 
 
-@pytest.fixture(params=CONVERTIBLE)
-def model_type(request: pytest.FixtureRequest) -> str:
-    """Every architecture that can be converted."""
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `model_type`, where a test does not say which, one family of each kind; with --slow all families."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "model_type" in metafunc.fixturenames and not any("model_type" in str(mark.args[0]) for mark in marks):
+        metafunc.parametrize("model_type", CONVERTIBLE if metafunc.config.getoption("--slow") else KINDS)
 
 
 @pytest.fixture

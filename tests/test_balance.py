@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import tensors_of
-from tiny import CONVERTIBLE, HEADS, get_attention, logits_of, set_attention, tiny_geometry, tiny_model
+from tiny import HEADS, get_attention, logits_of, set_attention, tiny_geometry, tiny_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -190,7 +190,6 @@ def _run(folder: Path, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("model_type", CONVERTIBLE)
 def test_half_precision_loses_what_it_loses_in_the_source(
     model_type: str, form: str, dtype: str, tmp_path: Path
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Command, config_of, edit_config, save_tiny
-from tiny import CONVERTIBLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from convert_attn.convert.conversion.api import plan
@@ -61,7 +60,6 @@ def kept_by(engine: Engine, made: Plan) -> bool:
     return rule is not None and native and rule.kept is True
 
 
-@pytest.mark.parametrize("model_type", CONVERTIBLE)
 def test_what_is_made_for_an_engine_is_kept_by_it(model_type: str, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "in", model_type)
     for engine, (to, options) in product(FOR, TARGETS.items()):

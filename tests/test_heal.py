@@ -18,7 +18,7 @@ import pytest
 import torch
 from checkpoints import Command, config_of, edit_config, tensors_of
 from safetensors.torch import save_file
-from tiny import CONVERTIBLE, HEADS, SIZES, load, logits_of, tiny_model
+from tiny import HEADS, KINDS, SIZES, load, logits_of, tiny_model
 from torch.nn import functional as F
 
 from convert_attn import ConvertAttnError, UsageError, convert, heal
@@ -62,9 +62,9 @@ _FORMS: dict[str, tuple[Form, dict[str, Any]]] = {
 
 
 def _kinds() -> list[Any]:
-    """Every architecture with every target that holds it."""
+    """One family of each kind with every target that holds it."""
     found = []
-    for model_type, (name, (form, options)) in itertools.product(CONVERTIBLE, _FORMS.items()):
+    for model_type, (name, (form, options)) in itertools.product(KINDS, _FORMS.items()):
         arch = architectures()[model_type]
         if arch.position != "rope" and name == "mla":
             form, options = LatentCache.of(16, 0, 2), {"to": "mla", "rank": 16}

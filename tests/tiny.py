@@ -65,6 +65,17 @@ _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HE
 CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))]
 
 
+def _kind(arch: Architecture) -> tuple[object, ...]:
+    """What code looks at of a family; families of a kind differ in names and sizes only."""
+    norm = None if arch.norm is None else arch.norm.gain_offset
+    switches = (arch.interleaved, bool(arch.q_norm), bool(arch.sinks), bool(arch.after), arch.transposed)
+    return (type(arch.qkv), arch.position, norm, arch.mlp_output is None, arch.config_kv_heads is None, *switches)
+
+
+# one family of each kind: for long tests, which --slow runs on all of CONVERTIBLE
+KINDS = sorted({_kind(architectures()[name]): name for name in reversed(CONVERTIBLE)}.values())
+
+
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
     """A random causal model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8."""
     arch = architectures()[model_type]
