@@ -20,7 +20,7 @@ from convert_attn.convert.samples import calibration_text, heldout_text, sample_
 from convert_attn.eval.benchmarks import real_model, real_rows
 from convert_attn.eval.benchmarks.real import chosen, main
 from convert_attn.eval.benchmarks.real_model import FILE, make_model, packed_weights
-from convert_attn.eval.benchmarks.real_report import markdown, verdicts
+from convert_attn.eval.benchmarks.real_report import BEGIN, END, markdown, summary, verdicts, write_between_marks
 from convert_attn.eval.benchmarks.real_rows import CALIBRATIONS, TARGETS, Ask, Bench, Row, asks, quality, run_command
 
 IN_DOMAIN, HEALED = "mla-1/4:subspace:in-domain", "mqa:subspace:healed"
@@ -264,3 +264,17 @@ def test_heads_that_were_written_out_are_grouped_again(setting: list[str], tmp_p
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
     assert float(done.stdout.split()[-1]) < 1e-3
+
+
+def test_the_table_in_the_readme_is_that_of_the_rows_there_are(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    document = json.loads((root / "eval/benchmarks/results/real-smollm2.json").read_text(encoding="utf-8"))
+    rows = [Row(**row) for row in document["rows"]]
+    readme, copy = (root / "README.md").read_text(encoding="utf-8"), tmp_path / "README.md"
+    copy.write_text(readme, encoding="utf-8")
+    write_between_marks(copy, summary(document["original"], rows))
+    assert copy.read_text(encoding="utf-8") == readme
+    assert len(rows) > 8
+    copy.write_text("no marks", encoding="utf-8")
+    with pytest.raises(UsageError, match=f"no place for the table: put {BEGIN} and {END} where it belongs"):
+        write_between_marks(copy, "")

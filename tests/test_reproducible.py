@@ -21,7 +21,7 @@ from convert_attn import UsageError
 from convert_attn.convert.checkpoint.shards import open_weights
 from convert_attn.convert.conversion import api
 from convert_attn.convert.methods import methods
-from convert_attn.convert.planning.provenance import headers_sha256
+from convert_attn.convert.planning.provenance import headers_sha256, typed_command
 from convert_attn.convert.targets import targets
 
 FORMS: list[dict[str, Any]] = [
@@ -151,3 +151,11 @@ def test_dry_run_and_run_record_the_same(groups: int, tmp_path: Path, command: C
     assert command(*map(str, words)).code == 0
     found = config_of(tmp_path / "out")["convert_attn"]
     assert {key: value for key, value in json.loads(dry.out).items() if key in found} == found
+
+
+@pytest.mark.parametrize("option", ["--output={}", "{}"])
+@pytest.mark.parametrize("place", ["/no/such/folder/out", "~/nowhere/out", "./out", "../else/out"])
+def test_a_command_line_tells_no_folders_of_the_machine(place: str, option: str) -> None:
+    """What is to be made is not there yet, and its place is no more public than that of what is."""
+    said = typed_command(["heal", "org/name", "--data", "wikitext:wikitext-2:train", option.format(place)])
+    assert said == f"convert-attn heal org/name --data wikitext:wikitext-2:train {option.format('out')}"

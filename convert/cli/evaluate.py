@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,7 @@ def evaluate(
     the same command goes on where it stopped.
     """
     from convert_attn.convert.checkpoint.resolve import resolve
+    from convert_attn.convert.planning.provenance import typed_command
     from convert_attn.eval.results.report import sections, verdict
     from convert_attn.eval.run import evaluate as run
 
@@ -90,7 +90,7 @@ def evaluate(
                 quality=not no_quality,
                 output=folder,
                 progress=advance,
-                command=shlex.join(["convert-attn", *sys.argv[1:]]),
+                command=typed_command(sys.argv[1:]),
                 **options,
             )
     except KeyboardInterrupt:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -166,6 +165,7 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
     """
     from convert_attn.convert.heal.result import goal
     from convert_attn.convert.heal.run import heal as run
+    from convert_attn.convert.planning.provenance import typed_command
 
     first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=as_json)
@@ -174,7 +174,7 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
             str(converted),
             progress=progress,
             show=show,
-            command=_command(),
+            command=typed_command(sys.argv[1:]),
             **options,
         )
     if not first:
@@ -190,13 +190,6 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
         lines.append(f"Perplexity there: {healed.perplexity[0]:.2f} -> {healed.perplexity[1]:.2f}.")
     lines.append(f"{healed.tokens:,} tokens; the healed checkpoint is in {healed.output}")
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _command() -> str:
-    """The command line as typed, paths by their own names alone."""
-    from convert_attn.convert.planning.provenance import public
-
-    return shlex.join(["convert-attn", *map(public, sys.argv[1:])])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,16 @@ def command(plan: Plan) -> str:
 
 
 def public(value: object) -> str:
-    """An option's value; of a file or folder here, its name alone."""
+    """Give an option's value; of a file or folder here, or one that is to be made here, its name alone."""
     text = str(value)
-    return Path(text).name if "/" in text and Path(text).expanduser().exists() else text
+    option, equals, path = text.partition("=") if text.startswith("--") else ("", "", text)
+    here = path.startswith(("/", "~", "./", "../")) or ("/" in path and Path(path).exists())
+    return option + equals + (Path(path).name if here else path)
+
+
+def typed_command(words: Sequence[str]) -> str:
+    """Join the words of a command line as they were typed, paths by their own names alone."""
+    return shlex.join(["convert-attn", *map(public, words)])
 
 
 def versions() -> dict[str, str]:

@@ -15,11 +15,10 @@ and in the dtype that is stored, the original in the same one. Errors are standa
 the row's time over that of one forward pass of the original, in float32, over as many tokens as were calibrated on,
 timed in the same run.
 
-Prints a Markdown table; --json FILE keeps the numbers after every row, and with --resume rows in it are not run again.
-Given folders, it prints instead what they write to a few prompts, beside the original; --add measures such a folder as
-a row of its own. --identity writes the
-original's K/V heads out, one for each query head, has the command line find the groups again, and prints how far the
-logits are off.
+Prints a Markdown table; --readme FILE puts a short one between its marks there; --json FILE keeps the numbers after
+every row, and with --resume rows in it are not run again. Given folders, it prints instead what they write to a few
+prompts, beside the original; --add measures such a folder as a row of its own. --identity writes the original's K/V
+heads out, one for each query head, has the command line find the groups again, and prints how far the logits are off.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from convert_attn.convert.progress import no_bars
 from convert_attn.convert.samples import calibration_text, heldout_text
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.real_model import NAME, make_model
-from convert_attn.eval.benchmarks.real_report import PROMPTS, completions, draw, markdown
+from convert_attn.eval.benchmarks.real_report import PROMPTS, completions, draw, markdown, summary, write_between_marks
 from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, Bench, Row, asks, grouped_again
 from convert_attn.eval.measures.environment import environment
 from convert_attn.eval.measures.quality import windows
@@ -134,6 +133,7 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: temporary].")
 @click.option("--keep", is_flag=True, help="Leave the conversions in --work.")
 @click.option("--resume", is_flag=True, help="Rows that are in --json already are not run again.")
+@click.option("--readme", type=_FILE, help="Put the short table between its marks in this file.")
 @click.option("--identity", is_flag=True, help="Heads written out and grouped again: how far the logits are off.")
 @click.option("--prompt", "prompts", multiple=True, default=PROMPTS, help="For FOLDERS [default: three].")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=40, show_default=True, help="Written to each.")
@@ -186,6 +186,7 @@ def _table(
     resume: bool,
     json_file: Path | None,
     png: Path | None,
+    readme: Path | None,
 ) -> None:
     wanted = [] if present and not patterns else chosen(patterns, heal_tokens is not None)
     test = _text(texts_test, heldout_text(), work / "test.txt")
@@ -232,6 +233,8 @@ def _table(
     click.echo(markdown(found["original"], rows, dict(bounds)))
     if png is not None:
         draw(found["original"], rows, png)
+    if readme is not None:
+        write_between_marks(readme, summary(found["original"], rows))
 
 
 def _keep(found: dict[str, Any], rows: list[Row], file: Path | None) -> None:

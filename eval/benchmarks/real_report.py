@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,24 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from convert_attn.convert.errors import UsageError
 from convert_attn.eval.benchmarks.common import load_model
-from convert_attn.eval.benchmarks.real_rows import DTYPES, Row
+from convert_attn.eval.benchmarks.real_rows import AUTO, DTYPES, HEALED, IN_DOMAIN, MLP, NONE, SELF, Row
 
 PROMPTS = (
     "The history of the city begins with",
     "Water boils at a lower temperature in the mountains because",
     "She opened the old wooden box and found",
 )
+BEGIN, END = "<!-- real model: begin -->", "<!-- real model: end -->"
+_TEXT = {
+    NONE: "weights alone (`none`)",
+    AUTO: "the package's text (`auto`, the default)",
+    SELF: "text that it wrote itself (`self`)",
+    IN_DOMAIN: "{tokens:,} tokens of such text",
+    MLP: "{tokens:,} tokens of such text, `--refit mlp`",
+    HEALED: "{tokens:,} tokens of such text, then healed",
+}
 _LOWEST = 1e-4  # drawn: a conversion without loss has no place on a logarithmic axis
 
 
@@ -77,6 +88,63 @@ def verdicts(rows: Sequence[Row], targets: Mapping[str, float]) -> list[str]:
         outcome = "met" if found <= bound else "missed"
         said.append(f"- {name}: at most {bound:g} is {outcome} by {abs(found - bound):.2f} ({found / bound - 1:+.1%})")
     return said
+
+
+def summary(original: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Write what people ask of the rows as a Markdown table: by cache, the largest first, then by perplexity.
+
+    Args:
+        original: as in `real_report.markdown`.
+    """
+    header = ["cache", "method", "fitted on", "perplexity", "KL, nats per token", "stored", "time", "peak memory"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    exact, stored = (original["figures"][dtype]["perplexity"]["mean"] for dtype in ("float32", "stored"))
+    lines.append(f"| original | | | {exact:.2f} | | {stored:.2f} | | |")
+    made = [row for row in rows if row.failed is None]
+    lines += [_line(row) for row in sorted(made, key=lambda row: (-(row.cache_share or 0), _perplexity(row)))]
+    return "\n".join(lines)
+
+
+def _perplexity(row: Row, dtype: str = "float32") -> float:
+    return row.figures[dtype]["perplexity"]["mean"] or 0.0
+
+
+def _line(row: Row) -> str:
+    typed = " ".join(row.command)
+    _, method, text = row.name.split(":") if ":" in row.name else ("", "", "")
+    target = re.search(r"--to (\w+)", typed)
+    cache = f"{target[1].upper() if target else row.class_name}, {row.cache_share or 0:.0%}"
+    healed = re.search(r"\bheal\b.* --tokens (\S+)", typed)
+    fitted = _TEXT[text].format(tokens=row.tokens) if text else f"`{row.name}`"
+    if healed and not text:
+        fitted = f"{row.tokens:,} tokens of text, then healed on {healed[1]} tokens"
+    kl = row.figures["float32"]["kl"]
+    time = "" if row.seconds is None else f"{row.seconds:,.0f} s"
+    peak = "" if row.peak_mb is None else f"{row.peak_mb / 1000:.1f} GB"
+    figures = [
+        _number(_perplexity(row)),
+        f"{kl['mean']:.3f} ± {kl['error'] or 0:.3f}",
+        _number(_perplexity(row, "stored")),
+    ]
+    return f"| {' | '.join([cache, f'`{method}`' if method else '', fitted, *figures, time, peak])} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.2f}"
+
+
+def write_between_marks(file: Path, table: str) -> None:
+    """Put a table between the marks of a file; what is around them stays.
+
+    Raises:
+        UsageError: the file has no such marks.
+    """
+    text = file.read_text(encoding="utf-8")
+    before, begun, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        raise UsageError(f"'{file.name}' has no place for the table: put {BEGIN} and {END} where it belongs")
+    file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.methods import methods
 from convert_attn.convert.methods.base import Method
-from convert_attn.convert.planning.provenance import public
+from convert_attn.convert.planning.provenance import typed_command
 from convert_attn.eval.benchmarks.common import load_model
 from convert_attn.eval.benchmarks.real_model import write_out_heads
 from convert_attn.eval.measures.memory import cache_bytes_per_token
@@ -200,7 +200,7 @@ class Bench:
         typed, seconds, peak = [], 0.0, 0
         try:
             for words in self.commands(ask):
-                typed.append(" ".join(["convert-attn", *map(_typed, words)]))
+                typed.append(typed_command(words))
                 took = run_command(words, self.work)
                 seconds, peak = seconds + took.seconds, max(peak, took.peak)
                 if took.answer is None:
@@ -306,11 +306,6 @@ def grouped_again(folder: Path, work: Path, tokens: int | None) -> float:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, original.config.vocab_size, (1, 256), generator=generator)
     return float((load_model(again)(input_ids=ids).logits - original(input_ids=ids).logits).abs().max())
-
-
-def _typed(word: str) -> str:
-    """A word of a command line, paths by their own names alone, those of what is not there any more too."""
-    return public(Path(word).name if Path(word).is_absolute() else word)
 
 
 @dataclass(frozen=True)
