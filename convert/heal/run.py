@@ -180,14 +180,14 @@ class _Run:
         self.accelerator.wait_for_everyone()
         text = self._text()
         journal = Journal(self.place.folder / LOG if first else None, show, board)
-        warnings = self._short(text)
         self._plan(text, show)
         used = self._layerwise(text, journal)
         done = self._whole(text, used, journal)
         if not first:
             self.accelerator.wait_for_everyone()
             return Healed(output=self.output, tokens=self.settings.tokens, steps=done.step if done else 0)
-        healed = self._finish(text, used, done=done, warnings=warnings, overwrite=overwrite, command=command)
+        healed = self._healed(text, used, done)
+        self._finish(healed, overwrite, command)
         self.accelerator.wait_for_everyone()
         return healed
 
@@ -314,63 +314,48 @@ class _Run:
     def _handover(self) -> Handover:
         return Handover(self.pair, self.settings, self.place)
 
-    def _finish(
-        self,
-        text: Text,
-        used: int,
-        *,
-        done: Progressed | None,
-        warnings: tuple[str, ...],
-        overwrite: bool,
-        command: str | None,
-    ) -> Healed:
-        """The output folder from what was kept."""
-        tokens, steps = used * text.length, 0
-        start = best = perplexity = None
-        log = self.place.folder / LOG
-        if done is not None:
-            tokens += done.step * self.settings.windows_per_step * text.length
-            steps, start, best = done.step, done.start, done.best
-            losses = measured_losses(journals.read(log), str(self.settings.whole), done.best_step)
-            perplexity = None if losses is None else (math.exp(losses[0]), math.exp(losses[1]))
-            if best == start:
-                warnings += ("training made nothing better on the selection text: the weights are those it began with",)
-        healed = Healed(
-            output=self.output,
-            tokens=tokens,
-            steps=steps,
-            start=start,
-            best=best,
-            perplexity=perplexity,
-            warnings=warnings,
-        )
+    def _finish(self, healed: Healed, overwrite: bool, command: str | None) -> None:
+        """Write the output folder from what was kept."""
         teacher = self.pair.teacher
-        if self.place.has(STOPPED):
-            warnings += (str(self.place.facts(STOPPED)["stopped"]),)
-        warnings = self.pair.student.warnings() + warnings
-        if teacher is not None and teacher.leftovers:
-            warnings += (leftover_warning(teacher.leftovers, plain=True),)
-        healed = replace(healed, warnings=warnings)
-        entry = describe_run(
-            self.settings,
-            self.texts.named(),
-            None if teacher is None else teacher.origin.label,
-            healed,
-            command,
-        )
+        label = None if teacher is None else teacher.origin.label
         tensors = self._handover.result()
-        trained = Trained(frozenset(tensors), tensors.__getitem__)
         write_result(
             self.pair.student,
-            trained,
-            entry=entry,
-            log=log,
+            Trained(frozenset(tensors), tensors.__getitem__),
+            entry=describe_run(self.settings, self.texts.named(), label, healed, command),
+            log=self.place.folder / LOG,
             output=self.output,
             overwrite=overwrite,
             progress=self.progress,
         )
         self.place.remove()
-        return healed
+
+    def _healed(self, text: Text, used: int, done: Progressed | None) -> Healed:
+        """What came of it; `used`: windows of the stage over single blocks."""
+        found = Healed(output=self.output, tokens=used * text.length, steps=0, warnings=self._warnings(text, done))
+        if done is None:
+            return found
+        losses = measured_losses(journals.read(self.place.folder / LOG), str(self.settings.whole), done.best_step)
+        return replace(
+            found,
+            tokens=found.tokens + done.step * self.settings.windows_per_step * text.length,
+            steps=done.step,
+            start=done.start,
+            best=done.best,
+            perplexity=None if losses is None else (math.exp(losses[0]), math.exp(losses[1])),
+        )
+
+    def _warnings(self, text: Text, done: Progressed | None) -> tuple[str, ...]:
+        """Sentences for the user on the checkpoints, the text and the stages."""
+        teacher = self.pair.teacher
+        found = self.pair.student.warnings() + self._short(text)
+        if done is not None and done.best == done.start:
+            found += ("training made nothing better on the selection text: the weights are those it began with",)
+        if self.place.has(STOPPED):
+            found += (str(self.place.facts(STOPPED)["stopped"]),)
+        if teacher is not None and teacher.leftovers:
+            found += (leftover_warning(teacher.leftovers, plain=True),)
+        return found
 
 
 __all__ = ["Healed", "heal"]
