@@ -27,7 +27,7 @@ class Block:
     Attributes:
         mlp_output: the projection that ends its MLP, None where there is no single one.
         rule: how its scores become probabilities.
-        adds: the attention's output is added to the residual stream as it is, without a norm in between.
+        adds: the attention's output is added to the residual stream as it is, without a norm or a factor in between.
     """
 
     module: nn.Module
@@ -96,5 +96,5 @@ class Stream:
                 attention=attention,
                 mlp_output=None if mlp is None else module.get_submodule(mlp),
                 rule=self._sizes.block(layer).rule(),
-                adds=not self._arch.after,
+                adds=not (self._arch.after or self._arch.scaled_residual),
             )
