@@ -75,7 +75,7 @@ OWN: dict[str, dict[str, Any]] = {
     "granite_swa": _GRANITE | _SOME_WINDOWS,
     "granitemoe_swa": _GRANITE | _SOME_WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "hyperclovax": _GRANITE | {"use_post_norm": True},
-    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True} | _ROPE,
     "ministral": {"head_dim": 8} | _SOME_WINDOWS | _ROPE,
     "ministral3": {
         "head_dim": 8,
