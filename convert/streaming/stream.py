@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from convert_attn.convert.weights.functional import Rule
 
 Attend = Callable[[Tensor], Tensor]
 """The block's input after the norm [B, T, D] -> the attention's output [B, T, D]."""
+
+_BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
 @dataclass(kw_only=True)
@@ -53,7 +56,10 @@ class Block:
             return attend(hidden_states), None
 
         self.attention.forward = forward
-        out = self.module(states)
+        # what else a block must be given is for its attention
+        _, *others = signature(self.module.forward).parameters.values()
+        wanted = [other.name for other in others if other.default is other.empty and other.kind in _BY_NAME]
+        out = self.module(states, **dict.fromkeys(wanted))
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 

@@ -1,7 +1,0 @@
-"""EXAONE 3: Llama under another name."""
-
-from dataclasses import replace
-
-from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
-
-ARCHITECTURE = replace(LLAMA, model_type="exaone")
