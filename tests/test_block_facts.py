@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import load, tiny_geometry, tiny_model
+from tiny import HEADS, load, tiny_geometry, tiny_model
 from torch import nn
 
 from convert_attn import convert
-from convert_attn.convert.archs import glm, llama
+from convert_attn.convert.archs import architectures, glm, llama
 from convert_attn.convert.archs.block_facts import Added, QueryKeyNorm, Rotary
 from convert_attn.convert.classes.class_facts import ClassFacts
 from convert_attn.convert.classes.class_facts import _class_facts as class_facts_anew
@@ -215,7 +215,14 @@ def test_what_no_latent_holds_is_refused_in_a_sentence(name: str, words: str, tm
         convert(tmp_path / "in", to="mla", cache_ratio=0.5, output=tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["qwen3", "cohere", "olmo2", "gemma3_text", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("name", [name for name, arch in architectures().items() if arch.clip])
+def test_projections_that_are_cut_off_are_refused(name: str) -> None:
+    assert tiny_geometry(tiny_model(name))[1].num_kv_heads == HEADS
+    with pytest.raises(ConvertAttnError, match=r"has clip_qkv 8\.0: queries, keys and values that are cut off"):
+        tiny_geometry(tiny_model(name, clip_qkv=8.0))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "cohere", "olmo2", "gemma3_text", "gemma2", "gpt_oss", "granite", "olmo"])
 def test_on_text_the_default_is_better_than_averaging(name: str, tmp_path: Path) -> None:
     windows = torch.randint(0, 97, (64, 48), generator=torch.Generator().manual_seed(1))
     np.save(tmp_path / "fit.npy", windows.numpy())

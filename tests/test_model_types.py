@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from convert_attn import UsageError
@@ -17,7 +20,7 @@ KINDS = {
     "is a vision-language": ("llava", "qwen2_vl", "blip-2", "idefics", "mllama", "paligemma"),
     "is encoder-only: it keeps no KV cache": ("bert", "roberta", "esm", "modernbert", "deberta-v2"),
     r"is no causal language model \(transformers has it for: .*image classification": ("vit", "clip", "timm_wrapper"),
-    "is a causal language model whose attention convert-attn has no facts of": ("gpt_neo", "qwen2_moe", "ctrl"),
+    "is a causal language model whose attention convert-attn has no facts of": ("gpt_neo", "gemma3n_text", "ctrl"),
     "is not known here, nor to transformers": ("llamma", "chatglm", "", "no such type"),
 }
 
@@ -37,3 +40,18 @@ def test_what_is_listed_as_convertible_is_what_some_target_holds() -> None:
     assert listed <= architectures().keys()
     assert listed.isdisjoint(UNSUPPORTED)
     assert "gpt_bigcode" in architectures().keys() - listed  # only comes out of a conversion
+
+
+def test_a_family_that_transformers_does_not_have_yet_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "later.py").write_text(
+        "from dataclasses import replace\n"
+        "from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA\n"
+        'ARCHITECTURE = replace(LLAMA, model_type="later")\n'
+    )
+    package = importlib.import_module("convert_attn.convert.archs")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    assert "later" not in architectures()
+    with pytest.raises(UsageError, match="'later' is not known here, nor to transformers"):
+        architecture("later")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import save_tiny
 from tiny import assert_same_logits
-from transformers import ArceeConfig, ArceeForCausalLM, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Jais2Config, Jais2ForCausalLM
 
 from convert_attn import convert
 from convert_attn.convert.methods import methods
@@ -23,7 +23,7 @@ EXAMPLES = dict(re.findall(r"`convert/(\w+/\w+\.py)`:[^`]*?```python\n(.*?)```",
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files, where discovery finds them; a folder to work in."""
-    assert sorted(EXAMPLES) == ["archs/arcee.py", "methods/last.py", "targets/mistral_twin.py"]
+    assert sorted(EXAMPLES) == ["archs/jais2.py", "methods/last.py", "targets/mistral_twin.py"]
     for name, code in EXAMPLES.items():
         file = tmp_path / "more" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def test_a_method_is_one_file(examples: Path) -> None:
 
 def test_a_family_is_one_file(examples: Path) -> None:
     torch.manual_seed(0)
-    config = ArceeConfig(
+    config = Jais2Config(
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -67,7 +67,7 @@ def test_a_family_is_one_file(examples: Path) -> None:
         vocab_size=128,
         max_position_embeddings=64,
     )
-    model = ArceeForCausalLM(config).eval()
+    model = Jais2ForCausalLM(config).eval()
     model.save_pretrained(examples / "in")
     kept = convert(examples / "in", to="gqa", groups=8, output=examples / "same")
     assert_same_logits(logits(AutoModelForCausalLM.from_pretrained(kept.output)), logits(model))

@@ -1,15 +1,12 @@
 """Checkpoints whose stored names are not their class's: experts one by one or joined, with and without a prefix.
 
-The family is one of facts alone, written here; transformers has its class, and knows that its checkpoints mostly store
-experts one by one under older names.
+The family is one whose checkpoints mostly store experts one by one under older names, as transformers knows.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,29 +33,10 @@ from convert_attn.convert.streaming.skeleton import Skeleton
 from convert_attn.convert.text.windows import shipped_windows
 from convert_attn.convert.verification.folder import verify
 
-FACTS = '''"""Experts in the place of the MLP."""
-
-from dataclasses import replace
-
-from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
-
-ARCHITECTURE = replace(LLAMA, model_type="mixtral", mlp_output=None)
-'''
 EXPERTS = 12  # more than ten: in the order of their numbers, not of their names
 OPTIONS: dict[str, Any] = {"num_local_experts": EXPERTS, "num_experts_per_tok": 2, "sliding_window": None}
 ONE_BY_ONE, JOINED = "block_sparse_moe.experts.11.w1.weight", "mlp.experts.gate_up_proj"
 FORMS = ("old", "new", "old bare", "new bare")
-
-
-@pytest.fixture(autouse=True)
-def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The family's file, found by discovery."""
-    place = tmp_path / "archs"
-    place.mkdir()
-    (place / "mixtral.py").write_text(FACTS)
-    package = importlib.import_module("convert_attn.convert.archs")
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(place)])
-    monkeypatch.delitem(sys.modules, "convert_attn.convert.archs.mixtral", raising=False)
 
 
 def saved(folder: Path, form: str, **options: Any) -> Any:

@@ -30,6 +30,13 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_SOME_WINDOWS = {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+_FEW_EXPERTS = _EXPERTS | {"num_experts": 4}
+_ROUTED = _EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+_GRANITE = {"attention_multiplier": 0.2, "embedding_multiplier": 2.0, "residual_multiplier": 0.7, "logits_scaling": 1.0}
+
 # what of a family shows only where its config says so, at sizes at which it shows
 OWN: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 8},
@@ -58,6 +65,53 @@ OWN: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "starcoder2": {"sliding_window": 20},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20} | _ROPE,
+    "qwen2_moe": _FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [1]} | _FEW_EXPERTS,
+    "olmoe": _FEW_EXPERTS,
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "granitemoeshared": _GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32},
+    "granite_swa": _GRANITE | _SOME_WINDOWS,
+    "granitemoe_swa": _GRANITE | _SOME_WINDOWS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "hyperclovax": _GRANITE | {"use_post_norm": True},
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True} | _ROPE,
+    "ministral": {"head_dim": 8} | _SOME_WINDOWS | _ROPE,
+    "ministral3": {
+        "head_dim": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 2.0,
+            "original_max_position_embeddings": 32,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    "helium": {"head_dim": 8} | _ROPE,
+    "glm4": {"head_dim": 8, "attention_bias": True},
+    "exaone4": _SOME_WINDOWS,
+    "exaone_moe": {"num_experts": 4, "mlp_layer_types": ["dense", "sparse"]} | _EXPERTS | _SOME_WINDOWS,
+    "ernie4_5": {"head_dim": 8} | _ROPE,
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1}
+    | _ROPE,
+    "seed_oss": {"head_dim": 8},
+    "olmo3": _SOME_WINDOWS,
+    "internlm3": {"head_dim": 8},
+    "iquestcoder": {"head_dim": 8},
+    "apertus": _ROPE,
+    "apertus1p5_text": _ROPE,
+    "dots1": _ROUTED | _SOME_WINDOWS | {"n_group": 1, "topk_group": 1},
+    "flex_olmo": _FEW_EXPERTS | _ROPE,
+    "cwm": {"head_dim": 8} | _SOME_WINDOWS | _ROPE,
+    "glm4_moe": _ROUTED | {"use_qk_norm": True, "attention_bias": True},
+    "sarvam_moe": _ROUTED | {"head_dim": 8} | _ROPE,
+    "solar_open": _ROUTED | {"head_dim": 8} | _ROPE,
+    "minimax_m2": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2} | _ROPE,
+    "cohere2_moe": {"head_dim": 8, "logit_scale": 1.0, "num_experts": 4, "num_experts_per_tok": 2} | _SOME_WINDOWS,
+    "kolibri1": {"head_dim": 8, "shared_expert_intermediate_size": 32} | _FEW_EXPERTS | _SOME_WINDOWS,
+    "mellum": {"head_dim": 8} | _FEW_EXPERTS | _SOME_WINDOWS,
+    "vaultgemma": {"head_dim": 8, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0, "sliding_window": 20},
+    "hy_v3": {"head_dim": 8, "num_experts": 4, "mlp_layer_types": ["dense", "sparse"]} | _EXPERTS | _ROPE,
 }
 
 # every architecture that some target can hold

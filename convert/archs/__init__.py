@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from transformers import CONFIG_MAPPING
+
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.discovery import discover
+from convert_attn.modeling import FAMILIES
 
 _OWN_KEYS = "has a key of its own for every query head, with a norm on it, and no class for fewer"
 _ALIBI = "adds ALiBi's slopes to its scores, which no target class here does"
+_GATED = "multiplies what its attention gives by a gate, of which convert-attn has no facts"
+_NORMED_AFTER = "norms queries and keys after they have turned with the position, which is not converted"
 # known to be impossible today, and why
 UNSUPPORTED = {
     "persimmon": _OWN_KEYS,
     "bloom": _ALIBI,
     "mpt": _ALIBI,
+    "falcon": "caches keys and values for every query head in transformers, however few its weights have",
+    "bitnet": "has a norm between its heads and the output projection, which is not converted",
+    "diffllama": "subtracts one attention from another, which is not converted",
+    "jetmoe": "has experts in its attention, which are not converted",
+    "doge": "has scores that depend on values, which is not converted",
+    "mimo_v2_flash": "has values of another size than its keys, which are not converted",
+    "llama4_text": "sees chunks of the text, which is not converted",
+    "afmoe": _GATED,
+    "laguna": _GATED,
+    "dory": _GATED,
+    "hunyuan_v1_dense": _NORMED_AFTER,
+    "hunyuan_v1_moe": _NORMED_AFTER,
+    "nanochat": _NORMED_AFTER,
     "deepseek_v2": "caches a latent already",
     "deepseek_v3": "caches a latent already",
     "gpt2_mla": "caches a latent already",
@@ -20,5 +38,6 @@ UNSUPPORTED = {
 
 
 def architectures() -> dict[str, Architecture]:
-    """All known architectures, by model_type."""
-    return {arch.model_type: arch for arch in discover(__name__, "ARCHITECTURE", Architecture)}
+    """All known architectures, by model_type: those that the installed transformers has a config class of."""
+    found = discover(__name__, "ARCHITECTURE", Architecture)
+    return {arch.model_type: arch for arch in found if arch.model_type in CONFIG_MAPPING or arch.model_type in FAMILIES}

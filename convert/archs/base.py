@@ -17,10 +17,12 @@ class Norm:
     Attributes:
         name: below the block.
         gain_offset: what the class adds to the stored weight (Gemma stores gain - 1).
+        weighted: it has a weight; else it has a bias neither (OLMo).
     """
 
     name: str
     gain_offset: float = 0.0
+    weighted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class Architecture:
         sinks: a parameter [H] that every query head may look at besides its tokens; "" without.
         after: the norm that the attention's output goes through before it is added to the residual stream; "" where
             it is added as it is.
+        scaled_residual: the attention's output is multiplied by a number before it is added.
+        clip: the config key of a bound that queries, keys and values are cut off at; "" without.
         keys_from: where keys and values come from: what queries come from ("self"), or another text ("cross").
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
@@ -66,6 +70,8 @@ class Architecture:
     k_norm: str = ""
     sinks: str = ""
     after: str = ""
+    scaled_residual: bool = False
+    clip: str = ""
     keys_from: Literal["self", "cross"] = "self"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False

@@ -54,6 +54,11 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         raise ConvertAttnError(
             f"{facts.name} has keys and values of another text than its queries, which are not converted"
         )
+    if arch.clip and raw.get(arch.clip) is not None:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has {arch.clip} {raw[arch.clip]!r}: queries, keys and values that are cut off at "
+            "a bound are not converted"
+        )
     return facts
 
 

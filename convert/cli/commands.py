@@ -256,7 +256,7 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option("--serving", "engines", is_flag=True, help="Instead: which serving engines load MODEL as it is.")
@@ -266,11 +266,26 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     type=click.Choice(_ENGINES),
     help="Only what this engine serves by a class of its own with a small cache; with --serving: only this one.",
 )
+@click.option("--families", "every", is_flag=True, help="Instead: what every known family can become; without MODEL.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def inspect(
-    *, model: str, revision: str | None, subfolder: str | None, engines: bool, engine: str | None, as_json: bool
+    *,
+    model: str | None,
+    revision: str | None,
+    subfolder: str | None,
+    engines: bool,
+    engine: str | None,
+    every: bool,
+    as_json: bool,
 ) -> None:
     """Show what MODEL is and what it can become, from config and headers only."""
+    if every:
+        if model is not None or engines or engine is not None:
+            raise UsageError("--families is about all models: drop MODEL, --serving and --for")
+        _show_families(as_json)
+        return
+    if model is None:
+        raise click.MissingParameter(ctx=click.get_current_context(), param_hint="'MODEL'", param_type="argument")
     if engines:
         _show_serving(model, revision, subfolder, engine, as_json)
         return
@@ -285,6 +300,18 @@ def inspect(
         Console().print(table)
     for line in warning_lines(found.warnings):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_families(as_json: bool) -> None:
+    """What each family becomes, and which are not converted."""
+    from convert_attn.convert.cli.report import families_tables
+    from convert_attn.convert.inspection.families import as_dict
+
+    if as_json:
+        click.echo(json.dumps(as_dict(), indent=2))
+        return
+    for table in families_tables():
+        Console().print(table)
 
 
 def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numb
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.inspection.families import COLUMNS, families, not_converted
 from convert_attn.convert.inspection.inspection import CONTEXTS, Inspection
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.sizes import common_heads, divisors
@@ -192,6 +193,17 @@ def inspection_tables(found: Inspection) -> list[Table]:
         sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)
         cache.add_row(row.name, ", ".join(row.holders) or "-", f"{row.bytes_per_token:,}", *sized)
     return [facts, cache]
+
+
+def families_tables() -> list[Table]:
+    """What every family becomes, and the model types that are not converted."""
+    known = Table("model_type", *(f"--to {to}" for to in COLUMNS))
+    for name, cells in families().items():
+        known.add_row(name, *(escape(str(cells[to]).replace("`", "")) for to in COLUMNS))
+    others = Table("not converted", "because it")
+    for name, reason in not_converted().items():
+        others.add_row(name, escape(reason))
+    return [known, others]
 
 
 def serving_table(model_type: str, rules: list[Rule]) -> Table:

@@ -61,7 +61,7 @@ class Layers:
     def prior(self, layer: int) -> Moments:
         """The moments that the block's norm alone lets one guess."""
         sizes, of_norm = self.plan.geometry, self.plan.arch.norm
-        if of_norm is None:
+        if of_norm is None or not of_norm.weighted:
             return moments_from_norm(torch.ones(sizes.hidden_size, dtype=torch.float64), None)
         names = self.plan.source.names
         weight, bias = (self.plan.parameter(layer, f"{of_norm.name}.{kind}") for kind in ("weight", "bias"))

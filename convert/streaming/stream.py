@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from convert_attn.convert.weights.functional import Rule
 Attend = Callable[[Tensor], Tensor]
 """The block's input after the norm [B, T, D] -> the attention's output [B, T, D]."""
 
+_BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+
 
 @dataclass(kw_only=True)
 class Block:
@@ -27,7 +30,7 @@ class Block:
     Attributes:
         mlp_output: the projection that ends its MLP, None where there is no single one.
         rule: how its scores become probabilities.
-        adds: the attention's output is added to the residual stream as it is, without a norm in between.
+        adds: the attention's output is added to the residual stream as it is, without a norm or a factor in between.
     """
 
     module: nn.Module
@@ -53,7 +56,10 @@ class Block:
             return attend(hidden_states), None
 
         self.attention.forward = forward
-        out = self.module(states)
+        # what else a block must be given is for its attention
+        _, *others = signature(self.module.forward).parameters.values()
+        wanted = [other.name for other in others if other.default is other.empty and other.kind in _BY_NAME]
+        out = self.module(states, **dict.fromkeys(wanted))
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
@@ -96,5 +102,5 @@ class Stream:
                 attention=attention,
                 mlp_output=None if mlp is None else module.get_submodule(mlp),
                 rule=self._sizes.block(layer).rule(),
-                adds=not self._arch.after,
+                adds=not (self._arch.after or self._arch.scaled_residual),
             )

@@ -220,7 +220,7 @@ TARGET = Target(
     name="deepseek_v3",
     layout="native",
     # the class has no gain offset and no scaled embedding (gemma), no fused MLP (phi3), no biases in it, and no window
-    sources=frozenset({"llama", "mistral", "qwen2"}),
+    sources=frozenset({"llama", "mistral", "qwen2", "helium", "ernie4_5", "seed_oss", "internlm3", "iquestcoder"}),
     becomes="deepseek_v3",
     configure=_configure,
     holds=_holds,

@@ -13,6 +13,11 @@ FAMILIES = {
     "phi3": "Phi3",
     "glm": "Glm",
     "smollm3": "SmolLM3",
+    "helium": "Helium",
+    "ernie4_5": "Ernie4_5",
+    "seed_oss": "SeedOss",
+    "internlm3": "Llama",
+    "iquestcoder": "Llama",
 }
 
 
@@ -22,6 +27,7 @@ def _configure(blueprint: Blueprint) -> Config:
         "norm_gain_offset": arch.norm.gain_offset if arch.norm else 0.0,
         "embedding_multiplier": sizes.hidden_size**0.5 if arch.scaled_embedding else 1.0,
         "fused_gate_up": arch.fused_gate_up,
+        "mlp_bias": sizes.outside_biases,
         "sliding_window": sizes.windows[0] if sizes.windows else None,
     }
 

@@ -1,0 +1,7 @@
+"""ERNIE 4.5: Llama with rotary planes of neighbouring numbers."""
+
+from dataclasses import replace
+
+from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
+
+ARCHITECTURE = replace(LLAMA, model_type="ernie4_5", interleaved=True)
