@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONVERTIBLE, tiny_model
+from tiny import KINDS, tiny_model
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -63,7 +63,7 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [5, 16, 1000])
-@pytest.mark.parametrize("model_type", sorted({*CONVERTIBLE, *SPECIAL}))
+@pytest.mark.parametrize("model_type", sorted({*KINDS, *SPECIAL}))
 def test_chunks_give_the_values_and_gradients_of_whole_logits(
     model_type: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Command
-from tiny import HEADS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
+from tiny import HEADS, KINDS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
 
 from convert_attn import ConvertAttnError, convert
 from convert_attn.convert.archs import architectures
@@ -27,7 +27,7 @@ from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
 _SIZES = Geometry(hidden_size=HIDDEN, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64)
-LATENT = [name for name, arch in architectures().items() if fitting(arch, _SIZES, LatentCache.of(16, 8, 2))]
+LATENT = [name for name in KINDS if fitting(architectures()[name], _SIZES, LatentCache.of(16, 8, 2))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 COMPRESSING = [name for name, method in methods().items() if method.compress]
 

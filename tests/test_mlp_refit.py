@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Command, config_of, tensors_of
-from tiny import CONVERTIBLE, HEADS, SIZES, load, logits_of, tiny_model
+from tiny import HEADS, KINDS, SIZES, load, logits_of, tiny_model
 
 from convert_attn import convert, verify
 from convert_attn.convert.archs import architectures
@@ -29,12 +29,12 @@ _SIZES = Geometry(
     head_dim=SIZES["hidden_size"] // HEADS,
     context=64,
 )
-SOLVABLE = [name for name in CONVERTIBLE if architectures()[name].mlp_output is not None]
+SOLVABLE = [name for name in KINDS if architectures()[name].mlp_output is not None]
 CASES = [(name, {"to": to} | ({"groups": 2} if to == "gqa" else {})) for name in SOLVABLE for to in ("gqa", "mqa")]
 CASES += [
     (name, {"to": "mla", "cache_ratio": 0.25})
-    for name, arch in architectures().items()
-    if targets_for(arch, _SIZES, LatentCache.of(16, 8, 2))
+    for name in SOLVABLE
+    if targets_for(architectures()[name], _SIZES, LatentCache.of(16, 8, 2))
 ]
 
 
@@ -81,7 +81,7 @@ def test_only_what_ends_the_mlps_changes_besides(
     verify(tmp_path / "mlp", against=tmp_path / "in")
 
 
-@pytest.mark.parametrize("model_type", [name for name in CONVERTIBLE if name not in SOLVABLE])
+@pytest.mark.parametrize("model_type", [name for name in KINDS if name not in SOLVABLE])
 def test_an_mlp_that_ends_in_no_projection_is_refused(model_type: str, tmp_path: Path, text: str) -> None:
     tiny_model(model_type).save_pretrained(tmp_path / "in")
     with pytest.raises(UsageError, match=f"no single one does in {model_type}"):

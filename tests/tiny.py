@@ -12,7 +12,7 @@ import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.attention_tensors import join, split
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.weights.attention import AttentionWeights
@@ -120,14 +120,19 @@ CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _
 
 
 def _kind(arch: Architecture) -> tuple[object, ...]:
-    """What code looks at of a family; families of a kind differ in names and sizes only."""
-    norm = None if arch.norm is None else arch.norm.gain_offset
+    """What the arithmetic of attention asks of a family; families of a kind differ in names and around it."""
     switches = (arch.interleaved, bool(arch.q_norm), bool(arch.sinks), bool(arch.after), arch.transposed)
-    return (type(arch.qkv), arch.position, norm, arch.mlp_output is None, arch.config_kv_heads is None, *switches)
+    return (type(arch.qkv), arch.position, arch.norm and arch.norm.gain_offset, arch.config_kv_heads is None, *switches)
 
 
-# one family of each kind: for long tests, which --slow runs on all of CONVERTIBLE
-KINDS = sorted({_kind(architectures()[name]): name for name in reversed(CONVERTIBLE)}.values())
+def _latents(name: str) -> int:
+    """How many classes hold a family with a latent."""
+    arch = architectures()[name]
+    return len(fitting(arch, _SIZES, LatentCache.of(16, 8 if arch.position == "rope" else 0, 2)))
+
+
+# of each kind the family that most classes hold: for long tests, which --slow runs on all of CONVERTIBLE
+KINDS = sorted({_kind(architectures()[name]): name for name in sorted(CONVERTIBLE[::-1], key=_latents)}.values())
 
 
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
