@@ -11,7 +11,7 @@ import pytest
 import torch
 from checkpoints import Command, besides_text, config_of, edit_config, save_tiny
 from tiny import HEADS, KINDS, SIZES, load, logits_of, tiny_geometry, tiny_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.generation.configuration_utils import METADATA_FIELDS
 
 from convert_attn import convert
@@ -102,7 +102,8 @@ def test_what_a_class_fills_in_is_the_sources(
 ) -> None:
     """Keys that config.json leaves out have the default of the source's class, also where the result's has another."""
     name, to, layout = home
-    source = save_tiny(tmp_path / "source", name, vocab_size=97 if tokens or name != "phi3" else 32001)
+    pad = None if tokens else getattr(AutoConfig.for_model(name), "pad_token_id", None)  # its row has to be there
+    source = save_tiny(tmp_path / "source", name, vocab_size=max(97, (pad or 0) + 1))
     told = {"bos_token_id", "eos_token_id", "pad_token_id", "activation_function", "hidden_act", "use_cache"}
     told |= {"initializer_range", "attention_dropout", "resid_pdrop", "embd_pdrop"}
     raw = {key: value for key, value in config_of(source).items() if key not in told} | tokens

@@ -131,8 +131,16 @@ def _latents(name: str) -> int:
     return len(fitting(arch, _SIZES, LatentCache.of(16, 8 if arch.position == "rope" else 0, 2)))
 
 
-# of each kind the family that most classes hold: for long tests, which --slow runs on all of CONVERTIBLE
-KINDS = sorted({_kind(architectures()[name]): name for name in sorted(CONVERTIBLE[::-1], key=_latents)}.values())
+def _kinds() -> list[str]:
+    """Of each kind the family that most classes hold."""
+    found: dict[object, str] = {}
+    for name in sorted(CONVERTIBLE, key=lambda name: -_latents(name)):
+        found.setdefault(_kind(architectures()[name]), name)
+    return sorted(found.values())
+
+
+# for long tests, which --slow runs on all of CONVERTIBLE
+KINDS = _kinds()
 
 
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
