@@ -190,6 +190,32 @@ def padded_batch(ids: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 @torch.inference_mode()
+def check_padding(model: Any, ids: Tensor) -> float:
+    """Check that an encoder gives for a padded batch what each sequence gives alone.
+
+    Args:
+        model: in evaluation mode; an encoder's base model.
+        ids: [1, S].
+
+    Returns:
+        the largest difference seen, in standard deviations of the output.
+
+    Raises:
+        MisbehaviourError: it does not, or its numbers are not finite.
+    """
+    length = ids.shape[1]
+    kept = length - length * 3 // 8
+    batch, mask = ids.repeat(2, 1), torch.ones(2, length, dtype=ids.dtype, device=ids.device)
+    batch[1, kept:], mask[1, kept:] = getattr(model.config, "pad_token_id", None) or 0, 0
+    whole, short = forward(model, ids).values, forward(model, ids[:, :kept]).values
+    if not torch.isfinite(whole).all():
+        raise MisbehaviourError(f"gives numbers that are not finite in {str(whole.dtype).removeprefix('torch.')}")
+    together = forward(model, batch, mask=mask).values
+    what = "does not give for a padded batch what each sequence gives alone"
+    return max(_check_equal(together[:1], whole, what), _check_equal(together[1:, :kept], short, what))
+
+
+@torch.inference_mode()
 def check_generate(model: Any, ids: Tensor) -> float:
     """Check that `generate` makes the same of a padded batch with and without a cache.
 
@@ -287,8 +313,13 @@ def feed(x: Tensor) -> Callable[..., Any]:
 
 
 @torch.inference_mode()
-def attention_outputs(model: Any, ids: Tensor, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
+def attention_outputs(
+    model: Any, ids: Tensor, inputs: dict[int, Tensor], inside: tuple[str, str] = ("", "")
+) -> dict[int, Tensor]:
     """Run a model whose n-th attention module reads inputs[n], [1, S, D], and tell what it gives, [1, S, D].
+
+    Args:
+        inside: below an attention module, which one reads and which one gives, where it does more than attention.
 
     Raises:
         MisbehaviourError: there is no n-th attention module.
@@ -306,16 +337,21 @@ def attention_outputs(model: Any, ids: Tensor, inputs: dict[int, Tensor]) -> dic
 
     handles: list[Any] = []
     for number, x in inputs.items():
-        handles.append(modules[number].register_forward_pre_hook(feed(x), with_kwargs=True))
-        handles.append(modules[number].register_forward_hook(keep(number)))
+        reads, gives = (modules[number].get_submodule(path) for path in inside)
+        handles.append(reads.register_forward_pre_hook(feed(x), with_kwargs=True))
+        handles.append(gives.register_forward_hook(keep(number)))
     with _hooks(handles):
         forward(model, ids)
     return found
 
 
 @torch.inference_mode()
-def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """Run a model whose attention modules give what they are told, [1, S, D] each: all that is not attention."""
+def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: str = "") -> Tensor:
+    """Run a model whose attention modules give what they are told, [1, S, D] each: all that is not attention.
+
+    Args:
+        gives: as the second of `attention_outputs`' `inside`.
+    """
 
     def replaced(y: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, out: Any) -> Any:
@@ -324,7 +360,7 @@ def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor]) -> Tens
 
         return hook
 
-    modules = attention_modules(model)
+    modules = [module.get_submodule(gives) for module in attention_modules(model)]
     handles = [module.register_forward_hook(replaced(y)) for module, y in zip(modules, outputs, strict=True)]
     with _hooks(handles):
         return forward(model, ids).values
