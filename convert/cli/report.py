@@ -230,6 +230,8 @@ def inspection_tables(found: Inspection) -> list[Table]:
     }
     for key, value in rows.items():
         facts.add_row(key, str(value))
+    if not sizes.causal:
+        return [facts, _encoder_table(found)]
     cache = Table(
         "cache as", "class (layout)", "bytes per token", *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS)
     )
@@ -237,6 +239,14 @@ def inspection_tables(found: Inspection) -> list[Table]:
         sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)
         cache.add_row(row.name, ", ".join(row.holders) or "-", f"{row.bytes_per_token:,}", *sized)
     return [facts, cache]
+
+
+def _encoder_table(found: Inspection) -> Table:
+    """What an encoder could become: it keeps no cache, and what becomes less are its parameters."""
+    table = Table("attention as", "class (layout)", "parameters fewer", "cache")
+    for row in found.rows:
+        table.add_row(row.name, ", ".join(row.holders) or "-", f"{row.fewer:,}", "none")
+    return table
 
 
 def serving_table(model_type: str, rules: list[Rule]) -> Table:
