@@ -23,7 +23,7 @@ class DistilBertGQASelfAttention(GroupedSelfAttention, DistilBertSelfAttention):
 
     projections = ("q_lin", "k_lin", "v_lin")
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Self-attention of [B, T, D] with its output projection, and its weights or None."""
@@ -51,7 +51,9 @@ class DistilBertGQAForMaskedLM(GroupedHead, DistilBertGQAPreTrainedModel, Distil
     base_class = DistilBertGQAModel
 
 
-class DistilBertGQAForSequenceClassification(GroupedHead, DistilBertGQAPreTrainedModel, DistilBertForSequenceClassification):
+class DistilBertGQAForSequenceClassification(
+    GroupedHead, DistilBertGQAPreTrainedModel, DistilBertForSequenceClassification
+):
     """One label for a text."""
 
     base_class = DistilBertGQAModel

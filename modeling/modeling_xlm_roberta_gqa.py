@@ -37,7 +37,9 @@ class XLMRobertaGQAForMaskedLM(GroupedHead, XLMRobertaGQAPreTrainedModel, XLMRob
     base_class = XLMRobertaGQAModel
 
 
-class XLMRobertaGQAForSequenceClassification(GroupedHead, XLMRobertaGQAPreTrainedModel, XLMRobertaForSequenceClassification):
+class XLMRobertaGQAForSequenceClassification(
+    GroupedHead, XLMRobertaGQAPreTrainedModel, XLMRobertaForSequenceClassification
+):
     """One label for a text."""
 
     base_class = XLMRobertaGQAModel

@@ -59,7 +59,6 @@ def main() -> None:
     from families import CAUSAL, HEADS, build, installed, tokens
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from convert_attn import modeling
     from convert_attn.modeling import transformers_api
 
     assert transformers_api.CACHE_NAME == NAME, transformers_api.CACHE_NAME

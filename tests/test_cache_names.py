@@ -23,7 +23,6 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils import logging
 
-from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling import transformers_api

@@ -12,7 +12,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
 
-
 _TASKS = (
     "MaskedLM",
     "PreTraining",

@@ -17,9 +17,9 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.fitting.made import Report
 from convert_attn.convert.fitting.measure import Head, Measured, can_be_measured, measure
-from convert_attn.convert.fitting.similarity import Similarity, compare_embeddings
 from convert_attn.convert.fitting.ranks import Trial, splits
 from convert_attn.convert.fitting.refit import NewLayer, SideBySide
+from convert_attn.convert.fitting.similarity import Similarity, compare_embeddings
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.planning.plan import Plan, no_text, replan
 from convert_attn.convert.planning.provenance import public

@@ -105,9 +105,7 @@ def measure(folder: Path, way: tuple[int, str, str], own: Path, sentences: list[
         start = time.perf_counter()
         text = str(own) if calibration == "own" else calibration
         output = Path(place) / "result"
-        made = convert(
-            folder, to="gqa", groups=groups, method=method, calibration=text, output=output, measure=False
-        )
+        made = convert(folder, to="gqa", groups=groups, method=method, calibration=text, output=output, measure=False)
         seconds = time.perf_counter() - start
         alike = cosine_similarity(original.double(), embeddings(output, sentences).double(), dim=-1)
     mean = estimate(alike.tolist())
