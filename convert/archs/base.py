@@ -92,7 +92,7 @@ class Architecture:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The modules, below the block, that the attention is: that one, and the output projection where it is apart."""
+        """The modules, below the block, of the attention: that one, and the output projection where it is apart."""
         return (self.mixer,) if self.output.startswith(f"{self.mixer}.") else (self.mixer, self.output)
 
     @property

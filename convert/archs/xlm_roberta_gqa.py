@@ -1,4 +1,4 @@
-"""Our own XLM-RoBERTa with grouped heads (modeling/modeling_xlm_roberta_gqa.py): XLM-RoBERTa's names, fewer K/V rows."""
+"""Our own XLM-RoBERTa with grouped heads (modeling/modeling_xlm_roberta_gqa.py): its names, fewer K/V rows."""
 
 from dataclasses import replace
 

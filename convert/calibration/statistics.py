@@ -112,7 +112,7 @@ class Gathering:
 
 
 def _by_offset(probabilities: Tensor, rows: Tensor, both: bool = False) -> Tensor:
-    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back, or away in `both` directions."""
+    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back, or away, in `both` ways."""
     length = probabilities.shape[-1]
     offsets = rows[:, None] - torch.arange(length, device=rows.device)
     offsets = offsets.abs() if both else offsets

@@ -12,14 +12,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
 
-_TASKS = (
-    "MaskedLM",
-    "PreTraining",
-    "SequenceClassification",
-    "TokenClassification",
-    "QuestionAnswering",
-    "MultipleChoice",
-)
+# of classes with heads; what the Hub calls them
+_TASKS = {
+    "MaskedLM": "fill-mask",
+    "PreTraining": "feature-extraction",
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+    "QuestionAnswering": "question-answering",
+    "MultipleChoice": "multiple-choice",
+}
+
+
+def hub_task(auto_class: str) -> str:
+    """Tell what the Hub calls what an encoder's class is for."""
+    return _TASKS.get(auto_class.removeprefix("AutoModelFor"), "feature-extraction")
 
 
 def _generates(model_type: str) -> bool:

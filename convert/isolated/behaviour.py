@@ -95,7 +95,12 @@ def difference(values: Tensor, reference: Tensor) -> float:
     return float((values.float() - wanted).abs().max() / unit)
 
 
-def _check_equal(values: Tensor, reference: Tensor, what: str) -> float:
+def check_equal(values: Tensor, reference: Tensor, what: str) -> float:
+    """Give the difference of two ways to the same numbers.
+
+    Raises:
+        MisbehaviourError: it is more than rounding.
+    """
     gap = difference(values, reference)
     allowed = TOLERANCE[reference.dtype]
     if not gap <= allowed:
@@ -156,7 +161,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
     if not torch.isfinite(whole).all():
         raise MisbehaviourError(f"gives numbers that are not finite in {str(whole.dtype).removeprefix('torch.')}")
     gaps = [
-        _check_equal(
+        check_equal(
             decode(model, ids, schedule), whole, f"does not decode with its cache {way} what it computes in one pass"
         )
         for way, schedule in _schedules(ids.shape[1]).items()
@@ -166,7 +171,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
     values = decode(model, batch, [ids.shape[1] - last, *[1] * last], mask)
     short = forward(model, batch[1:, padding:]).values
     for row, alone in ((values[:1], whole), (values[1:, padding:], short)):
-        gaps.append(_check_equal(row, alone, "does not give for a left-padded batch what each sequence gives alone"))
+        gaps.append(check_equal(row, alone, "does not give for a left-padded batch what each sequence gives alone"))
     return max(gaps)
 
 
@@ -187,32 +192,6 @@ def padded_batch(ids: Tensor) -> tuple[Tensor, Tensor, int]:
     mask = torch.ones(2, length, dtype=ids.dtype, device=ids.device)
     mask[1, :padding] = 0
     return torch.cat([ids, torch.cat([ids.new_zeros(1, padding), ids[:, : length - padding]], 1)]), mask, padding
-
-
-@torch.inference_mode()
-def check_padding(model: Any, ids: Tensor) -> float:
-    """Check that an encoder gives for a padded batch what each sequence gives alone.
-
-    Args:
-        model: in evaluation mode; an encoder's base model.
-        ids: [1, S].
-
-    Returns:
-        the largest difference seen, in standard deviations of the output.
-
-    Raises:
-        MisbehaviourError: it does not, or its numbers are not finite.
-    """
-    length = ids.shape[1]
-    kept = length - length * 3 // 8
-    batch, mask = ids.repeat(2, 1), torch.ones(2, length, dtype=ids.dtype, device=ids.device)
-    batch[1, kept:], mask[1, kept:] = getattr(model.config, "pad_token_id", None) or 0, 0
-    whole, short = forward(model, ids).values, forward(model, ids[:, :kept]).values
-    if not torch.isfinite(whole).all():
-        raise MisbehaviourError(f"gives numbers that are not finite in {str(whole.dtype).removeprefix('torch.')}")
-    together = forward(model, batch, mask=mask).values
-    what = "does not give for a padded batch what each sequence gives alone"
-    return max(_check_equal(together[:1], whole, what), _check_equal(together[1:, :kept], short, what))
 
 
 @torch.inference_mode()
@@ -246,7 +225,7 @@ def check_generate(model: Any, ids: Tensor) -> float:
     gap = 0.0
     for n in range(min(cached.shape[1], whole.shape[1])):
         what = f"does not generate with its cache what it generates without (new token {n + 1})"
-        gap = max(gap, _check_equal(cached[:, n], whole[:, n], what))
+        gap = max(gap, check_equal(cached[:, n], whole[:, n], what))
         if not torch.equal(cached_tokens[:, n], whole_tokens[:, n]):
             break
     return gap

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from . import behaviour, tokenizer
+from . import behaviour, encoder, tokenizer
 from .behaviour import MisbehaviourError
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
@@ -126,7 +126,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     language = job["auto_class"] == "AutoModelForCausalLM"
     if job.get("encoder"):
         with report.step("it reads a padded batch"):
-            report.figures["padding"] = behaviour.check_padding(_base(model), ids)
+            report.figures["padding"] = encoder.check_padding(_base(model), ids)
     else:
         _run_cached(job, model, ids, report)
     with report.step("its blocks are compared with the converted weights"):

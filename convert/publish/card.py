@@ -15,13 +15,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import SharedHeads, form_of
-from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.auto_classes import auto_class_of, hub_task
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.methods import methods
 from convert_attn.convert.planning.plan import Plan
 
 _BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
 _RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
+_WRITES = "text-generation"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _TEXTS = {
     "auto": "the general text that comes with convert-attn",
@@ -47,28 +48,10 @@ def header(plan: Plan) -> str:
         **carried,
         **_base_model(plan),
         library_name="transformers",
-        pipeline_tag=_task(plan),
+        pipeline_tag=hub_task(auto_class_of(plan.source.config)) if not plan.geometry.causal else _WRITES,
         tags=["convert-attn", plan.request.to, *(["kv-cache"] if plan.geometry.causal else []), plan.result_type],
     )
     return f"---\n{data.to_yaml()}\n---\n"
-
-
-_TASKS = {"AutoModelForMaskedLM": "fill-mask", "AutoModelForPreTraining": "feature-extraction"} | {
-    f"AutoModelFor{name}": task
-    for name, task in {
-        "SequenceClassification": "text-classification",
-        "TokenClassification": "token-classification",
-        "QuestionAnswering": "question-answering",
-        "MultipleChoice": "multiple-choice",
-    }.items()
-}
-
-
-def _task(plan: Plan) -> str:
-    """The Hub's name of what an encoder's class is for; a language model's is always that it writes."""
-    if plan.geometry.causal:
-        return "text-generation"
-    return _TASKS.get(auto_class_of(plan.source.config), "feature-extraction")
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
