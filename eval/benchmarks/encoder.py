@@ -51,6 +51,7 @@ class Row:
     Attributes:
         groups: K/V heads of each layer.
         calibration: "none", "auto" or "own".
+        tokens: of that text.
         cosine, error: mean similarity of a sentence's embeddings and its standard error.
         least: that of the sentence on which they differ most.
         parameters: how many the result has.
@@ -60,6 +61,7 @@ class Row:
     groups: int
     method: str
     calibration: str
+    tokens: int
     cosine: float
     error: float
     least: float
@@ -92,27 +94,48 @@ def embeddings(folder: Path, sentences: list[str]) -> Tensor:
     return torch.cat(found)
 
 
-def measure(folder: Path, way: tuple[int, str, str], own: Path, sentences: list[str], original: Tensor) -> Row:
-    """Convert in one way and compare.
+@dataclass(frozen=True)
+class Bench:
+    """What all rows have in common.
+
+    Attributes:
+        own: the text that "own" means.
+        original: [N, D] embeddings of the sentences.
+    """
+
+    folder: Path
+    own: Path
+    sentences: list[str]
+    original: Tensor
+
+
+def measure(bench: Bench, groups: int, way: str, tokens: int | None) -> Row:
+    """Convert in one way, METHOD:TEXT, and compare.
 
     Args:
-        way: groups, method and calibration.
-        own: the text that "own" means.
-        original: [N, D] embeddings.
+        tokens: of calibration text at most; None: the default.
     """
-    groups, method, calibration = way
+    method, _, calibration = way.partition(":")
     with tempfile.TemporaryDirectory() as place, no_bars():
         start = time.perf_counter()
-        text = str(own) if calibration == "own" else calibration
-        output = Path(place) / "result"
-        made = convert(folder, to="gqa", groups=groups, method=method, calibration=text, output=output, measure=False)
+        made = convert(
+            bench.folder,
+            to="gqa",
+            groups=groups,
+            method=method,
+            calibration=str(bench.own) if calibration == "own" else calibration,
+            calibration_tokens=None if calibration == "none" else tokens,
+            output=Path(place) / "result",
+            measure=False,
+        )
         seconds = time.perf_counter() - start
-        alike = cosine_similarity(original.double(), embeddings(output, sentences).double(), dim=-1)
+        alike = cosine_similarity(bench.original.double(), embeddings(made.output, bench.sentences).double(), dim=-1)
     mean = estimate(alike.tolist())
     return Row(
         groups=groups,
         method=method,
         calibration=calibration,
+        tokens=made.made.tokens,
         cosine=mean.mean,
         error=mean.error,
         least=float(alike.min()),
@@ -123,12 +146,12 @@ def measure(folder: Path, way: tuple[int, str, str], own: Path, sentences: list[
 
 def markdown(rows: list[Row]) -> Iterator[str]:
     """The rows as a table."""
-    yield "| groups | method | text | cosine | least | parameters | time |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| groups | method | text | tokens | cosine | least | parameters | time |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         yield (
-            f"| {row.groups} | {row.method} | {row.calibration} | {row.cosine:.4f} ± {row.error:.4f} | "
-            f"{row.least:.3f} | {row.parameters:,} | {row.seconds:.0f} s |"
+            f"| {row.groups} | {row.method} | {row.calibration} | {row.tokens:,} | "
+            f"{row.cosine:.4f} ± {row.error:.4f} | {row.least:.3f} | {row.parameters:,} | {row.seconds:.0f} s |"
         )
 
 
@@ -152,6 +175,7 @@ def verdicts(rows: list[Row], targets: tuple[str, ...]) -> Iterator[str]:
 @click.option("--count", default=256, show_default=True, help="How many of them.")
 @click.option("--own", "own_file", type=_FILE, help="Text of the same kind, to fit on.")
 @click.option("--way", "ways", type=click.Choice(WAYS), multiple=True, default=WAYS, help="METHOD:TEXT; default: all.")
+@click.option("--tokens", type=int, help="Of calibration text at most; without: as a conversion has it.")
 @click.option("--target", "targets", multiple=True, metavar="G=F", help="A similarity that the best row is to exceed.")
 @json_option
 def main(
@@ -167,13 +191,12 @@ def main(
     if sentence_file is not None:
         lines = [line for line in sentence_file.read_text(encoding="utf-8").splitlines() if line.strip()]
     sentences, rows = spread(lines, count), list[Row]()
-    original = embeddings(folder, sentences)
     with tempfile.TemporaryDirectory() as place:
         other = Path(place) / "own.txt"
         other.write_text("\n<|endoftext|>\n".join(documents[1::2]), encoding="utf-8")
+        bench = Bench(folder, own_file or other, sentences, embeddings(folder, sentences))
         for number, way in ((number, way) for number in groups for way in options["ways"]):
-            method, _, text = way.partition(":")
-            rows.append(measure(folder, (number, method, text), own_file or other, sentences, original))
+            rows.append(measure(bench, number, way, options["tokens"]))
             found = {
                 "sentences": len(sentences),
                 "source": "the package's held-out text" if sentence_file is None else sentence_file.name,
