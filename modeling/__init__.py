@@ -19,6 +19,15 @@ _HERE = Path(__file__).parent
 
 LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 AUTO_MODELS = (*LANGUAGE_MODELS, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+ENCODERS = (
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForMultipleChoice",
+)
+PRETRAINED_ENCODERS = (*ENCODERS, "AutoModelForPreTraining")
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,21 @@ class Family:
         """`AutoModelForCausalLM` -> `<prefix>ForCausalLM`, `AutoModel` -> `<prefix>Model`."""
         return self.prefix + (auto_class.removeprefix("AutoModel") or "Model")
 
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model, with a cache; an encoder has none."""
+        return "AutoModelForCausalLM" in self.auto_models
+
 
 FAMILIES: dict[str, Family] = {
+    "bert_gqa": Family("BertGQA", PRETRAINED_ENCODERS),
+    "distilbert_gqa": Family("DistilBertGQA", ENCODERS),
+    "electra_gqa": Family("ElectraGQA", PRETRAINED_ENCODERS),
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
+    "roberta_gqa": Family("RobertaGQA", ENCODERS),
+    "xlm_roberta_gqa": Family("XLMRobertaGQA", ENCODERS),
 }
 
 

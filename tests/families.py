@@ -1,4 +1,4 @@
-"""Small random models of each class in modeling/, every head of them."""
+"""Small random models of each class of language models in modeling/, every head of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ STANDS_FOR: dict[str, Any] = {
     "gpt2_mla": transformers.GPT2Model,
     "llama_mla": transformers.LlamaModel,
 }
-HEADS = [(family, auto) for family, classes in modeling.FAMILIES.items() for auto in classes.auto_models]
+CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal}
+HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 
 def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa") -> Any:

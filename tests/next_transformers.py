@@ -56,10 +56,9 @@ def main() -> None:
 
     import torch
     import transformers
-    from families import HEADS, build, installed, tokens
+    from families import CAUSAL, HEADS, build, installed, tokens
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from convert_attn import modeling
     from convert_attn.modeling import transformers_api
 
     assert transformers_api.CACHE_NAME == NAME, transformers_api.CACHE_NAME
@@ -67,7 +66,7 @@ def main() -> None:
     sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
     sizes |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     models = [AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)) for kind in ("gpt2", "llama")]
-    models += [build(family) for family in modeling.FAMILIES]
+    models += [build(family) for family in CAUSAL]
     for model in models:
         model.eval()
         model.generation_config.eos_token_id = None

@@ -16,21 +16,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import HEADS, VOCABULARY, build, installed, tokens
+from families import CAUSAL, HEADS, VOCABULARY, build, installed, tokens
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils import logging
 
-from convert_attn import modeling
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling import transformers_api
 
 NAMES = ["cache", "past_key_values"]
 every_head = pytest.mark.parametrize(("family", "auto"), HEADS)
-every_family = pytest.mark.parametrize("family", modeling.FAMILIES)
+every_family = pytest.mark.parametrize("family", CAUSAL)
 every_name = pytest.mark.parametrize("name", NAMES)
 ADDED: dict[str, Any] = {
     "a cache": DynamicCache(),

@@ -30,6 +30,8 @@ def test_it_loads_and_gives_the_logits_it_had(folder: Path) -> None:
     model = load(folder)
     with torch.no_grad():
         torch.testing.assert_close(model(expected["ids"]).logits, expected["logits"], atol=1e-5, rtol=1e-5)
+    if not model.can_generate():  # an encoder
+        return
     options = {"max_new_tokens": 8, "do_sample": False}
     cached, plain = (model.generate(expected["ids"], **options, use_cache=use) for use in (True, False))
     assert torch.equal(cached, plain)

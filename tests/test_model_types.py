@@ -18,7 +18,7 @@ KINDS = {
     "is a speech model": ("wav2vec2", "hubert"),
     "is a state-space, recurrent or hybrid model": ("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "qwen3_next"),
     "is a vision-language": ("llava", "qwen2_vl", "blip-2", "idefics", "mllama", "paligemma"),
-    "is encoder-only: it keeps no KV cache": ("bert", "roberta", "esm", "modernbert", "deberta-v2"),
+    "is encoder-only, and an encoder whose attention convert-attn has no facts of": ("esm", "modernbert", "deberta-v2"),
     r"is no causal language model \(transformers has it for: .*image classification": ("vit", "clip", "timm_wrapper"),
     "is a causal language model whose attention convert-attn has no facts of": ("gpt_neo", "gemma3n_text", "ctrl"),
     "is not known here, nor to transformers": ("llamma", "chatglm", "", "no such type"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
@@ -112,11 +112,23 @@ OWN: dict[str, dict[str, Any]] = {
     "mellum": {"head_dim": 8} | _FEW_EXPERTS | _SOME_WINDOWS,
     "vaultgemma": {"head_dim": 8, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0, "sliding_window": 20},
     "hy_v3": {"head_dim": 8, "num_experts": 4, "mlp_layer_types": ["dense", "sparse"]} | _EXPERTS | _ROPE,
+    "bert": {"pad_token_id": 0},
+    "distilbert": {"hidden_dim": 96, "pad_token_id": 0},
+    "electra": {"embedding_size": 24, "pad_token_id": 0},
+    "roberta": {"pad_token_id": 1},
+    "xlm-roberta": {"pad_token_id": 1},
+    "bert_gqa": {"pad_token_id": 0},
+    "distilbert_gqa": {"hidden_dim": 96, "pad_token_id": 0},
+    "electra_gqa": {"embedding_size": 24, "pad_token_id": 0},
+    "roberta_gqa": {"pad_token_id": 1},
+    "xlm_roberta_gqa": {"pad_token_id": 1},
 }
 
-# every architecture that some target can hold
+# every architecture that some target can hold: language models, and encoders, which have no cache and no next token
 _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
-CONVERTIBLE = [name for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))]
+_HELD = {name: arch for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))}
+CONVERTIBLE = [name for name, arch in _HELD.items() if arch.causal]
+ENCODERS = [name for name, arch in _HELD.items() if not arch.causal]
 
 
 def _kind(arch: Architecture) -> tuple[object, ...]:
@@ -144,14 +156,17 @@ KINDS = _kinds()
 
 
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
-    """A random causal model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8."""
+    """A random model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8.
+
+    A language model, or an encoder with the head that fills in words.
+    """
     arch = architectures()[model_type]
     values = (
         SIZES | OWN.get(model_type, {}) | ({arch.config_kv_heads: kv_heads} if arch.config_kv_heads else {}) | options
     )
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = (AutoModelForCausalLM if arch.causal else AutoModelForMaskedLM).from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1 or "norm" in name:  # some have a weight for each head
@@ -206,4 +221,6 @@ def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def load(folder: Path, **options: Any) -> Any:
     """A checkpoint folder in fp32, without remote code: our classes are registered."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    arch = architectures().get(AutoConfig.from_pretrained(folder).model_type)
+    auto = AutoModelForCausalLM if arch is None or arch.causal else AutoModelForMaskedLM
+    return auto.from_pretrained(folder, dtype=torch.float32, **options).eval()

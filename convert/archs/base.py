@@ -32,7 +32,7 @@ class Architecture:
     Attributes:
         model_type: as in config.json, and the name of the file that holds these facts.
         base: prefix of the base model's tensors; checkpoints of the bare base model lack it.
-        block: a decoder block's prefix below `base`, with {layer}.
+        block: a block's prefix below `base`, with {layer}.
         qkv: layout of the projections.
         output: the output projection, [D, H d].
         norm: the norm whose output the projections read; None: they read the residual stream as it is.
@@ -47,6 +47,10 @@ class Architecture:
             it is added as it is.
         scaled_residual: the attention's output is multiplied by a number before it is added.
         clip: the config key of a bound that queries, keys and values are cut off at; "" without.
+        attention: the module, below the block, that reads the states and mixes tokens; "" where it is the one that has
+            the output projection.
+        causal: a token sees itself and those before it; else every token sees all, and there is no cache.
+        first_position: how many positions of the model's table no token ever has.
         keys_from: where keys and values come from: what queries come from ("self"), or another text ("cross").
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
@@ -54,6 +58,8 @@ class Architecture:
         scaled_embedding: embeddings are multiplied by sqrt(D).
         fused_gate_up: the MLP's gate and up projections are one tensor.
         buffers: tensors below the block that older checkpoints carry and no class reads.
+        unread: what names outside the blocks begin with of tensors that checkpoints carry and not every class of the
+            family reads: buffers, and heads of another task.
         legacy_config: keys that older readers want, mapped to the key that holds the value today.
     """
 
@@ -72,6 +78,9 @@ class Architecture:
     after: str = ""
     scaled_residual: bool = False
     clip: str = ""
+    attention: str = ""
+    causal: bool = True
+    first_position: int = 0
     keys_from: Literal["self", "cross"] = "self"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
@@ -79,7 +88,18 @@ class Architecture:
     scaled_embedding: bool = False
     fused_gate_up: bool = False
     buffers: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     legacy_config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def mixer(self) -> str:
+        """The module, below the block, that reads the states and mixes tokens."""
+        return self.attention or self.output.rpartition(".")[0]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The modules, below the block, of the attention: that one, and the output projection where it is apart."""
+        return (self.mixer,) if self.output.startswith(f"{self.mixer}.") else (self.mixer, self.output)
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -102,6 +102,7 @@ class BlockFacts:
         softcap: the size that scores stay below; None: any.
         norm: on queries and keys.
         sinks: every query head may look at something besides its tokens.
+        causal: a token sees itself and those before it; else all.
     """
 
     heads: int
@@ -114,6 +115,7 @@ class BlockFacts:
     softcap: float | None = None
     norm: QueryKeyNorm | None = None
     sinks: bool = False
+    causal: bool = True
 
     @property
     def turns(self) -> bool:
@@ -140,6 +142,7 @@ class BlockFacts:
             slopes=torch.tensor(position.slopes) if isinstance(position, Alibi) else None,
             softcap=self.softcap,
             norm=None if self.norm is None else self.norm.computes,
+            causal=self.causal,
         )
 
     def plane_frequencies(self) -> Tensor:

@@ -21,7 +21,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
-    facts = class_facts(raw, name, arch.block, arch.output.rpartition(".")[0])
+    facts = class_facts(raw, name, arch.block, arch.parts)
     known = arch.tensors
     for layer in range(len(facts.modules)):
         own = facts.attention(layer)
@@ -43,6 +43,12 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
                 f"{layer} from layer 0), which this tool cannot convert"
             )
+    if facts.causal != arch.causal:
+        sees = "only itself and those before it" if facts.causal else "all tokens"
+        raise ConvertAttnError(
+            f"in {facts.name} with the config.json of '{name}' a token sees {sees}, which this tool does not expect of "
+            f"model type '{arch.model_type}'"
+        )
     turning = any(rotation.inv_freq for rotation in facts.rotations)
     if turning != (arch.position == "rope"):
         has = "rotary position" if turning else "no rotary position"
@@ -115,7 +121,7 @@ def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], 
     Raises:
         ConvertAttnError: one without the other, two that differ, or weights for no whole head.
     """
-    stem, module = arch.block.format(layer=0), arch.output.rpartition(".")[0]
+    stem, module = arch.block.format(layer=0), arch.mixer
     head_dim, *counts = heads
     shapes = [facts.parameters.get(f"{stem}{own}.weight") for own in (arch.q_norm, arch.k_norm) if own]
     if not any(shapes):

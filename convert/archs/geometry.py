@@ -33,6 +33,7 @@ class Geometry:
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
         outside_biases: whether a block has biases outside its attention.
+        causal: a token sees itself and those before it; else every token sees all, and nothing is cached.
     """
 
     hidden_size: int
@@ -50,6 +51,7 @@ class Geometry:
     norm: QueryKeyNorm | None = None
     sinks: bool = False
     outside_biases: bool = False
+    causal: bool = True
 
     @property
     def kv_by_layer(self) -> tuple[int, ...]:
@@ -112,6 +114,7 @@ class Geometry:
             softcap=self.softcaps[layer] if self.softcaps else None,
             norm=self.norm,
             sinks=self.sinks,
+            causal=self.causal,
         )
 
 
@@ -199,7 +202,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         num_kv_heads=max(kv_heads),
         kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
-        context=config.max_position_embeddings,
+        context=config.max_position_embeddings - arch.first_position,
         position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
         positions=positions if len(set(positions)) > 1 else (),
         windows=facts.windows,
@@ -208,4 +211,5 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         norm=norm_of(arch, facts, (head_dim, heads, max(kv_heads)), name),
         sinks=bool(arch.sinks) and f"{arch.block.format(layer=0)}{arch.sinks}" in facts.parameters,
         outside_biases=_outside_biases(arch, facts),
+        causal=facts.causal,
     )

@@ -28,7 +28,7 @@ class LayerStatistics:
         keys_mean: [D] E[sum_s p_its x_s] over heads and queries.
         keys: [D, D] E[sum_s p_its x_s x_s^T] over heads and queries: tokens by the attention they get.
         attended: [D, D] E[a a^T] with a = sum_s p_its x_s, over heads and queries: what values meet.
-        histogram: [H, T] attention mass at each offset t - s, rows sum to one.
+        histogram: [H, T] attention mass at each offset t - s (|t - s| where tokens look both ways), rows sum to one.
     """
 
     tokens: int
@@ -86,7 +86,7 @@ class Gathering:
             received += probabilities.sum((1, 2))
             mixed = (probabilities.flatten(1, 2) @ x).flatten(0, 1)  # [B h r, D]
             self._attended += mixed.mT @ mixed
-            self._histogram[part] += _by_offset(probabilities.sum(0), rows)
+            self._histogram[part] += _by_offset(probabilities.sum(0), rows, both=not attention.rule.causal)
         heads = self._histogram.shape[0]
         self._tokens += flat.shape[0]
         self._rows += heads * x.shape[0] * len(rows)
@@ -111,10 +111,11 @@ class Gathering:
         )
 
 
-def _by_offset(probabilities: Tensor, rows: Tensor) -> Tensor:
-    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back."""
+def _by_offset(probabilities: Tensor, rows: Tensor, both: bool = False) -> Tensor:
+    """[h, r, T] of queries at positions `rows`: [h, T], entry n the mass n tokens back, or away, in `both` ways."""
     length = probabilities.shape[-1]
     offsets = rows[:, None] - torch.arange(length, device=rows.device)
+    offsets = offsets.abs() if both else offsets
     seen = offsets >= 0
     found = probabilities.new_zeros(len(probabilities), length, dtype=torch.float64)
     return found.index_add_(1, offsets[seen], probabilities[:, seen].double())

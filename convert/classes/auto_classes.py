@@ -7,15 +7,38 @@ from typing import Any
 import torch
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
 
+# of classes with heads; what the Hub calls them
+_TASKS = {
+    "MaskedLM": "fill-mask",
+    "PreTraining": "feature-extraction",
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+    "QuestionAnswering": "question-answering",
+    "MultipleChoice": "multiple-choice",
+}
+
+
+def hub_task(auto_class: str) -> str:
+    """Tell what the Hub calls what an encoder's class is for."""
+    return _TASKS.get(auto_class.removeprefix("AutoModelFor"), "feature-extraction")
+
+
+def _generates(model_type: str) -> bool:
+    """Whether a model type is of language models in the first place, and not of encoders."""
+    if model_type in modeling.FAMILIES:
+        return modeling.FAMILIES[model_type].causal
+    return model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
 
 def auto_class_of(config: dict[str, Any]) -> str:
     """The Auto class that fits the `architectures` of a config.json."""
-    names = config.get("architectures") or ["ForCausalLM"]
-    for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+    names = config.get("architectures") or ["ForCausalLM" if _generates(config["model_type"]) else "Model"]
+    for task in _TASKS:
         if names[0].endswith(f"For{task}"):
             return f"AutoModelFor{task}"
     return "AutoModel" if names[0].endswith("Model") and "LMHead" not in names[0] else "AutoModelForCausalLM"

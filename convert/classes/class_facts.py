@@ -40,6 +40,8 @@ class ClassFacts:
         parameters: shape of every parameter, by its name in the base model.
         buffers: names of its buffers.
         modules: names of the attention modules, block by block.
+        apart: what belongs to the attention beside them, block by block: "" or the output projection.
+        causal: a token sees itself and those before it; else every token sees all.
         scales: per layer, what scores are multiplied by.
         windows: per layer, how many tokens back a token sees, itself included; None: all.
         rotations: per layer, how queries and keys turn.
@@ -52,6 +54,8 @@ class ClassFacts:
     parameters: Mapping[str, tuple[int, ...]]
     buffers: frozenset[str]
     modules: tuple[str, ...]
+    apart: tuple[str, ...]
+    causal: bool
     scales: tuple[float, ...]
     windows: tuple[int | None, ...]
     rotations: tuple[Rotation, ...]
@@ -61,8 +65,8 @@ class ClassFacts:
 
     def attention(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Shapes of a layer's attention parameters, by their names in the base model."""
-        stem = f"{self.modules[layer]}."
-        return {name: shape for name, shape in self.parameters.items() if name.startswith(stem)}
+        stems = tuple(f"{part}." for part in (self.modules[layer], self.apart[layer]) if part)
+        return {name: shape for name, shape in self.parameters.items() if name.startswith(stems)}
 
 
 def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
@@ -82,14 +86,14 @@ def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
     return config
 
 
-def class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> ClassFacts:
+def class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
     """Build the class of a config on the meta device, call it without its blocks, and say what was seen.
 
     Args:
         raw: config.json.
         name: the checkpoint's, for messages.
         block: prefix of a block's names in the base model, with {layer}.
-        attention: the attention module's name below the block.
+        attention: the attention module's name below the block, and the output projection's where it is not inside.
 
     Raises:
         ConvertAttnError: the class refuses the config, has no such attention, or masks it in a way that is no window.
@@ -102,18 +106,18 @@ def class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> C
 
 
 @lru_cache(maxsize=32)
-def _cached(text: str, name: str, block: str, attention: str) -> ClassFacts:
+def _cached(text: str, name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
     return _class_facts(json.loads(text), name, block, attention)
 
 
-def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> ClassFacts:
+def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
     config = typed_config(raw, name)
     window = getattr(config, "sliding_window", None)
     if isinstance(window, int):
         config.sliding_window = min(window, _WINDOW)
     model = _empty_model(config, name)
     stems = [block.format(layer=layer).rstrip(".") for layer in range(config.num_hidden_layers)]
-    modules = tuple(f"{stem}.{attention}" for stem in stems)
+    modules, apart = (tuple(f"{stem}.{part}" if part else "" for stem in stems) for part in (*attention, "")[:2])
     try:
         blocks = [model.get_submodule(stem) for stem in stems]
         attentions = [model.get_submodule(module) for module in modules]
@@ -122,8 +126,7 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> 
         raise ConvertAttnError(
             f"{type(model).__name__} has no attention with a scale of its scores as this tool knows it: {_words(error)}"
         ) from None
-    if not all(getattr(module, "is_causal", True) for module in attentions):  # what attention without a mask goes by
-        raise _no_window(type(model).__name__)
+    causal = _is_causal(model, attentions)
     calls = _calls(model, blocks, name)
     model.requires_grad_(False)
     seen = [watch(model, *of_layer) for of_layer in zip(blocks, attentions, calls, strict=True)]
@@ -133,8 +136,10 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: str) -> 
         parameters={path: tuple(parameter.shape) for path, parameter in model.named_parameters()},
         buffers=frozenset(path for path, _ in model.named_buffers()),
         modules=modules,
+        apart=apart,
+        causal=causal,
         scales=scales,
-        windows=tuple(_window(call.values, window, type(model).__name__) for call in calls),
+        windows=tuple(_seen(call.values, window, type(model).__name__, causal) for call in calls),
         rotations=rotations(model, calls, seen, name),
         softcaps=tuple(one.softcap for one in seen),
         norms=_norms(attentions[0]),
@@ -166,12 +171,11 @@ def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCa
 
         return forward
 
-    def embedded(module: nn.Embedding) -> Callable[[Tensor], Tensor]:
-        return lambda ids: torch.zeros(*ids.shape, module.embedding_dim)
-
+    inside = {id(module) for block in blocks for module in block.modules()}
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.forward = embedded(module)  # type: ignore[assignment, method-assign]
+        stand_in = None if id(module) in inside else _without_weights(module)
+        if stand_in is not None:
+            module.forward = stand_in
     for block in blocks:
         block.forward = passing(block is blocks[-1])
     try:
@@ -189,14 +193,30 @@ def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCa
     raise ConvertAttnError(f"{type(model).__name__} does not call the decoder blocks that it has")
 
 
+def _is_causal(model: nn.Module, attentions: list[nn.Module]) -> bool:
+    """Whether tokens see only those before them: what attention without a mask goes by, the same in all layers."""
+    kinds = {bool(getattr(module, "is_causal", True)) for module in attentions}
+    if len(kinds) > 1:
+        raise _no_window(type(model).__name__)
+    return kinds.pop()
+
+
+def _seen(call: list[Any], window: object, name: str, causal: bool) -> int | None:
+    """The window of one block; where tokens look both ways there is none, and a mask hides nothing."""
+    if causal:
+        return _window(call, window, name)
+    if any(not bool((mask > -1).all() if mask.dtype != torch.bool else mask.all()) for mask in _masks(call)):
+        raise _no_window(name)
+    return None
+
+
 def _window(call: list[Any], window: object, name: str) -> int | None:
     """The window of one block, by the mask it was given.
 
     Args:
         window: what the config says of it.
     """
-    square = (_TOKENS, _TOKENS)
-    masks = [value for value in call if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == square]
+    masks = _masks(call)
     offset = torch.arange(_TOKENS)[:, None] - torch.arange(_TOKENS)
     for mask in masks:
         seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > -1
@@ -207,6 +227,23 @@ def _window(call: list[Any], window: object, name: str) -> int | None:
     if not masks:
         raise ConvertAttnError(f"{name} gives its blocks no mask of the tokens they see, which this tool reads")
     raise _no_window(name)
+
+
+def _without_weights(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a module in front of the blocks does to zeros, None where it needs no weights for that."""
+    if isinstance(module, nn.Embedding):
+        return lambda ids: torch.zeros(*ids.shape, module.embedding_dim)
+    if isinstance(module, nn.Linear):
+        return lambda states: torch.zeros(*states.shape[:-1], module.out_features)
+    if "Norm" in type(module).__name__:
+        return lambda states: states
+    return None
+
+
+def _masks(call: list[Any]) -> list[Tensor]:
+    """The masks [1, 1, T, T] among what a block was called with."""
+    square = (_TOKENS, _TOKENS)
+    return [value for value in call if isinstance(value, Tensor) and value.ndim == 4 and value.shape[-2:] == square]
 
 
 def _no_window(name: str) -> ConvertAttnError:

@@ -10,7 +10,8 @@ from rich.table import Table
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numbers_of
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
-from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.fitting.made import UNMEASURED, Made
+from convert_attn.convert.fitting.similarity import Similarity
 from convert_attn.convert.inspection.families import COLUMNS, families, not_converted
 from convert_attn.convert.inspection.inspection import CONTEXTS, Inspection
 from convert_attn.convert.planning.plan import Plan
@@ -39,6 +40,8 @@ def plan_dict(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "head_dim": sizes.head_dim,
         "cache_bytes_per_token_before": plan.cache_bytes[0],
         "cache_bytes_per_token_after": plan.cache_bytes[1],
+        "parameters_before": plan.parameters[0],
+        "parameters_after": plan.parameters[1],
         "dropped_tensors": list(plan.dropped),
         "warnings": list(plan.warnings),
         "output": str(plan.output),
@@ -48,7 +51,7 @@ def plan_dict(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
 
 def plan_table(plan: Plan) -> Table:
     """What was found and what will be done."""
-    sizes, (before, after) = plan.geometry, plan.cache_bytes
+    sizes = plan.geometry
     commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
     table = Table("", "found", "will be")
     # escaped: rich would take "[...]" in them for markup
@@ -58,11 +61,30 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.form.label(sizes.num_heads))
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
-    table.add_row(f"cache per token ({plan.cache_dtype})", f"{before:,} B", f"{after:,} B ({after / before:.1%})")
+    table.add_row(*_gain_row(plan))
     table.add_row("method", "", escape(f"{plan.method.name}, {calibrated_on(calibration(plan, None))}"))
     if plan.dropped:
         table.add_row("dropped (buffers no class reads)", str(len(plan.dropped)), "")
     return table
+
+
+def _gain_row(plan: Plan) -> tuple[str, str, str]:
+    """What becomes less: the cache, or of an encoder, which has none, the parameters."""
+    causal = plan.geometry.causal
+    before, after = plan.cache_bytes if causal else plan.parameters
+    unit, what = (" B", f"cache per token ({plan.cache_dtype})") if causal else ("", "parameters (no cache)")
+    return what, f"{before:,}{unit}", f"{after:,}{unit} ({after / before:.1%})"
+
+
+def _gain_line(plan: Plan) -> str:
+    if plan.geometry.causal:
+        before, after = plan.cache_bytes
+        return f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%})."
+    before, after = plan.parameters
+    return (
+        f"KV cache: none, as an encoder keeps none. Parameters: {before:,} -> {after:,}, {before - after:,} fewer "
+        f"({after / before:.1%})."
+    )
 
 
 def _load(plan: Plan) -> str:
@@ -74,12 +96,11 @@ def _load(plan: Plan) -> str:
 def summary_lines(result: Result) -> list[str]:
     """What was made and how to load it."""
     plan = result.plan
-    before, after = plan.cache_bytes
     return [
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified by running it{_version(result)}.",
         *warning_lines(result.warnings),
         *_chosen(result),
-        f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%}).",
+        _gain_line(plan),
         *quality_lines(result),
         "",
         *(f"    {line}" for line in _load(plan).splitlines()),
@@ -91,6 +112,8 @@ def quality_lines(result: Result) -> list[str]:
     found, plan = result.made.measured, result.plan
     if isinstance(found, str):
         return [f"Quality was not measured ({found})."]
+    if isinstance(found, Similarity):
+        return _similarity_lines(found, plan)
     lines = [
         f"Quality on {found.windows} windows of {found.length} tokens ({found.text}): perplexity "
         f"{found.original.mean:.2f} -> {_short(found.perplexity.mean)} (x {_short(found.ratio)} ± "
@@ -104,6 +127,30 @@ def quality_lines(result: Result) -> list[str]:
             f"{'; or '.join(_remedies(plan))}."
         )
     return lines
+
+
+def _similarity_lines(found: Similarity, plan: Plan) -> list[str]:
+    """What the conversion costs an encoder."""
+    lines = [
+        f"Quality on {found.windows} texts of {found.length} tokens ({found.text}): mean cosine similarity of "
+        f"embeddings (mean of the last hidden states) {found.cosine.mean:.4f} ± {found.cosine.error:.4f}, "
+        f"least {found.least:.4f}."
+    ]
+    if found.is_lossy:
+        state = "unusable as it is" if found.is_ruin else "a loss that shows"
+        text = ["give --calibration TEXT, text like that which the model will see"] if plan.text is None else []
+        remedies = [*text, *_more_groups(plan), "train it further on your task"]
+        lines.append(f"Similarity {found.cosine.mean:.4f}: {state}; {'; or '.join(remedies)}.")
+    return lines
+
+
+def _more_groups(plan: Plan) -> list[str]:
+    """The next larger number of groups, where there is one."""
+    if not isinstance(plan.form, SharedHeads):
+        return []
+    most, gain = common_heads(plan.geometry), "a larger cache" if plan.geometry.causal else "fewer parameters saved"
+    more = [g for g in divisors(most) if max(plan.form.groups) < g < most]
+    return [f"--to gqa --groups {more[0]}, {gain}"] if more else []
 
 
 def _short(value: float) -> str:
@@ -120,10 +167,7 @@ def _remedies(plan: Plan) -> list[str]:
         found.append(
             f"--to mla --cache-ratio {after / before:.2g}, as much cache, with which all models tried lost less"
         )
-        most = common_heads(plan.geometry)
-        more = [g for g in divisors(most) if max(plan.form.groups) < g < most]
-        if more:
-            found.append(f"--to gqa --groups {more[0]}, a larger cache")
+        found += _more_groups(plan)
     else:
         found.append("give a larger --cache-ratio")
     return found
@@ -143,6 +187,7 @@ def verified_lines(model: str, found: Verified) -> list[str]:
     figures = found.figures
     said = {
         "decodes": "decoding with its cache, alone and padded: differs by at most {:.1e} standard deviations",
+        "padding": "a padded batch, against each text alone: differs by at most {:.1e} standard deviations",
         "generates": "generate with and without a cache: logits differ by at most {:.1e} standard deviations",
         "around_attention": "all but attention, against the source: differs by at most {:.1e} standard deviations",
     }
@@ -186,6 +231,8 @@ def inspection_tables(found: Inspection) -> list[Table]:
     }
     for key, value in rows.items():
         facts.add_row(key, str(value))
+    if not sizes.causal:
+        return [facts, _encoder_table(found)]
     cache = Table(
         "cache as", "class (layout)", "bytes per token", *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS)
     )
@@ -204,6 +251,14 @@ def families_tables() -> list[Table]:
     for name, reason in not_converted().items():
         others.add_row(name, escape(reason))
     return [known, others]
+
+
+def _encoder_table(found: Inspection) -> Table:
+    """What an encoder could become: it keeps no cache, and what becomes less are its parameters."""
+    table = Table("attention as", "class (layout)", "parameters fewer", "cache")
+    for row in found.rows:
+        table.add_row(row.name, ", ".join(row.holders) or "-", f"{row.fewer:,}", "none")
+    return table
 
 
 def serving_table(model_type: str, rules: list[Rule]) -> Table:

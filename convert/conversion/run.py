@@ -14,7 +14,7 @@ from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, ch
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
-from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.fitting.session import Fitting, fitting
 from convert_attn.convert.planning.outputs import OutputTensor
 from convert_attn.convert.planning.plan import Plan

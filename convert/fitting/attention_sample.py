@@ -101,7 +101,7 @@ def sample_original(
         key = keys(weights, original, rule)
         for begin in range(0, len(every), _TILE_ROWS):
             part = every[begin : begin + _TILE_ROWS]
-            rows, seen = slice(part.start, part[-1] + 1, part.step), part[-1] + 1
+            rows, seen = slice(part.start, part[-1] + 1, part.step), rule.seen(part[-1], length)
             positions = torch.tensor(part, device=original.device)
             hidden = may_not_look(rule, seen, positions)
             query = queries(weights, original[:, rows], rule, positions)

@@ -7,8 +7,7 @@ the class of the source does the rest: its last norm, its head and whatever it d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,29 +69,6 @@ class Measured:
         return self.ratio > _LOSSY
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a conversion found on its way.
-
-    Attributes:
-        tokens: of calibration text, 0 without.
-        measured: original and result, or a few words on why they were not compared.
-    """
-
-    tokens: int = 0
-    measured: Measured | str = "not asked for"
-
-    @property
-    def quality(self) -> dict[str, Any] | None:
-        """For machines; None where nothing was measured."""
-        return asdict(self.measured) if isinstance(self.measured, Measured) else None
-
-
-UNMEASURED = Made()
-Report = Callable[[], "Measured | str"]
-"""Gives what was measured, or a sentence on why nothing was."""
-
-
 def estimate(values: list[float]) -> Estimate:
     """The mean of one value a window, with its standard error (0 for a single one)."""
     tensor = torch.tensor(values, dtype=torch.float64)
@@ -106,9 +82,9 @@ def _perplexity(losses: list[float]) -> Estimate:
     return Estimate(mean=value, error=value * loss.error)
 
 
-def can_be_measured(source: Source) -> str | None:
-    """A sentence on why a checkpoint has no perplexity, None where it has one."""
-    if auto_class_of(source.config) != "AutoModelForCausalLM":
+def can_be_measured(source: Source, encoder: bool = False) -> str | None:
+    """A sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
+    if not encoder and auto_class_of(source.config) != "AutoModelForCausalLM":
         return f"'{source.origin.name}' has no language-model head"
     return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
 

@@ -15,9 +15,11 @@ from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers
-from convert_attn.convert.fitting.measure import Head, Measured, Report, can_be_measured, measure
+from convert_attn.convert.fitting.made import Report
+from convert_attn.convert.fitting.measure import Head, Measured, can_be_measured, measure
 from convert_attn.convert.fitting.ranks import Trial, splits
 from convert_attn.convert.fitting.refit import NewLayer, SideBySide
+from convert_attn.convert.fitting.similarity import Similarity, compare_embeddings
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.planning.plan import Plan, no_text, replan
 from convert_attn.convert.planning.provenance import public
@@ -114,10 +116,12 @@ class _Session:
         )
         run = _Run(Layers(plan), pair, known or collected, collected)
 
-        def report() -> Measured | str:
+        def report() -> Measured | Similarity | str:
             if held is None:
                 return called
             original, converted = pair.held
+            if not sizes.causal:
+                return compare_embeddings(original, converted, called)
             return measure(Head(plan.source, stream.device), held, original, converted, called)
 
         return Fitting(
@@ -146,6 +150,7 @@ class _Session:
                 vocabulary=vocabulary,
                 tokens=tokens,
                 seed=seed,
+                encoder=not sizes.causal,
             )
         except ConvertAttnError as error:
             if request.calibration != AUTO or plan.method.calibration == "needed":
@@ -159,7 +164,8 @@ class _Session:
         origin = plan.source.origin
         if not plan.request.measure:
             return None, "--no-measure"
-        reason = can_be_measured(plan.source)
+        encoder = not plan.geometry.causal
+        reason = can_be_measured(plan.source, encoder)
         if reason is not None:
             return None, reason
         if windows is not None and windows.held is not None:
@@ -167,7 +173,8 @@ class _Session:
         vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
         own = SAMPLE if origin.name.startswith("sample:") else plan.text
         try:
-            return shipped_windows(own, origin.folder, origin.name, plan.geometry.context, vocabulary)
+            context = plan.geometry.context
+            return shipped_windows(own, origin.folder, origin.name, context, vocabulary, encoder=encoder)
         except ConvertAttnError as error:
             return None, str(error)
 

@@ -42,12 +42,14 @@ class CacheRow:
     Attributes:
         name: "MHA", "GQA-8", "MQA", "MLA 512 + 64".
         holders: "class (layout)" of every target that can hold it.
-        bytes_per_token: KV cache over all layers.
+        bytes_per_token: KV cache over all layers; 0 of an encoder, which keeps none.
+        fewer: parameters than the source has.
     """
 
     name: str
     holders: tuple[str, ...]
     bytes_per_token: int
+    fewer: int = 0
 
     def at(self, tokens: int) -> int:
         """KV cache in bytes for a context of that many tokens."""
@@ -85,6 +87,7 @@ class Inspection:
                 "name": row.name,
                 "classes": list(row.holders),
                 "bytes_per_token": row.bytes_per_token,
+                "fewer_parameters": row.fewer,
                 "bytes_at": {str(tokens): row.at(tokens) for tokens in CONTEXTS},
             }
             for row in self.rows
@@ -196,6 +199,13 @@ class _Look:
         """ "class (layout)" of those targets."""
         return tuple(f"{target.becomes or self.arch.model_type} ({target.layout})" for target in self.targets(form))
 
+    def fewer(self, form: SharedHeads) -> int:
+        """Parameters that shared heads save: rows of the key and value projections, and their biases."""
+        facts = facts_of(self.arch, self.source.config, self.source.origin.name)
+        biases = len(class_biases(self.arch, facts) & {"k", "v"})
+        saved = sum(self.sizes.kv_by_layer) - sum(form.groups)
+        return saved * self.sizes.head_dim * (2 * self.sizes.hidden_size + biases)
+
     def config(self, target: Target, form: Form) -> Config:
         """What a rule reads of the result's config.json."""
         known, model_type = architectures(), target.becomes or self.arch.model_type
@@ -215,6 +225,8 @@ class _Look:
 
     def latents(self) -> list[LatentCache]:
         """The engine's sizes of a latent, or those of the usual shares of the cache."""
+        if not self.sizes.causal:
+            return []
         if self.engine is not None and self.engine.latents:
             return latent_forms(self.engine, self.arch, self.sizes)
         forms = []
@@ -236,7 +248,8 @@ def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
         if shared == own:
             holders = (f"{look.arch.model_type} (source)", *holders)
         if holders or look.engine is None:
-            rows.append(CacheRow(shared.label(sizes.num_heads), holders, shared.cache_numbers(sizes) * itemsize))
+            cached = shared.cache_numbers(sizes) * itemsize if sizes.causal else 0
+            rows.append(CacheRow(shared.label(sizes.num_heads), holders, cached, look.fewer(shared)))
     for form in look.latents():
         holders = look.holders(form)
         if holders:

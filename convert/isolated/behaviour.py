@@ -95,7 +95,12 @@ def difference(values: Tensor, reference: Tensor) -> float:
     return float((values.float() - wanted).abs().max() / unit)
 
 
-def _check_equal(values: Tensor, reference: Tensor, what: str) -> float:
+def check_equal(values: Tensor, reference: Tensor, what: str) -> float:
+    """Give the difference of two ways to the same numbers.
+
+    Raises:
+        MisbehaviourError: it is more than rounding.
+    """
     gap = difference(values, reference)
     allowed = TOLERANCE[reference.dtype]
     if not gap <= allowed:
@@ -156,7 +161,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
     if not torch.isfinite(whole).all():
         raise MisbehaviourError(f"gives numbers that are not finite in {str(whole.dtype).removeprefix('torch.')}")
     gaps = [
-        _check_equal(
+        check_equal(
             decode(model, ids, schedule), whole, f"does not decode with its cache {way} what it computes in one pass"
         )
         for way, schedule in _schedules(ids.shape[1]).items()
@@ -166,7 +171,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
     values = decode(model, batch, [ids.shape[1] - last, *[1] * last], mask)
     short = forward(model, batch[1:, padding:]).values
     for row, alone in ((values[:1], whole), (values[1:, padding:], short)):
-        gaps.append(_check_equal(row, alone, "does not give for a left-padded batch what each sequence gives alone"))
+        gaps.append(check_equal(row, alone, "does not give for a left-padded batch what each sequence gives alone"))
     return max(gaps)
 
 
@@ -220,7 +225,7 @@ def check_generate(model: Any, ids: Tensor) -> float:
     gap = 0.0
     for n in range(min(cached.shape[1], whole.shape[1])):
         what = f"does not generate with its cache what it generates without (new token {n + 1})"
-        gap = max(gap, _check_equal(cached[:, n], whole[:, n], what))
+        gap = max(gap, check_equal(cached[:, n], whole[:, n], what))
         if not torch.equal(cached_tokens[:, n], whole_tokens[:, n]):
             break
     return gap
@@ -287,8 +292,13 @@ def feed(x: Tensor) -> Callable[..., Any]:
 
 
 @torch.inference_mode()
-def attention_outputs(model: Any, ids: Tensor, inputs: dict[int, Tensor]) -> dict[int, Tensor]:
+def attention_outputs(
+    model: Any, ids: Tensor, inputs: dict[int, Tensor], inside: tuple[str, str] = ("", "")
+) -> dict[int, Tensor]:
     """Run a model whose n-th attention module reads inputs[n], [1, S, D], and tell what it gives, [1, S, D].
+
+    Args:
+        inside: below an attention module, which one reads and which one gives, where it does more than attention.
 
     Raises:
         MisbehaviourError: there is no n-th attention module.
@@ -306,16 +316,21 @@ def attention_outputs(model: Any, ids: Tensor, inputs: dict[int, Tensor]) -> dic
 
     handles: list[Any] = []
     for number, x in inputs.items():
-        handles.append(modules[number].register_forward_pre_hook(feed(x), with_kwargs=True))
-        handles.append(modules[number].register_forward_hook(keep(number)))
+        reads, gives = (modules[number].get_submodule(path) for path in inside)
+        handles.append(reads.register_forward_pre_hook(feed(x), with_kwargs=True))
+        handles.append(gives.register_forward_hook(keep(number)))
     with _hooks(handles):
         forward(model, ids)
     return found
 
 
 @torch.inference_mode()
-def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """Run a model whose attention modules give what they are told, [1, S, D] each: all that is not attention."""
+def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: str = "") -> Tensor:
+    """Run a model whose attention modules give what they are told, [1, S, D] each: all that is not attention.
+
+    Args:
+        gives: as the second of `attention_outputs`' `inside`.
+    """
 
     def replaced(y: Tensor) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, out: Any) -> Any:
@@ -324,7 +339,7 @@ def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor]) -> Tens
 
         return hook
 
-    modules = attention_modules(model)
+    modules = [module.get_submodule(gives) for module in attention_modules(model)]
     handles = [module.register_forward_hook(replaced(y)) for module, y in zip(modules, outputs, strict=True)]
     with _hooks(handles):
         return forward(model, ids).values

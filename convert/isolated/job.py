@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from . import behaviour, tokenizer
+from . import behaviour, encoder, tokenizer
 from .behaviour import MisbehaviourError
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
@@ -57,7 +57,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             known `source` (of the tokenizer), `trust_tokenizer`, `source_model` (a cut of the source), `trust_model`,
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
-            cost), `numbers` (cached per layer).
+            cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
+            `behaviour.attention_outputs`).
 
     Returns:
         the fields of `Report`.
@@ -123,13 +124,11 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
         return None
     ids = behaviour.probe_tokens(model.config)
     language = job["auto_class"] == "AutoModelForCausalLM"
-    with report.step("it decodes"):
-        report.figures["decodes"] = behaviour.check_decode(model if language else _base(model), ids)
-    if language:
-        with report.step("it generates"):
-            report.figures["generates"] = behaviour.check_generate(model, ids)
-    with report.step("its cache is measured"):
-        _cache(job, _base(model), ids, report)
+    if job.get("encoder"):
+        with report.step("it reads a padded batch"):
+            report.figures["padding"] = encoder.check_padding(_base(model), ids)
+    else:
+        _run_cached(job, model, ids, report)
     with report.step("its blocks are compared with the converted weights"):
         report.figures["block_errors"] = _compare_blocks(job, model, ids, "rounding", "in float32")
     with report.step("it runs with given numbers in the place of attention"):
@@ -138,8 +137,34 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
             for layer in range(len(behaviour.attention_modules(model)))
         ]
         settings = _settings(model.generation_config) if language else {}
-        return Outside(ids, given, behaviour.around_attention(model, ids, given), settings)
+        return Outside(ids, given, _around(job, model, ids, given), settings)
     return None
+
+
+def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
+    """What a model with a cache does with it."""
+    language = job["auto_class"] == "AutoModelForCausalLM"
+    with report.step("it decodes"):
+        report.figures["decodes"] = behaviour.check_decode(model if language else _base(model), ids)
+    if language:
+        with report.step("it generates"):
+            report.figures["generates"] = behaviour.check_generate(model, ids)
+    with report.step("its cache is measured"):
+        _cache(job, _base(model), ids, report)
+
+
+def _inside(job: dict[str, Any]) -> tuple[str, str]:
+    reads, gives = job.get("inside", ("", ""))
+    return reads, gives
+
+
+def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor]) -> Tensor:
+    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1])
+
+
+def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
+    """Token ids [1, S] as the class takes them: where it chooses among texts, as one text of one, [1, 1, S]."""
+    return ids[:, None] if job["auto_class"].endswith("MultipleChoice") else ids
 
 
 def _cache(job: dict[str, Any], base: Any, ids: Tensor, report: Report) -> None:
@@ -163,7 +188,7 @@ def _probes(job: dict[str, Any], kind: str) -> dict[int, Tensor]:
 def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str, where: str) -> dict[str, float]:
     """Each probed attention module gives what its converted weights give, but for rounding; the relative errors."""
     expected, rounding = _probes(job, "y"), job.get(allowance, {})
-    found = behaviour.attention_outputs(model, ids, _probes(job, "x"))
+    found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job))
     errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
     for number, error in errors.items():
         allowed = max(rounding.get(number, 0.0), _EXACT)
@@ -185,7 +210,7 @@ def _compare_source(job: dict[str, Any], seen: Outside, report: Report) -> None:
     source = auto.from_pretrained(job["source_model"], trust_remote_code=job["trust_model"], dtype=torch.float32).eval()
     if job.get("cast") is not None:  # the conversion has rounded all weights to another dtype
         source = source.to(getattr(torch, job["cast"])).float()
-    gap = behaviour.difference(seen.values, behaviour.around_attention(source, seen.ids, seen.given))
+    gap = behaviour.difference(seen.values, _around(job, source, seen.ids, seen.given))
     report.figures["around_attention"] = gap
     if not gap <= _SAME:
         raise MisbehaviourError(
@@ -215,7 +240,7 @@ def _run_stored(job: dict[str, Any], report: Report) -> None:
     with report.step("it runs in the dtype it is stored in"), torch.inference_mode():
         dtype = next(model.parameters()).dtype
         report.figures["dtype"] = name = str(dtype).removeprefix("torch.")
-        if not torch.isfinite(behaviour.forward(model, ids).values).all():
+        if not torch.isfinite(behaviour.forward(model, _asked(job, ids)).values).all():
             raise MisbehaviourError(f"gives numbers that are not finite in {name}, the dtype it is stored in")
         if dtype != torch.float32:
             report.figures["block_errors_stored"] = _compare_blocks(job, model, ids, "stored_rounding", f"in {name}")

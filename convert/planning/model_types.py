@@ -58,7 +58,7 @@ def _instead(model_type: str) -> str:
             f"its layers, and not keys and values; {could}"
         )
     if "MASKED_LM" in tasks:
-        return f"is encoder-only: it keeps no KV cache, so there is nothing to convert; give a decoder model, {could}"
+        return f"is encoder-only, and an encoder whose attention convert-attn has no facts of; {could}"
     if "CAUSAL_LM" in tasks:
         return f"is a causal language model whose attention convert-attn has no facts of; {could}"
     named = ", ".join(sorted(task.lower().replace("_", " ") for task in tasks)) or "no task that transformers names"

@@ -51,6 +51,9 @@ def result_tensors(
         if layer is not None and local in blueprint.arch.buffers:
             dropped.append(info.name)
             continue
+        if layer is None and info.name in source.names.unknown and local.startswith(blueprint.arch.unread):
+            dropped.append(info.name)
+            continue
         output = _of_stored(source, blueprint, info, layer, local)
         if output.origin != "attention":
             outputs.append(output)

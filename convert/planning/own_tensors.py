@@ -24,7 +24,8 @@ def check_attention(arch: Architecture, facts: ClassFacts, source: Source) -> No
             _check_tensor(source, names.base + norm, facts.parameters[norm])
     for name, of_class in names.unknown.items():
         path = of_class.removeprefix(names.base)
-        module = next((module for module in facts.modules if path.startswith(f"{module}.")), None)
+        inside = (*facts.modules, *filter(None, facts.apart))
+        module = next((module for module in inside if path.startswith(f"{module}.")), None)
         if module is not None and path not in facts.buffers and not path.endswith(arch.buffers):
             raise ConvertAttnError(
                 f"tensor '{name}' in shard '{source.weights.infos[name].file}' has no place in {facts.name} with this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
-from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, check_calibration
+from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +117,18 @@ class Plan:
 
     @property
     def cache_bytes(self) -> tuple[int, int]:
-        """KV cache in bytes per token, before and after."""
+        """KV cache in bytes per token, before and after; none of an encoder."""
+        if not self.geometry.causal:
+            return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """How many numbers the weights hold, before and after."""
+        before = sum(math.prod(info.shape) for info in self.source.weights.infos.values())
+        return before, sum(math.prod(output.info.shape) for output in self.outputs)
 
     def parameter(self, layer: int, local: str) -> str:
         """The name in the source's class of what is called `local` below a block."""
@@ -151,6 +160,8 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
         UsageError: text that is not there or that nothing reads, or options for it that make sense without.
     """
     asked = NONE if request.calibration is None else request.calibration
+    if asked == SELF and not architecture(source.config["model_type"]).causal:
+        raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
         if request.calibration_tokens is not None or request.refit:
             option = "--refit" if request.refit else "--calibration-tokens"

@@ -103,6 +103,8 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     Raises:
         UsageError: options that do not fit each other or the model.
     """
+    if not sizes.causal:
+        _check_encoder(request, arch)
     if request.to == "mla":
         return choose_latent(request, arch, sizes)
     if request.rank is not None or request.rope_dim is not None:
@@ -110,6 +112,21 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     if request.latent_norm:
         raise UsageError(f"--latent-norm is for --to mla: drop it for --to {request.to}")
     return SharedHeads(choose_groups(request, sizes))
+
+
+def _check_encoder(request: Request, arch: Architecture) -> None:
+    """Refuse what is about a cache.
+
+    Raises:
+        UsageError: see above.
+    """
+    if request.to == "mla":
+        raise UsageError(
+            f"{arch.model_type} is an encoder: it reads a text once and keeps no cache, which is what a latent makes "
+            "small; use --to gqa or --to mqa, which save parameters"
+        )
+    if request.cache_ratio is not None:
+        raise UsageError(f"{arch.model_type} is an encoder and keeps no cache: give --groups N, not --cache-ratio")
 
 
 def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> LatentCache:

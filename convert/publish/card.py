@@ -15,13 +15,14 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import SharedHeads, form_of
-from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.auto_classes import auto_class_of, hub_task
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.methods import methods
 from convert_attn.convert.planning.plan import Plan
 
 _BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
 _RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
+_WRITES = "text-generation"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _TEXTS = {
     "auto": "the general text that comes with convert-attn",
@@ -47,8 +48,8 @@ def header(plan: Plan) -> str:
         **carried,
         **_base_model(plan),
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["convert-attn", plan.request.to, "kv-cache", plan.result_type],
+        pipeline_tag=hub_task(auto_class_of(plan.source.config)) if not plan.geometry.causal else _WRITES,
+        tags=["convert-attn", plan.request.to, *(["kv-cache"] if plan.geometry.causal else []), plan.result_type],
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
@@ -110,6 +111,9 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if cache := block.get("cache"):
         was, now = cache["bytes_per_token"]
         yield f"| KV cache, bytes per token ({cache['dtype']}) | {was:,} | {now:,} |"
+    if parameters := block.get("parameters"):
+        yield "| KV cache | none (an encoder) | none |"
+        yield "| parameters | {:,} | {:,} |".format(*parameters)
     yield ""
     method = methods().get(block["method"])
     source = f" ({method.source})" if method else ""
@@ -160,6 +164,9 @@ def _quality(config: Mapping[str, Any], name: str) -> Iterator[str]:
     healed = " before it was healed" if block.get("heal") else ""
     yield f"## Quality{healed}"
     yield ""
+    if "cosine" in found:
+        yield from _similarity(found)
+        return
     yield (
         f"As converted, on {found['windows']} windows of {found['length']} tokens ({found['text']}), with standard "
         "errors:"
@@ -171,6 +178,16 @@ def _quality(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield f"| perplexity | {found['original']['mean']:.2f} | {now['mean']:.2f} ± {now['error']:.2f} |"
     yield f"| KL(original \\|\\| converted), nats per token | 0 | {kl['mean']:.4f} ± {kl['error']:.4f} |"
     yield f"| top-1 agreement | 100% | {top1['mean']:.1%} ± {top1['error']:.1%} |"
+
+
+def _similarity(found: Mapping[str, Any]) -> Iterator[str]:
+    """How alike an encoder's embeddings are."""
+    cosine = found["cosine"]
+    yield (
+        f"As converted, on {found['windows']} texts of {found['length']} tokens ({found['text']}): the embedding of a "
+        f"text, the mean of its last\nhidden states, has a mean cosine similarity of {cosine['mean']:.4f} ± "
+        f"{cosine['error']:.4f} to the original's (least: {found['least']:.4f})."
+    )
 
 
 def _again(config: Mapping[str, Any], name: str) -> Iterator[str]:

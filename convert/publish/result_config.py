@@ -17,7 +17,7 @@ from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
 from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, json_object
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.fitting.measure import UNMEASURED, Made
+from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.plan import Plan, result_classes
 from convert_attn.convert.planning.provenance import command, headers_sha256, versions
@@ -79,7 +79,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
         "form": plan.form.label(plan.geometry.num_heads),
-        "cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]},
+        **gained(plan),
         "method": plan.method.name,
         **plan.form.settings(),
         "seed": plan.request.seed,
@@ -88,6 +88,13 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "command": command(plan),
         "versions": versions(),
     }
+
+
+def gained(plan: Plan) -> dict[str, Any]:
+    """What becomes less, before and after: the cache per token; of an encoder, which has none, its parameters."""
+    if plan.geometry.causal:
+        return {"cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}}
+    return {"cache": None, "parameters": [*plan.parameters]}
 
 
 def calibration(plan: Plan, tokens: int | None) -> dict[str, Any] | None:

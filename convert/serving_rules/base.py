@@ -71,7 +71,8 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
         "vaultgemma",
     }
 )
-CUSTOM = frozenset(modeling.FAMILIES)
+CUSTOM = frozenset(name for name, family in modeling.FAMILIES.items() if family.causal)
+ENCODERS = frozenset(modeling.FAMILIES) - CUSTOM  # of which only transformers was tried
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
 BIGCODE = frozenset({"gpt_bigcode"})
@@ -122,7 +123,7 @@ class Rule:
     Attributes:
         version: of the engine, as far as it is known.
         types: values of `model_type`.
-        kept: whether the engine's cache is the small one; None where it does not load.
+        kept: whether the engine's cache is the small one, or there is none to keep; None where it does not load.
         change: what to know or to do, "" where all is well; {names} stand for values of config.json (see `filled`).
         where: address or file of the evidence.
         applies: a further condition on config.json.

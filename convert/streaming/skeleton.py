@@ -44,7 +44,7 @@ class Skeleton:
         model: the base model.
         base: what its names start with in the class of the checkpoint ("model.").
         stem: what names of block tensors start with in it ("layers.", "h.").
-        blocks: its decoder blocks.
+        blocks: its blocks.
     """
 
     def __init__(
@@ -65,11 +65,12 @@ class Skeleton:
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self.model.requires_grad_(False)
+        # the outermost list: of the base model, or of the encoder in it
         found = next(
-            ((name, part) for name, part in self.model.named_children() if isinstance(part, nn.ModuleList)), None
+            ((name, part) for name, part in self.model.named_modules() if isinstance(part, nn.ModuleList)), None
         )
         if found is None:
-            raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
+            raise ConvertAttnError(f"'{source.origin.name}' has no list of blocks in its class")
         self.stem, self.blocks = f"{found[0]}.", found[1]
         self.base = source.names.base
 

@@ -23,14 +23,19 @@ Attend = Callable[[Tensor], Tensor]
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
 
+def _as_it_is(states: Tensor) -> Tensor:
+    return states
+
+
 @dataclass(kw_only=True)
 class Block:
-    """One decoder block with its weights in memory.
+    """One block with its weights in memory.
 
     Attributes:
         mlp_output: the projection that ends its MLP, None where there is no single one.
         rule: how its scores become probabilities.
         adds: the attention's output is added to the residual stream as it is, without a norm or a factor in between.
+        apart: the output projection, where it is not inside the attention.
     """
 
     module: nn.Module
@@ -39,6 +44,7 @@ class Block:
     mlp_output: nn.Module | None
     rule: Rule
     adds: bool = True
+    apart: nn.Module | None = None
 
     def joined(self, states: Tensor) -> Tensor:
         """What the attention's output is added to before anything reads it: the stream, or nothing."""
@@ -50,12 +56,14 @@ class Block:
         return out
 
     def run(self, states: Tensor, attend: Attend) -> Tensor:
-        """The block's output [B, T, D], with `attend` in place of its attention."""
+        """The block's output [B, T, D], with `attend` in place of its attention and its output projection."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
             return attend(hidden_states), None
 
         self.attention.forward = forward
+        if self.apart is not None:
+            self.apart.forward = _as_it_is
         # what else a block must be given is for its attention
         _, *others = signature(self.module.forward).parameters.values()
         wanted = [other.name for other in others if other.default is other.empty and other.kind in _BY_NAME]
@@ -92,7 +100,7 @@ class Stream:
         skipped = {f"{stem}{name}" for name in self._arch.tensors}
         names = self._skeleton.names(lambda name: name.startswith(stem) and name not in skipped)
         module = self._module(layer)
-        attention = module.get_submodule(self._arch.output.rpartition(".")[0])
+        attention, *apart = (module.get_submodule(part) for part in self._arch.parts)
         with self._skeleton.filled(names):
             norm = nn.Identity() if self._arch.norm is None else module.get_submodule(self._arch.norm.name)
             mlp = self._arch.mlp_output
@@ -103,4 +111,5 @@ class Stream:
                 mlp_output=None if mlp is None else module.get_submodule(mlp),
                 rule=self._sizes.block(layer).rule(),
                 adds=not (self._arch.after or self._arch.scaled_residual),
+                apart=apart[0] if apart else None,
             )

@@ -17,6 +17,7 @@ import convert_attn.modeling  # noqa: F401  registers our classes, which a sourc
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
+from convert_attn.convert.text import encoder_windows
 from convert_attn.convert.text.documents import read_documents, split_documents
 
 AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
@@ -26,6 +27,7 @@ TOKENS, SELF_TOKENS, AUTO_TOKENS = 131072, 16384, 32768
 
 _WINDOW = 512
 _HELD_WINDOW, _HELD = 512, 12  # tokens in a window that is measured on, and how many of them
+_MORE_SHORT = 8  # times as many windows are measured on where they are those of an encoder, which are short
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
 CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or give --calibration none"
@@ -64,7 +66,15 @@ def check_calibration(spec: str) -> None:
 
 
 def calibration_windows(
-    spec: str, folder: Path, *, name: str, context: int, vocabulary: int, tokens: int | None, seed: int
+    spec: str,
+    folder: Path,
+    *,
+    name: str,
+    context: int,
+    vocabulary: int,
+    tokens: int | None,
+    seed: int,
+    encoder: bool = False,
 ) -> Windows:
     """Calibration text of a checkpoint as windows of its tokens.
 
@@ -78,18 +88,22 @@ def calibration_windows(
         vocabulary: how many token ids the model knows.
         tokens: how many at most; None: `TOKENS`, `AUTO_TOKENS` for "auto", `SELF_TOKENS` for "self".
         seed: of which windows are taken, or of what the model writes.
+        encoder: windows are short texts with the tokenizer's special tokens around them.
 
     Raises:
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
-    window, held = min(context, _WINDOW), None
+    window, held = min(context, encoder_windows.WINDOW if encoder else _WINDOW), None
     if spec.endswith(TOKEN_FILE):
         windows = token_file(Path(spec), context, tokens)
     elif spec == SELF:
         windows = _written_by_model(folder, name, tokens or SELF_TOKENS, window, seed)
     else:
         wanted = tokens or (AUTO_TOKENS if spec == AUTO else TOKENS)
-        windows, held = _tokenised(spec, load_tokenizer(folder, name), wanted, window, seed)
+        tokenizer = load_tokenizer(folder, name)
+        windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, encoder)
+        most = _HELD * _MORE_SHORT if encoder else _HELD
+        windows, held = _drawn(windows, wanted, most if spec not in (AUTO, SAMPLE) else 0, seed)
     strange = windows[(windows < 0) | (windows >= vocabulary)]
     if strange.numel():
         raise ConvertAttnError(
@@ -99,27 +113,30 @@ def calibration_windows(
     return replace(_parted(windows), held=held)
 
 
-def shipped_windows(spec: str | None, folder: Path, name: str, context: int, vocabulary: int) -> tuple[Tensor, str]:
+def shipped_windows(
+    spec: str | None, folder: Path, name: str, context: int, vocabulary: int, *, encoder: bool = False
+) -> tuple[Tensor, str]:
     """Windows [N, T] of the package's held-out text to measure on, and what to call it.
 
     Args:
         spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
+        encoder: as for `calibration_windows`.
 
     Raises:
         ConvertAttnError: no tokenizer, or tokens that the model does not know.
     """
     text, called = (heldout_text(), "Python modules") if spec == SAMPLE else (general_heldout_text(), "general text")
-    ids = _token_ids(split_documents(text), load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW)
-    window = min(context, _HELD_WINDOW, len(ids))
-    if window < 2:
-        raise ConvertAttnError(f"the tokenizer of '{name}' makes {len(ids)} tokens of the held-out text")
-    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+    longest, most = (encoder_windows.WINDOW, _HELD * _MORE_SHORT) if encoder else (_HELD_WINDOW, _HELD)
+    tokenizer, wanted = load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW
+    windows = _windows_of(split_documents(text), tokenizer, min(context, longest), wanted, encoder)
+    if windows.shape[1] < 2:
+        raise ConvertAttnError(f"the tokenizer of '{name}' makes {windows.numel()} tokens of the held-out text")
     strange = windows[windows >= vocabulary]
     if strange.numel():
         raise ConvertAttnError(
             f"the tokenizer of '{name}' gives the token id {int(strange[0])} but the model knows 0 to {vocabulary - 1}"
         )
-    chosen = torch.linspace(0, len(windows) - 1, min(_HELD, len(windows))).long()
+    chosen = torch.linspace(0, len(windows) - 1, min(most, len(windows))).long()
     return windows[chosen], f"held-out {called} of the package"
 
 
@@ -129,21 +146,40 @@ def _documents(spec: str) -> Iterable[str]:
     return split_documents(general_text()) if spec == AUTO else read_documents(spec)
 
 
-def _tokenised(spec: str, tokenizer: Any, wanted: int, window: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Windows from all over a text; and others of it to measure on, where there is more than was wanted."""
-    documents = _documents(spec)
-    ids = _token_ids(documents, tokenizer, _SPREAD * wanted)
-    if len(ids) < 2:
-        raise ConvertAttnError(f"calibration text '{spec}' has {len(ids)} tokens, expected at least 2: give more text")
-    window = min(window, wanted, len(ids))
-    windows = torch.tensor(ids[: len(ids) // window * window]).reshape(-1, window)
+def _windows_of(documents: Iterable[str], tokenizer: Any, window: int, wanted: int, encoder: bool) -> Tensor:
+    """Documents as windows [N, T] of token ids, of some tokens at most; none where there is no token."""
+    if encoder:
+        ids = encoder_windows.plain_tokens(documents, tokenizer, wanted)
+        return encoder_windows.framed(ids, tokenizer, window) if ids else torch.zeros(0, 0, dtype=torch.long)
+    ids = _token_ids(documents, tokenizer, wanted)
+    window = min(window, len(ids))
+    return torch.tensor(ids[: len(ids) // max(1, window) * window], dtype=torch.long).reshape(-1, max(1, window))
+
+
+def _cut(spec: str, tokenizer: Any, window: int, wanted: int, encoder: bool) -> Tensor:
+    """A calibration text as windows [N, T].
+
+    Raises:
+        ConvertAttnError: hardly any text.
+    """
+    windows = _windows_of(_documents(spec), tokenizer, window, wanted, encoder)
+    if windows.shape[1] < 2 or not len(windows):
+        raise ConvertAttnError(
+            f"calibration text '{spec}' has {windows.numel()} tokens, expected at least 2: give more text"
+        )
+    return windows
+
+
+def _drawn(windows: Tensor, wanted: int, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Windows from all over a text, and others of it, `most` at most, to measure on where there is more than wanted."""
+    window = windows.shape[1]
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     count = max(1, wanted // window)
     length = min(window, _HELD_WINDOW)
-    more = windows[order[count : count + -(-_HELD * length // window)].sort().values]
-    held = more[:, : window // length * length].reshape(-1, length)[:_HELD]
-    measured = held if spec not in (AUTO, SAMPLE) and len(held) >= min(_HELD, 4) else None
+    more = windows[order[count : count + -(-most * length // window)].sort().values]
+    held = more[:, : window // length * length].reshape(-1, length)[:most]
+    measured = held if most and len(held) >= min(most, 4) else None
     return windows[order[:count].sort().values], measured
 
 

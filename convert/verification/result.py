@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.errors import ConvertAttnError
@@ -58,8 +59,9 @@ class Verified:
     Attributes:
         transformers: the version it was run in.
         figures: what was measured: `decodes` and `generates` (largest difference with and without a cache, in standard
-            deviations), `cached_numbers` (per token, for every layer that was run), `block_errors` (relative) and
-            `block_errors_stored`, `around_attention`, `dtype`, `tokenizer`.
+            deviations), `cached_numbers` (per token, for every layer that was run), of encoders `padding` (largest
+            difference between a text in a padded batch and alone), `block_errors` (relative) and `block_errors_stored`,
+            `around_attention`, `dtype`, `tokenizer`.
         notes: what could not be looked at, sentences.
     """
 
@@ -125,6 +127,9 @@ def run_folder(
         "trust_tokenizer": expected.trust_tokenizer,
         "model_types": [checkpoint.config["model_type"]],
     }
+    arch = architectures().get(checkpoint.config["model_type"])
+    if arch is not None:
+        job |= {"encoder": not arch.causal, "inside": _inside(arch)}
     if expected.numbers is not None:
         job["numbers"] = [expected.numbers[layer] for layer in layers]
     if expected.source is not None:
@@ -142,6 +147,14 @@ def run_folder(
             f"{subject} {first}{more}, seen by running it in transformers {transformers.__version__}"
         )
     return Verified(transformers.__version__, report["figures"], tuple(report["notes"]))
+
+
+def _inside(arch: Architecture) -> tuple[str, str]:
+    """Which modules read and give, below the outermost that is named attention."""
+    if len(arch.parts) == 1:
+        return "", ""
+    outer = f"{arch.mixer.partition('.')[0]}."
+    return arch.mixer.removeprefix(outer), arch.output.removeprefix(outer)
 
 
 def _float_dtypes(source: Source) -> set[str]:

@@ -139,13 +139,14 @@ class _Judge:
     def _run(self, layer: int, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What the class's attention module makes of x [1, S, D]: [1, S, D] in float32."""
         block = self._skeleton.blocks[layer]
-        local = self._plan.arch.output.rpartition(".")[0]
-        attention, of_norm = block.get_submodule(local), self._plan.arch.norm
+        parts, of_norm = self._plan.arch.parts, self._plan.arch.norm
+        attention, last = block.get_submodule(parts[0]), block.get_submodule(parts[-1])
         stem = f"{self._skeleton.stem}{layer}."
         parameters = dict(self._skeleton.model.named_parameters())
+        own = tuple(f"{stem}{part}." for part in parts)
         # the attention's own, and vectors: norms in front of it
         names = self._skeleton.names(
-            lambda name: name.startswith(stem) and (name.startswith(f"{stem}{local}.") or parameters[name].ndim == 1)
+            lambda name: name.startswith(stem) and (name.startswith(own) or parameters[name].ndim == 1)
         )
         seen: dict[str, Tensor] = {}
         give = feed(x)
@@ -166,12 +167,14 @@ class _Judge:
 
         handles = [
             attention.register_forward_pre_hook(enter, with_kwargs=True),
-            attention.register_forward_hook(leave),
+            last.register_forward_hook(leave),
             block.register_forward_pre_hook(before_block, with_kwargs=True)
             if of_norm is None
             else block.get_submodule(of_norm.name).register_forward_hook(after_norm),
         ]
-        embedded = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        # some classes make their embeddings wider before the first block
+        width = getattr(self._skeleton.model.get_input_embeddings(), "embedding_dim", x.shape[-1])
+        embedded = torch.randn(*x.shape[:-1], width, generator=torch.Generator().manual_seed(1)).to(dtype)
         names = [*self._outside, *names]
         try:
             with self._skeleton.filled(names, dtype), self._skeleton.passing_before(layer):
@@ -195,7 +198,7 @@ class _Judge:
         return f"{type(module).__name__} of transformers {transformers.__version__}"
 
     def _disagreement(self, layer: int, size: str, error: float) -> str:
-        attention = self._skeleton.blocks[layer].get_submodule(self._plan.arch.output.rpartition(".")[0])
+        attention = self._skeleton.blocks[layer].get_submodule(self._plan.arch.mixer)
         return (
             f"{self._class(attention)} does not compute what is read from the attention tensors and config.json of "
             f"'{self._plan.source.origin.name}': in layer {layer}, on random input of {size} size, the outputs differ "

@@ -34,6 +34,7 @@ class Rule:
         softcap: the size c that scores stay below, as c tanh(score / c) (Gemma 2, arXiv:2408.00118, section 2); None:
             none.
         norm: on queries and keys, where weights have its gains.
+        causal: a token sees itself and those before it; else every token sees all.
     """
 
     scale: float
@@ -43,6 +44,11 @@ class Rule:
     slopes: Tensor | None = None
     softcap: float | None = None
     norm: HeadNorm | None = None
+    causal: bool = True
+
+    def seen(self, position: int, length: int) -> int:
+        """How many of so many tokens, from the first on, hold all that a token at a position may look at."""
+        return position + 1 if self.causal else length
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores, already multiplied by the scale, within the soft cap."""
@@ -135,7 +141,7 @@ class _Heads:
 def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
     """[r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
     offset = positions[:, None] - torch.arange(length, device=positions.device)
-    hidden = offset < 0
+    hidden = offset < 0 if rule.causal else torch.zeros_like(offset, dtype=torch.bool)
     return hidden if rule.window is None else hidden | (offset >= rule.window)
 
 
@@ -236,7 +242,7 @@ class Attention:
             heads.key,
             pad(heads.value, (0, max(0, heads.key.shape[-1] - width))),
             attn_mask=seen,
-            is_causal=plain,
+            is_causal=plain and self.rule.causal,
             scale=self.rule.scale,
             enable_gqa=grouped,
         )

@@ -20,11 +20,21 @@ SIZES: dict[str, Any] = {
     "vocab_size": 40,
     "max_position_embeddings": 32,
 }
+# five of them, in little room
+ENCODER: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 24}
+WIDTHS: dict[str, dict[str, Any]] = {"distilbert_gqa": {"hidden_dim": 12}, "electra_gqa": {"embedding_size": 8}}
+ENCODERS = {
+    "bert_gqa": "bert",
+    "electra_gqa": "electra",
+    "roberta_gqa": "roberta",
+    "xlm_roberta_gqa": "xlm-roberta",
+} | {"distilbert_gqa": "distilbert"}
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
     "gpt2_mla": ("gpt2", {"to": "mla", "rank": 10}),
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
+    **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
 }
 
 
@@ -32,7 +42,8 @@ def make(name: str) -> None:
     """One checkpoint, without the code that travels in it, and its logits [1, 12, 40]."""
     source, options = MADE[name]
     with tempfile.TemporaryDirectory() as work:
-        tiny_model(source, kv_heads=4, **SIZES).save_pretrained(Path(work, "in"))
+        sizes = SIZES | (ENCODER | {"intermediate_size": 12} | WIDTHS.get(name, {}) if name in ENCODERS else {})
+        tiny_model(source, kv_heads=4, **sizes).save_pretrained(Path(work, "in"))
         convert(Path(work, "in"), **options, output=Path(work, name))
         (HERE / name).mkdir()
         for file in ("config.json", "model.safetensors"):

@@ -1,0 +1,5 @@
+"""BERT with G K/V heads."""
+
+from convert_attn.convert.targets.encoder import encoder_target
+
+TARGET = encoder_target("bert", "bert_gqa", "Bert")

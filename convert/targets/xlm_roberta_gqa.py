@@ -1,0 +1,5 @@
+"""XLM-RoBERTa with G K/V heads."""
+
+from convert_attn.convert.targets.encoder import encoder_target
+
+TARGET = encoder_target("xlm-roberta", "xlm_roberta_gqa", "XLMRoberta")
