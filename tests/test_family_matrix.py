@@ -61,10 +61,12 @@ def generated(model: Any, ids: torch.Tensor, mask: torch.Tensor, *, cached: bool
 def test_what_is_held_loads_as_that_class_and_generates(name: str, to: str, home: Home, tmp_path: Path) -> None:
     tiny_model(name).save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to=to, layout=home.layout, output=tmp_path / "out", **SIZES[to], **QUICK)
-    model = load(tmp_path / "out")
     base = AutoModel.from_pretrained(tmp_path / "out")
-    assert model.config.model_type == base.config.model_type == (name if home.name == "same class" else home.name)
-    assert (type(model).__module__.partition(".")[0] == "transformers") == (home.layout == "native")
+    assert base.config.model_type == (name if home.name == "same class" else home.name)
+    assert (type(base).__module__.partition(".")[0] == "transformers") == (home.layout == "native")
+    if not architectures()[name].causal:
+        return  # what encoders give is held in test_encoders
+    model = load(tmp_path / "out")
     ids = torch.randint(1, 97, (2, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
@@ -95,11 +97,7 @@ def test_it_is_printed(command: Command, monkeypatch: pytest.MonkeyPatch) -> Non
     found = json.loads(command("inspect", "--families", "--json").out)
     assert list(found["families"]) == list(cells())
     for name, row in cells().items():
-        (line,) = (
-            line
-            for line in shown.out.splitlines()
-            if line.split("│")[1:2] == [f" {name} ".ljust(len(line.split("│")[1]))]
-        )
+        (line,) = (line for line in shown.out.splitlines() if line.replace("│", " ").split()[:1] == [name])
         assert all(home["name"] in line for cell in found["families"][name].values() for home in cell["classes"])
         assert [len(cell["classes"]) for cell in found["families"][name].values()] == [
             len(row[to].homes) for to in COLUMNS

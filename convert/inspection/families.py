@@ -95,6 +95,8 @@ def _reason(arch: Architecture, to: str) -> str:
     """Why no class holds a family, by what its attention and its blocks have."""
     if to != "mla":
         return "no class with fewer K/V heads has its attention"
+    if not arch.causal:
+        return "an encoder keeps no cache"
     parts = ["a norm on each key"] if arch.k_norm else []
     parts += ["sinks"] if arch.sinks else []
     return f"no class with a latent has {' and '.join(parts)}" if parts else "no class with a latent takes its blocks"
