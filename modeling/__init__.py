@@ -36,6 +36,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
+    "gpt_neox_gqa": Family("GPTNeoXGQA"),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
 }
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from convert_attn import modeling
 
@@ -19,12 +21,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2_gqa": {"n_positions": 64, "num_key_value_heads": 2},
     "gpt2_mla": {"n_positions": 64, **_LATENT},
     "llama_mla": _LATENT | _ROTARY,
+    "gpt_neox_gqa": {"intermediate_size": 48, "num_key_value_heads": 2},
 }
 # what of transformers each base model stands in for
 STANDS_FOR: dict[str, Any] = {
     "gpt2_gqa": transformers.GPT2Model,
     "gpt2_mla": transformers.GPT2Model,
     "llama_mla": transformers.LlamaModel,
+    "gpt_neox_gqa": transformers.GPTNeoXModel,
+}
+# what of transformers each block stands in for, where it is not transformers' own, and what of its arguments is unused
+_BLOCKS: dict[str, tuple[Any, str]] = {
+    "gpt2_gqa": (GPT2Block, "encoder_hidden_states"),
+    "gpt2_mla": (GPT2Block, "encoder_hidden_states"),
+    "llama_mla": (LlamaDecoderLayer, "position_embeddings"),
 }
 HEADS = [(family, auto) for family, classes in modeling.FAMILIES.items() for auto in classes.auto_models]
 
@@ -47,6 +57,28 @@ def installed(family: str, auto: str) -> Any:
         return STANDS_FOR[family]
     model = getattr(transformers, auto)._model_mapping[transformers.AutoConfig.for_model(family).__class__]
     return next(cls for cls in model.__mro__ if cls.__module__.startswith("transformers.") and "forward" in vars(cls))
+
+
+def native_type(family: str) -> str:
+    """The model type of transformers that a family is of."""
+    return family.rpartition("_")[0]
+
+
+def first_block(model: Any) -> Any:
+    """The first decoder block of a base model."""
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[0]
+
+
+def installed_block(family: str, block: Any) -> Any:
+    """The class of transformers that a block is, or stands in for."""
+    if family in _BLOCKS:
+        return _BLOCKS[family][0]
+    return next(cls for cls in type(block).__mro__ if cls.__module__.startswith("transformers.models"))
+
+
+def unused_argument(family: str) -> str | None:
+    """What the installed block declares and ours refuses; None where the block is transformers' own."""
+    return _BLOCKS[family][1] if family in _BLOCKS else None
 
 
 def tokens(batch: int = 2, length: int = 11) -> Tensor:

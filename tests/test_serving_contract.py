@@ -34,6 +34,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
     "gpt2_mla": ("gpt2", {"to": "mla", "rank": 32}),
     "llama_mla": ("llama", {"to": "mla", "rank": 32, "rope_dim": 16}),
+    "gpt_neox_gqa": ("gpt_neox", {"to": "gqa", "groups": 2}),
 }
 
 
@@ -119,7 +120,7 @@ def base_model_class(folder: Path) -> Any:
 
 def first_layer(base: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The first layer of a base model and the one module in it that has attention."""
-    layers = next(module for module in base.children() if isinstance(module, torch.nn.ModuleList))
+    layers = next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))
     (attention,) = (module for module in layers[0].modules() if hasattr(module, "layer_idx"))
     return layers[0], attention
 

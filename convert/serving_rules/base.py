@@ -30,7 +30,8 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
         "starcoder2",
     }
 )
-CUSTOM = frozenset(modeling.FAMILIES)
+GROUPED = frozenset({"gpt_neox_gqa"})  # our classes of which only transformers was tried
+CUSTOM = frozenset(modeling.FAMILIES) - GROUPED
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
 BIGCODE = frozenset({"gpt_bigcode"})

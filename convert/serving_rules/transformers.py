@@ -5,6 +5,7 @@ from convert_attn.convert.serving_rules.base import (
     CUSTOM,
     DEEPSEEK,
     GQA,
+    GROUPED,
     LLAMA_LIKE,
     SAME_CLASS,
     Engine,
@@ -42,7 +43,7 @@ ENGINE = Engine(
         Rule(
             engine=_NAME,
             version=_VERSION,
-            types=CUSTOM,
+            types=CUSTOM | GROUPED,
             loads="custom code",
             kept=True,
             evidence="tried",
@@ -52,7 +53,7 @@ ENGINE = Engine(
     ),
     notes=(
         Note(
-            types=GQA,
+            types=GQA | GROUPED,
             text="use generate: its continuous batching (generate_batch) keeps one number of K/V heads for all layers",
             evidence="tried",
             where="tests/test_by_layer.py",
