@@ -12,7 +12,7 @@ class GPTNeoXGQAConfig(GPTNeoXConfig):
 
     model_type = "gpt_neox_gqa"
     # the stock plan cuts the rows of q, k and v between heads, of which there may be fewer than devices
-    base_model_tp_plan = None
+    base_model_tp_plan = None  # type: ignore[assignment]
 
     num_key_value_heads: int | None = None
     num_key_value_heads_per_layer: list[int] | None = None

@@ -1,4 +1,4 @@
-"""What the config of a class with shared key/value heads has besides its family's: sizes, checked once for all families.
+"""What the config of a class with shared key/value heads has besides its family's: sizes, checked for all families.
 
 A family's config declares the three fields, since a config class has no others, and calls `check_shared_heads`.
 """

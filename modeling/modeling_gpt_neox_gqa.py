@@ -21,7 +21,7 @@ from .shared_heads import SharedHeadsAttention, SharedHeadsModel, keep_stored_na
 from .transformers_api import answers_like  # noqa: TID251
 
 
-class GPTNeoXGQAAttention(SharedHeadsAttention, GPTNeoXAttention):
+class GPTNeoXGQAAttention(SharedHeadsAttention, GPTNeoXAttention):  # type: ignore[misc]  # forward, by keyword
     """`query_key_value` makes, group by group, its query heads, its key head and its value head."""
 
     def __init__(self, config: GPTNeoXGQAConfig, layer_idx: int) -> None:
@@ -52,8 +52,8 @@ class GPTNeoXGQAAttention(SharedHeadsAttention, GPTNeoXAttention):
 class GPTNeoXGQAPreTrainedModel(SharedHeadsModel):
     """What the classes below declare to transformers in another way than the stock ones."""
 
-    config_class = GPTNeoXGQAConfig
-    _can_record_outputs = {"hidden_states": GPTNeoXLayer, "attentions": GPTNeoXGQAAttention}  # noqa: RUF012
+    config_class: Any = GPTNeoXGQAConfig
+    _can_record_outputs: Any = {"hidden_states": GPTNeoXLayer, "attentions": GPTNeoXGQAAttention}  # noqa: RUF012
 
 
 class GPTNeoXGQAModel(GPTNeoXGQAPreTrainedModel, GPTNeoXModel):

@@ -36,6 +36,7 @@ class SharedHeadsAttention(nn.Module):
     """
 
     softmax_dtype = torch.float32
+    layer_idx: Any
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         # past the __init__ of the stock class behind this one, which would make projections for H heads
@@ -116,6 +117,24 @@ class SharedHeadsAttention(nn.Module):
         return self.output(attended.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
 
 
+class SeparateAttention(SharedHeadsAttention):
+    """With three projections `q_proj`, `k_proj` and `v_proj`."""
+
+    def make_projections(self, bias: bool) -> None:
+        """Make the three, with biases or without."""
+        inputs, kv_rows = self.config.hidden_size, self.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(inputs, self.num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(inputs, kv_rows, bias=bias)
+        self.v_proj = nn.Linear(inputs, kv_rows, bias=bias)
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[B, S, D] -> query [B, H, S, d], key and value [B, G, S, d]."""
+        key, value = (
+            self.heads(projection(hidden_states), self.num_key_value_heads) for projection in (self.k_proj, self.v_proj)
+        )
+        return self.heads(self.q_proj(hidden_states), self.num_heads), key, value
+
+
 class SharedHeadsModel:
     """What a family's models have in front of the stock class that each of them is.
 
@@ -156,4 +175,4 @@ def keep_stored_names(own: str, stock: str) -> None:
         register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
 
 
-__all__ = ["SharedHeadsAttention", "SharedHeadsModel", "keep_stored_names"]
+__all__ = ["SeparateAttention", "SharedHeadsAttention", "SharedHeadsModel", "keep_stored_names"]

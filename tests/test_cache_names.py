@@ -18,11 +18,13 @@ import torch
 import transformers
 from families import (
     HEADS,
+    OWN_MASKS,
     VOCABULARY,
     build,
     first_block,
     installed,
     installed_block,
+    native_config,
     native_type,
     tokens,
     unused_argument,
@@ -141,10 +143,7 @@ def test_two_caches_are_refused_and_the_same_one_twice_is_not(family: str, auto:
 @every_head
 def test_the_output_has_the_fields_of_the_installed_classes(family: str, auto: str, silence: None) -> None:
     """transformers' own model of that kind says by which name generate() will look for the cache."""
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
-    sizes |= {"vocab_size": VOCABULARY, "intermediate_size": 48, "bos_token_id": None, "eos_token_id": None}
-    native = transformers.AutoConfig.for_model(native_type(family), **sizes)
-    theirs = getattr(transformers, auto).from_config(native).eval()(tokens(), use_cache=True)
+    theirs = getattr(transformers, auto).from_config(native_config(family)).eval()(tokens(), use_cache=True)
     ours = build(family, auto)(tokens(), use_cache=True)
     assert list(ours.keys()) == list(theirs.keys())
     assert type(ours) is type(theirs)
@@ -277,6 +276,8 @@ def test_continuous_batching_generates_the_same(family: str, attn: str) -> None:
     options = transformers.GenerationConfig(**greedy, eos_token_id=VOCABULARY)
     small = transformers.ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # by default, all memory there is
     answers = model.generate_batch(prompts, options, small, progress_bar=False)
+    if family in OWN_MASKS:
+        expected = [[] for _ in prompts]  # refused, as transformers does it
     assert sorted(answer.generated_tokens for answer in answers.values()) == sorted(expected)
 
 

@@ -58,6 +58,14 @@ OWN: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
     "starcoder2": {"sliding_window": 20},
+    "gptj": {"rotary_dim": 4, "n_inner": 96},
+    "gptj_gqa": {"rotary_dim": 4, "n_inner": 96},
+    "codegen": {"rotary_dim": 4, "n_inner": 96},
+    "codegen_gqa": {"rotary_dim": 4, "n_inner": 96},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
+    "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
+    "opt": {"ffn_dim": 96},
+    "opt_gqa": {"ffn_dim": 96},
 }
 
 # every architecture that some target can hold

@@ -30,7 +30,8 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
         "starcoder2",
     }
 )
-GROUPED = frozenset({"gpt_neox_gqa"})  # our classes of which only transformers was tried
+# our classes of which only transformers was tried
+GROUPED = frozenset({"codegen_gqa", "gpt_neo_gqa", "gpt_neox_gqa", "gptj_gqa", "opt_gqa"})
 CUSTOM = frozenset(modeling.FAMILIES) - GROUPED
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
