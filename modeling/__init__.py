@@ -36,7 +36,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
-    "gpt_neo_gqa": Family("GPTNeoGQA"),
+    "gpt_neo_gqa": Family("GPTNeoGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
     "gpt_neox_gqa": Family("GPTNeoXGQA"),
     "gptj_gqa": Family("GPTJGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),

@@ -10,12 +10,10 @@ import torch
 from torch import nn
 from transformers import (
     GPTNeoForCausalLM,
-    GPTNeoForQuestionAnswering,
     GPTNeoForSequenceClassification,
     GPTNeoForTokenClassification,
     GPTNeoModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoMLP
 
 from .configuration_gpt_neo_gqa import GPTNeoGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
@@ -91,7 +89,6 @@ class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, PlainModel, GPTNeoModel):
     """Embeddings, blocks and the last LayerNorm."""
 
     forward = answers_like(GPTNeoModel.forward)(plain_forward)
-    output_class = BaseModelOutputWithPastAndCrossAttentions
 
     def build(self, config: GPTNeoGQAConfig) -> None:
         """Make the modules."""
@@ -157,20 +154,8 @@ class GPTNeoGQAForTokenClassification(GPTNeoGQAPreTrainedModel, GPTNeoForTokenCl
         self.classifier = nn.Linear(config.hidden_size, labels)
 
 
-class GPTNeoGQAForQuestionAnswering(GPTNeoGQAPreTrainedModel, GPTNeoForQuestionAnswering):
-    """Where in the text an answer starts and ends."""
-
-    forward = answers_like(GPTNeoForQuestionAnswering.forward)(GPTNeoForQuestionAnswering.forward)
-
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        self.num_labels = config.num_labels
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-
 __all__ = [
     "GPTNeoGQAForCausalLM",
-    "GPTNeoGQAForQuestionAnswering",
     "GPTNeoGQAForSequenceClassification",
     "GPTNeoGQAForTokenClassification",
     "GPTNeoGQAModel",

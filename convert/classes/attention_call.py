@@ -19,7 +19,8 @@ class EnoughError(Exception):
 class Passed(Tensor):
     """States that a block hands on, for models that take them as they are or as the first of a tuple."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed of them is an ordinary tensor
+    # what is computed of them is an ordinary tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __getitem__(self, key: Any) -> Any:
         plain = self.as_subclass(Tensor)

@@ -172,7 +172,8 @@ class _Judge:
             if of_norm is None
             else block.get_submodule(of_norm.name).register_forward_hook(after_norm),
         ]
-        embedded = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        width = self._skeleton.model.get_input_embeddings().embedding_dim  # not always that of the blocks
+        embedded = torch.randn(*x.shape[:2], width, generator=torch.Generator().manual_seed(1)).to(dtype)
         names = [*self._outside, *names]
         try:
             with self._skeleton.filled(names, dtype), self._skeleton.passing_before(layer):
