@@ -18,7 +18,6 @@ import torch
 import transformers
 from families import (
     HEADS,
-    OWN_MASKS,
     VOCABULARY,
     build,
     first_block,
@@ -276,8 +275,9 @@ def test_continuous_batching_generates_the_same(family: str, attn: str) -> None:
     options = transformers.GenerationConfig(**greedy, eos_token_id=VOCABULARY)
     small = transformers.ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # by default, all memory there is
     answers = model.generate_batch(prompts, options, small, progress_bar=False)
-    if family in OWN_MASKS:
-        expected = [[] for _ in prompts]  # refused, as transformers does it
+    if not installed(family, "AutoModel")._supports_attention_backend:  # as theirs it stops
+        assert not any(answer.generated_tokens for answer in answers.values())
+        return
     assert sorted(answer.generated_tokens for answer in answers.values()) == sorted(expected)
 
 
