@@ -17,7 +17,7 @@ KINDS = {
     "is a vision-language": ("llava", "qwen2_vl", "blip-2", "idefics", "mllama", "paligemma"),
     "is encoder-only: it keeps no KV cache": ("bert", "roberta", "esm", "modernbert", "deberta-v2"),
     r"is no causal language model \(transformers has it for: .*image classification": ("vit", "clip", "timm_wrapper"),
-    "is a causal language model whose attention convert-attn has no facts of": ("gpt_neo", "qwen2_moe", "ctrl"),
+    "is a causal language model whose attention convert-attn has no facts of": ("xglm", "qwen2_moe", "ctrl"),
     "is not known here, nor to transformers": ("llamma", "chatglm", "", "no such type"),
 }
 
