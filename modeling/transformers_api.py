@@ -27,10 +27,15 @@ from transformers.masking_utils import create_causal_mask
 
 
 def cache_argument(function: Callable[..., Any]) -> str | None:
-    """Find the argument of a function, or the field of an output class, that is declared as a Cache."""
+    """Find the argument of a function, or the field of an output class, that is declared as a Cache.
+
+    Older blocks declare nothing: there it is what has the name that they have for it, `layer_past`.
+    """
     for parameter in inspect.signature(function).parameters.values():
         declared = parameter.annotation
-        if isinstance(declared, str):
+        if declared is inspect.Parameter.empty:
+            found = parameter.name == "layer_past"
+        elif isinstance(declared, str):
             found = re.search(r"Cache\b", declared) is not None
         else:
             found = any(isinstance(part, type) and issubclass(part, Cache) for part in (declared, *get_args(declared)))

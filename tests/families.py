@@ -7,6 +7,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.codegen.modeling_codegen import CodeGenBlock
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
+from transformers.models.gptj.modeling_gptj import GPTJBlock
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from convert_attn import modeling
 
@@ -19,14 +24,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2_gqa": {"n_positions": 64, "num_key_value_heads": 2},
     "gpt2_mla": {"n_positions": 64, **_LATENT},
     "llama_mla": _LATENT | _ROTARY,
+    "gpt_neox_gqa": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "gptj_gqa": {"rotary_dim": 4, "n_positions": 64, "num_key_value_heads": 2},
+    "codegen_gqa": {"rotary_dim": 4, "n_positions": 64, "num_key_value_heads": 2},
+    "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 4, "num_key_value_heads": 2},
+    "opt_gqa": {"ffn_dim": 48, "init_std": 0.2, "num_key_value_heads": 2},
 }
 # what of transformers each base model stands in for
 STANDS_FOR: dict[str, Any] = {
     "gpt2_gqa": transformers.GPT2Model,
     "gpt2_mla": transformers.GPT2Model,
     "llama_mla": transformers.LlamaModel,
+    "gpt_neox_gqa": transformers.GPTNeoXModel,
+    "gptj_gqa": transformers.GPTJModel,
+    "codegen_gqa": transformers.CodeGenModel,
+    "gpt_neo_gqa": transformers.GPTNeoModel,
+    "opt_gqa": transformers.OPTModel,
 }
 CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal}
+# what of transformers each block stands in for, where it is not transformers' own, and what of its arguments is unused
+_BLOCKS: dict[str, tuple[Any, str | None]] = {
+    "gpt2_gqa": (GPT2Block, "encoder_hidden_states"),
+    "gpt2_mla": (GPT2Block, "encoder_hidden_states"),
+    "llama_mla": (LlamaDecoderLayer, "position_embeddings"),
+    "codegen_gqa": (CodeGenBlock, None),
+    "gpt_neo_gqa": (GPTNeoBlock, None),
+    "gptj_gqa": (GPTJBlock, None),
+}
+# whose attention has a mask of its own, which no engine and no paged cache learns of
+OWN_MASKS = frozenset({"gpt_neo_gqa"})
 HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 
@@ -48,6 +74,35 @@ def installed(family: str, auto: str) -> Any:
         return STANDS_FOR[family]
     model = getattr(transformers, auto)._model_mapping[transformers.AutoConfig.for_model(family).__class__]
     return next(cls for cls in model.__mro__ if cls.__module__.startswith("transformers.") and "forward" in vars(cls))
+
+
+def native_type(family: str) -> str:
+    """The model type of transformers that a family is of."""
+    return family.rpartition("_")[0]
+
+
+def native_config(family: str) -> Any:
+    """A config of transformers' own model, of these sizes."""
+    known = {"intermediate_size", "ffn_dim", "rotary_dim", "attention_types"} & SETTINGS[family].keys()
+    own = {name: SETTINGS[family][name] for name in known}
+    return transformers.AutoConfig.for_model(native_type(family), **_SIZES, **_TOKENS, **own)
+
+
+def first_block(model: Any) -> Any:
+    """The first decoder block of a base model."""
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))[0]
+
+
+def installed_block(family: str, block: Any) -> Any:
+    """The class of transformers that a block is, or stands in for."""
+    if family in _BLOCKS:
+        return _BLOCKS[family][0]
+    return next(cls for cls in type(block).__mro__ if cls.__module__.startswith("transformers.models"))
+
+
+def unused_argument(family: str) -> str | None:
+    """What the installed block declares and ours refuses; None where the block is transformers' own."""
+    return _BLOCKS[family][1] if family in _BLOCKS else None
 
 
 def tokens(batch: int = 2, length: int = 11) -> Tensor:

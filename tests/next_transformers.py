@@ -15,7 +15,8 @@ from types import CodeType
 from typing import Any
 
 NAME = "kv_store"
-_PARTS = "models.gpt2.modeling_gpt2 models.llama.modeling_llama modeling_layers modeling_outputs masking_utils"
+_MODELS = ("codegen", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "opt")
+_PARTS = "modeling_layers modeling_outputs masking_utils " + " ".join(f"models.{m}.modeling_{m}" for m in _MODELS)
 RENAMED = {f"transformers.{part}" for part in (*_PARTS.split(), "generation.utils", "utils.generic")}
 
 

@@ -21,7 +21,8 @@ FOLDERS = sorted(path.parent for path in HERE.glob("*/config.json"))
 
 def test_every_class_of_ours_has_one() -> None:
     assert {config_of(folder)["model_type"] for folder in FOLDERS} == modeling.FAMILIES.keys()
-    assert sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file()) < 200_000
+    for folder in FOLDERS:
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 50_000
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

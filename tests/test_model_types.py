@@ -20,7 +20,7 @@ KINDS = {
     "is a vision-language": ("llava", "qwen2_vl", "blip-2", "idefics", "mllama", "paligemma"),
     "is encoder-only, and an encoder whose attention convert-attn has no facts of": ("esm", "modernbert", "deberta-v2"),
     r"is no causal language model \(transformers has it for: .*image classification": ("vit", "clip", "timm_wrapper"),
-    "is a causal language model whose attention convert-attn has no facts of": ("gpt_neo", "gemma3n_text", "ctrl"),
+    "is a causal language model whose attention convert-attn has no facts of": ("xglm", "gemma3n_text", "ctrl"),
     "is not known here, nor to transformers": ("llamma", "chatglm", "", "no such type"),
 }
 

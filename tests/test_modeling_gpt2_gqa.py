@@ -21,16 +21,14 @@ from convert_attn import modeling
 from convert_attn.convert.heal.training.loop import checkpoint_activations
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling.configuration_gpt2_gqa import GPT2GQAConfig
+from convert_attn.modeling.grouped_attention import MAX_PACKED_TOKENS, eager_grouped_attention, sdpa_grouped_attention
 from convert_attn.modeling.modeling_gpt2_gqa import (
-    MAX_PACKED_TOKENS,
     GPT2GQAAttention,
     GPT2GQAForCausalLM,
     GPT2GQAForQuestionAnswering,
     GPT2GQAForSequenceClassification,
     GPT2GQAForTokenClassification,
     GPT2GQAModel,
-    eager_grouped_attention,
-    sdpa_grouped_attention,
 )
 
 H, D, LAYERS, VOCAB = 8, 64, 2, 97
@@ -530,6 +528,7 @@ def test_auto_map_and_source_files_are_complete() -> None:
     assert [path.name for path in files] == [
         "configuration_gpt2_gqa.py",
         "gpt2_backbone.py",
+        "grouped_attention.py",
         "modeling_gpt2_gqa.py",
         "transformers_api.py",
     ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import FalconConfig
 from transformers.models.falcon.modeling_falcon import FalconAttention
 
-from convert_attn.convert.archs.packings import FusedBlocks, FusedGroups, FusedHeads, Packing, Separate
+from convert_attn.convert.archs.packings import FusedBlocks, FusedGroups, FusedHeads, FusedShards, Packing, Separate
 
 H, D_HEAD, D = 8, 4, 12
 PACKINGS: dict[str, Packing] = {
@@ -16,6 +16,7 @@ PACKINGS: dict[str, Packing] = {
     "blocks": FusedBlocks("qkv"),
     "groups": FusedGroups("qkv"),
     "heads": FusedHeads("qkv"),
+    "shards": FusedShards("qkv"),
 }
 packings = pytest.mark.parametrize("name", PACKINGS)
 shared = pytest.mark.parametrize("kv_heads", [1, 2, 8])

@@ -22,6 +22,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import config_of, save_tiny
+from families import OWN_MASKS, build
 from tiny import HEADS, load, tiny_model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -34,11 +35,22 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
     "gpt2_mla": ("gpt2", {"to": "mla", "rank": 32}),
     "llama_mla": ("llama", {"to": "mla", "rank": 32, "rope_dim": 16}),
+    "gpt_neox_gqa": ("gpt_neox", {"to": "gqa", "groups": 2}),
+    "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
+    "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
+    "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
 }
 
 
 def test_every_class_of_ours_is_here() -> None:
-    assert MADE.keys() == {name for name, family in modeling.FAMILIES.items() if family.causal}
+    assert MADE.keys() == {name for name, family in modeling.FAMILIES.items() if family.causal} - OWN_MASKS
+
+
+@pytest.mark.parametrize("family", sorted(OWN_MASKS))
+def test_a_mask_that_engines_do_not_learn_of_is_declared(family: str) -> None:
+    model = build(family)
+    assert model._supports_attention_backend is False
+    assert model.base_model._supports_attention_backend is False
 
 
 class Spy:
@@ -119,7 +131,7 @@ def base_model_class(folder: Path) -> Any:
 
 def first_layer(base: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The first layer of a base model and the one module in it that has attention."""
-    layers = next(module for module in base.children() if isinstance(module, torch.nn.ModuleList))
+    layers = next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))
     (attention,) = (module for module in layers[0].modules() if hasattr(module, "layer_idx"))
     return layers[0], attention
 
@@ -200,10 +212,10 @@ def test_one_flat_batch_of_hidden_states_is_the_output(folder: Path, spy: Spy) -
 
 
 def test_the_change_is_in_the_base_model_alone(folder: Path) -> None:
-    """The backends have a head of their own: over the base model there is nothing but one linear map."""
+    """The backends have a head of their own: over the base model there is nothing but one map, in some with a bias."""
     whole = load(folder)
     outside = {name for name, _ in whole.named_parameters() if not name.startswith(whole.base_model_prefix)}
-    assert outside <= {"lm_head.weight"}
+    assert outside <= {"lm_head.weight", "lm_head.bias"}
     hidden = getattr(whole, whole.base_model_prefix)(IDS).last_hidden_state
     torch.testing.assert_close(whole.lm_head(hidden), whole(IDS).logits)
 

@@ -122,6 +122,14 @@ OWN: dict[str, dict[str, Any]] = {
     "electra_gqa": {"embedding_size": 24, "pad_token_id": 0},
     "roberta_gqa": {"pad_token_id": 1},
     "xlm_roberta_gqa": {"pad_token_id": 1},
+    "gptj": {"rotary_dim": 4, "n_inner": 96},
+    "gptj_gqa": {"rotary_dim": 4, "n_inner": 96},
+    "codegen": {"rotary_dim": 4, "n_inner": 96},
+    "codegen_gqa": {"rotary_dim": 4, "n_inner": 96},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
+    "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
+    "opt": {"ffn_dim": 96},
+    "opt_gqa": {"ffn_dim": 96},
 }
 
 # every architecture that some target can hold: language models, and encoders, which have no cache and no next token

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
+from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.packings import Packing
 
@@ -38,8 +39,15 @@ class Architecture:
         norm: the norm whose output the projections read; None: they read the residual stream as it is.
         mlp_output: the projection that ends the block's MLP, [D, F], and gives what is added to the residual stream;
             None where no single one does: an MLP of experts, or with a norm behind it.
+        norm_key: the config key that, where it is false, says that the norms of a block stand behind what they follow:
+            then there is none in front of attention, and one behind the MLP; "" where no key says so.
         position: "rope" (q and k turn with the position, in all layers or in some), "learned" (added to the input) or
             "alibi" (scores fall with the distance); `Geometry.block` says it of a layer.
+        scale: what scores are multiplied by where the class's attention keeps no number `scaling`: "root", the inverse
+            root of a head's size, or "one".
+        window_key: the config key that holds a window.
+        local_layers: the config key that says "local" of each layer whose attention narrows its mask to the window by
+            itself; "" where the model's masks tell.
         interleaved: rotary planes are (2 p, 2 p + 1) of a head, not (p, p + half).
         q_norm, k_norm: norms on queries and keys, where the class has them; "" where none of the family has.
         sinks: a parameter [H] that every query head may look at besides its tokens; "" without.
@@ -71,6 +79,10 @@ class Architecture:
     norm: Norm | None
     position: Literal["rope", "learned", "alibi"]
     mlp_output: str | None = "mlp.down_proj"
+    norm_key: str = ""
+    scale: Literal["root", "one"] = "root"
+    window_key: str = "sliding_window"
+    local_layers: str = ""
     interleaved: bool = False
     q_norm: str = ""
     k_norm: str = ""
@@ -90,6 +102,19 @@ class Architecture:
     buffers: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     legacy_config: dict[str, str] = field(default_factory=dict)
+
+    def of(self, config: PreTrainedConfig) -> Architecture:
+        """The facts as one config has them: see `norm_key`."""
+        if not self.norm_key or getattr(config, self.norm_key):
+            return self
+        return replace(self, norm=None, mlp_output=None)
+
+    def windows(self, config: PreTrainedConfig) -> tuple[int | None, ...]:
+        """How many tokens back a token sees, by layer, where attention narrows its mask by itself; else empty."""
+        if not self.local_layers:
+            return ()
+        window = getattr(config, self.window_key)
+        return tuple(window if kind == "local" else None for kind in getattr(config, self.local_layers))
 
     @property
     def mixer(self) -> str:

@@ -21,7 +21,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
-    facts = class_facts(raw, name, arch.block, arch.parts)
+    facts = class_facts(raw, name, arch.block, arch.parts, arch.scale == "root")
     known = arch.tensors
     for layer in range(len(facts.modules)):
         own = facts.attention(layer)

@@ -205,7 +205,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         context=config.max_position_embeddings - arch.first_position,
         position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
         positions=positions if len(set(positions)) > 1 else (),
-        windows=facts.windows,
+        windows=arch.windows(config) or facts.windows,
         scales=facts.scales,
         softcaps=facts.softcaps if any(facts.softcaps) else (),
         norm=norm_of(arch, facts, (head_dim, heads, max(kv_heads)), name),

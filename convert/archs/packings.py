@@ -6,6 +6,7 @@ weights, [out] of biases); a class that stores weights the other way round is `A
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -158,3 +159,27 @@ class FusedHeads(FusedGroups):
     def kv_heads(self, rows: Mapping[str, int], heads: int, head_dim: int) -> float:
         """H, where the rows are 3 H d."""
         return heads if rows[self.qkv] == 3 * heads * head_dim else -1.0
+
+
+@dataclass(frozen=True)
+class FusedShards(_Fused):
+    """CodeGen's rows, shard by shard: queries, values and keys of a part of the heads, as machines in its training had.
+
+    Each of s shards holds H / s queries, K / s values and K / s keys. s is 4, or what divides 4 and K where K is less.
+    """
+
+    qkv: str
+
+    def kv_heads(self, rows: Mapping[str, int], heads: int, head_dim: int) -> float:
+        """Half of what the queries leave; the heads are to fill four shards."""
+        return -1.0 if heads % 4 else super().kv_heads(rows, heads, head_dim)
+
+    def _apart(self, rows: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        shards = math.gcd(4, kv_heads)
+        sizes = [heads // shards, kv_heads // shards, kv_heads // shards]
+        q, v, k = rows.unflatten(0, (shards, sum(sizes), -1)).split(sizes, 1)
+        return q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+
+    def _together(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shards = math.gcd(4, len(k))
+        return torch.cat([part.unflatten(0, (shards, -1)) for part in (q, v, k)], 1).flatten(0, 2)

@@ -16,6 +16,22 @@ class EnoughError(Exception):
     """Raised to stop a forward pass: what follows needs weights."""
 
 
+class Passed(Tensor):
+    """States that a block hands on, for models that take them as they are or as the first of a tuple."""
+
+    # what is computed of them is an ordinary tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __getitem__(self, key: Any) -> Any:
+        plain = self.as_subclass(Tensor)
+        return plain if isinstance(key, int) and key == 0 else plain[key]
+
+
+def passed(states: Tensor) -> Passed:
+    """[B, T, D] as a block hands them on."""
+    return states.as_subclass(Passed)
+
+
 @dataclass(frozen=True)
 class BlockCall:
     """What a block is called with besides the states of so many tokens."""

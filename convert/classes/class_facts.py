@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, watch
+from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, passed, watch
 from convert_attn.convert.classes.norm_facts import norm_facts
-from convert_attn.convert.classes.rotation import Rotation, rotations
+from convert_attn.convert.classes.rotation import Rotation, frequencies, rotations
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.weights.head_norm import HeadNorm
 
@@ -86,7 +86,9 @@ def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
     return config
 
 
-def class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
+def class_facts(
+    raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...], root: bool = True
+) -> ClassFacts:
     """Build the class of a config on the meta device, call it without its blocks, and say what was seen.
 
     Args:
@@ -94,6 +96,7 @@ def class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str
         name: the checkpoint's, for messages.
         block: prefix of a block's names in the base model, with {layer}.
         attention: the attention module's name below the block, and the output projection's where it is not inside.
+        root: where that keeps no number `scaling`, scores are multiplied by the inverse root of a head's size, else 1.
 
     Raises:
         ConvertAttnError: the class refuses the config, has no such attention, or masks it in a way that is no window.
@@ -101,16 +104,16 @@ def class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str
     try:
         text = json.dumps(raw, sort_keys=True)
     except TypeError:  # not from a file: a config made in Python can hold a dtype
-        return _class_facts(raw, name, block, attention)
-    return _cached(text, name, block, attention)
+        return _class_facts(raw, name, block, attention, root)
+    return _cached(text, name, block, attention, root)
 
 
 @lru_cache(maxsize=32)
-def _cached(text: str, name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
-    return _class_facts(json.loads(text), name, block, attention)
+def _cached(text: str, name: str, block: str, attention: tuple[str, ...], root: bool) -> ClassFacts:
+    return _class_facts(json.loads(text), name, block, attention, root)
 
 
-def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...]) -> ClassFacts:
+def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...], root: bool) -> ClassFacts:
     config = typed_config(raw, name)
     window = getattr(config, "sliding_window", None)
     if isinstance(window, int):
@@ -121,7 +124,7 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[st
     try:
         blocks = [model.get_submodule(stem) for stem in stems]
         attentions = [model.get_submodule(module) for module in modules]
-        scales = tuple(float(module.scaling) for module in attentions)  # type: ignore[arg-type]
+        scales = tuple(_scale(module, root) for module in attentions)
     except (AttributeError, TypeError) as error:
         raise ConvertAttnError(
             f"{type(model).__name__} has no attention with a scale of its scores as this tool knows it: {_words(error)}"
@@ -129,6 +132,7 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[st
     causal = _is_causal(model, attentions)
     calls = _calls(model, blocks, name)
     model.requires_grad_(False)
+    known = frequencies(model, calls)
     seen = [watch(model, *of_layer) for of_layer in zip(blocks, attentions, calls, strict=True)]
     head_dim = getattr(attentions[0], "head_dim", None)
     return ClassFacts(
@@ -140,11 +144,19 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[st
         causal=causal,
         scales=scales,
         windows=tuple(_seen(call.values, window, type(model).__name__, causal) for call in calls),
-        rotations=rotations(model, calls, seen, name),
+        rotations=rotations(model, known, calls, seen, name),
         softcaps=tuple(one.softcap for one in seen),
         norms=_norms(attentions[0]),
         head_dim=head_dim if isinstance(head_dim, int) else None,
     )
+
+
+def _scale(attention: nn.Module, root: bool) -> float:
+    known: Any = getattr(attention, "scaling", None)
+    if known is None:
+        size: Any = attention.head_dim
+        known = size**-0.5 if root else 1.0
+    return float(known)
 
 
 def _empty_model(config: PreTrainedConfig, name: str) -> nn.Module:
@@ -167,7 +179,7 @@ def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCa
             calls.append(BlockCall(args, kwargs, hidden_states.shape[1]))
             if last:
                 raise EnoughError
-            return hidden_states
+            return passed(hidden_states)
 
         return forward
 
@@ -229,10 +241,10 @@ def _window(call: list[Any], window: object, name: str) -> int | None:
     raise _no_window(name)
 
 
-def _without_weights(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _without_weights(module: nn.Module) -> Callable[..., Tensor] | None:
     """What a module in front of the blocks does to zeros, None where it needs no weights for that."""
     if isinstance(module, nn.Embedding):
-        return lambda ids: torch.zeros(*ids.shape, module.embedding_dim)
+        return lambda ids, *args, **kwargs: torch.zeros(*ids.shape, module.embedding_dim)
     if isinstance(module, nn.Linear):
         return lambda states: torch.zeros(*states.shape[:-1], module.out_features)
     if "Norm" in type(module).__name__:

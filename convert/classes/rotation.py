@@ -34,16 +34,23 @@ class Rotation:
 NONE = Rotation()
 
 
-def rotations(model: nn.Module, calls: list[BlockCall], seen: list[Seen], name: str) -> tuple[Rotation, ...]:
+def frequencies(model: nn.Module, calls: list[BlockCall]) -> list[Rotation]:
+    """List the frequencies by which a model may turn, each once; of one that keeps none those of its tables."""
+    return list(_frequencies(model)) or list(dict.fromkeys(_by_tables(model, calls)))
+
+
+def rotations(
+    model: nn.Module, known: list[Rotation], calls: list[BlockCall], seen: list[Seen], name: str
+) -> tuple[Rotation, ...]:
     """Say of each layer how its queries and keys turn: by the tables that its block is given, where it uses them.
 
     Args:
+        known: its `frequencies`, asked before any block was run: some classes move their tables to where they are run.
         name: of the checkpoint, for messages.
 
     Raises:
         ConvertAttnError: tables that come of none of the model's frequencies.
     """
-    known = list(_frequencies(model))
     if not known:
         return (NONE,) * len(calls)
     found = [_of_tables(model, known, call.tables, name) for call in calls]
@@ -64,6 +71,24 @@ def _frequencies(model: nn.Module) -> Iterator[Rotation]:
             yield Rotation(tuple(buffer.to(torch.float64).tolist()), str(kind), scale)
 
 
+def _by_tables(model: nn.Module, calls: list[BlockCall]) -> Iterator[Rotation]:
+    """Of a class that keeps no frequencies: the angles by which its tables turn the token at 1."""
+    for call in calls:
+        if call.tables is not None:
+            cos, sin = (table[0].double() for table in _cosines_first(call.tables))
+            yield Rotation(tuple(torch.atan2(sin[1], cos[1]).tolist()))
+    for name, table in model.named_buffers():
+        if name.endswith("embed_positions") and table.ndim == 2:  # sines, then cosines, of every position
+            sin, cos = table.double().chunk(2, -1)
+            yield Rotation(tuple(torch.atan2(sin[1], cos[1]).tolist()))
+
+
+def _cosines_first(tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tables [1, T, P] in the order cosines, sines: at position 0 the ones are 1, the others 0."""
+    first, second = tables
+    return tables if float(first[0, 0].abs().sum()) >= float(second[0, 0].abs().sum()) else (second, first)
+
+
 def _of_tables(model: nn.Module, known: list[Rotation], tables: tuple[Tensor, Tensor] | None, name: str) -> Rotation:
     if tables is None:
         if len({rotation.inv_freq for rotation in known}) == 1:
@@ -72,6 +97,7 @@ def _of_tables(model: nn.Module, known: list[Rotation], tables: tuple[Tensor, Te
             f"{type(model).__name__} has {len(known)} lists of rotary frequencies and gives its blocks no tables of "
             "cosines and sines, so that it cannot be told which layer turns by which"
         )
+    tables = _cosines_first(tables)
     errors = [(_error(rotation, tables, pairs), pairs) for rotation in known for pairs in (False, True)]
     best = min(range(len(errors)), key=lambda number: errors[number][0])
     error, pairs = errors[best]

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.attention_call import passed
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
+from convert_attn.convert.streaming.skeleton import decoder_blocks
 
 _LOSSY, _RUIN = 1.25, 2.0  # times the original's perplexity: from where a sentence says so
 
@@ -108,7 +110,10 @@ class Head:
             ) from None
         self._model = model.eval()
         base = model.base_model
-        stem, blocks = next((name, part) for name, part in base.named_children() if isinstance(part, nn.ModuleList))
+        found = decoder_blocks(base)
+        if found is None:
+            raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
+        stem, blocks = found
         own = f"{model.base_model_prefix}."
         outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{own}{stem}.")]
         if missing := next((name for name in outside if not source.names.stored(name)), None):
@@ -124,7 +129,7 @@ class Head:
 
     def _pass_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self._states is not None
-        return self._states
+        return passed(self._states)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, states: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def make_plan(source: Source, request: Request) -> Plan:
     """
     if request.dtype not in ("auto", *DTYPE_OPTIONS):
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
-    arch = architecture(source.config["model_type"])
+    arch = architecture(source.config["model_type"]).of(typed_config(source.config, source.origin.name))
     method = choose_method(request.method, request.to)
     if request.refit == "mlp" and arch.mlp_output is None:
         raise UsageError(

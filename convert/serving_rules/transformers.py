@@ -6,6 +6,7 @@ from convert_attn.convert.serving_rules.base import (
     DEEPSEEK,
     ENCODERS,
     GQA,
+    GROUPED,
     LLAMA_LIKE,
     SAME_CLASS,
     Engine,
@@ -43,7 +44,7 @@ ENGINE = Engine(
         Rule(
             engine=_NAME,
             version=_VERSION,
-            types=CUSTOM,
+            types=CUSTOM | GROUPED,
             loads="custom code",
             kept=True,
             evidence="tried",
@@ -63,7 +64,7 @@ ENGINE = Engine(
     ),
     notes=(
         Note(
-            types=GQA,
+            types=GQA | GROUPED,
             text="use generate: its continuous batching (generate_batch) keeps one number of K/V heads for all layers",
             evidence="tried",
             where="tests/test_by_layer.py",

@@ -14,6 +14,7 @@ from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.attention_call import passed
 from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
@@ -29,6 +30,12 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """Find the decoder blocks of a base model, and their name: the first list of modules, the outermost first."""
+    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
 class Skeleton:
@@ -65,10 +72,7 @@ class Skeleton:
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self.model.requires_grad_(False)
-        # the outermost list: of the base model, or of the encoder in it
-        found = next(
-            ((name, part) for name, part in self.model.named_modules() if isinstance(part, nn.ModuleList)), None
-        )
+        found = decoder_blocks(self.model)
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of blocks in its class")
         self.stem, self.blocks = f"{found[0]}.", found[1]
@@ -132,7 +136,7 @@ class Skeleton:
         """Blocks in front of a layer hand on what they are given."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden_states
+            return passed(hidden_states)
 
         try:
             for block in self.blocks[:layer]:
@@ -149,7 +153,7 @@ class Skeleton:
         def passing(number: int) -> Callable[..., Tensor]:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 found[number] = Call(args, kwargs)
-                return hidden_states
+                return passed(hidden_states)
 
             return forward
 

@@ -143,6 +143,8 @@ def cut_config(raw: dict[str, Any], layers: Sequence[int], count: int) -> dict[s
     for key, value in config.items():
         if isinstance(value, list) and len(value) == count and key not in _NOT_BY_LAYER:
             config[key] = [value[layer] for layer in layers]
+    if "attention_types" in config:  # the same by kinds of layers and how often they come
+        config["attention_types"] = [[[typed.attention_layers[layer]], 1] for layer in layers]
     own = typed.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     for key in {own, "num_hidden_layers"} & config.keys() | {own}:
         config[key] = len(layers)

@@ -166,7 +166,7 @@ def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
 
 def _as_it_is(source: Source) -> Plan:
     """A plan that changes nothing, for what reads a checkpoint through one."""
-    arch = architectures()[source.config["model_type"]]
+    arch = architectures()[source.config["model_type"]].of(typed_config(source.config, source.origin.name))
     sizes = geometry(arch, source.config, source.origin.name)
     form = SharedHeads(sizes.kv_by_layer)
     return Plan(

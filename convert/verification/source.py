@@ -99,9 +99,10 @@ class _Judge:
     def __init__(self, plan: Plan) -> None:
         self._plan, self._layers = plan, Layers(plan)
         config = typed_config(plan.source.config, plan.source.origin.name)
-        window = getattr(config, "sliding_window", None)
+        key = plan.arch.window_key
+        window = getattr(config, key, None)
         if isinstance(window, int):
-            config.sliding_window = min(window, _WINDOW)
+            setattr(config, key, min(window, _WINDOW))
         self._skeleton = Skeleton(plan.source, config=config)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)

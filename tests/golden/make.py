@@ -32,6 +32,11 @@ ENCODERS = {
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
     "gpt2_mla": ("gpt2", {"to": "mla", "rank": 10}),
+    "gpt_neox_gqa": ("gpt_neox", {"to": "gqa", "groups": 2}),
+    "gpt_neo_gqa": ("gpt_neo", {"to": "gqa", "groups": 2}),
+    "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
+    "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
+    "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},

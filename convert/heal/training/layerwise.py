@@ -49,7 +49,8 @@ class _Blocks:
         if shape not in self._calls:  # masks and positions depend on the shape alone
             self._calls[shape] = self.skeleton.calls(torch.zeros(shape, dtype=torch.int64))
         call = self._calls[shape][layer]
-        out: Tensor = self.skeleton.blocks[layer](states, *call.args, **call.kwargs)
+        given = self.skeleton.blocks[layer](states, *call.args, **call.kwargs)
+        out: Tensor = given[0] if isinstance(given, tuple) else given
         return out
 
     def embed(self, tokens: Tensor, size: int, place: Tensor) -> None:

@@ -1,0 +1,5 @@
+"""CodeGen with G K/V heads: our modeling/modeling_codegen_gqa.py, since no class of transformers is that."""
+
+from convert_attn.convert.targets.shared_heads import shared_heads
+
+TARGET = shared_heads("codegen", "CodeGen", ["Model", "ForCausalLM"])
