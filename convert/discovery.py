@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def discover(package: str, attribute: str, kind: type[T]) -> list[T]:
-    """The value of `attribute` in every module of `package` that has one, in the order of the file names.
+    """Give the value of `attribute` in every module of `package` that has one, in the order of the file names.
 
     Raises:
         TypeError: a module's attribute is not a `kind`.

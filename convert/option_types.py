@@ -31,7 +31,7 @@ class Count(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generi
 
 
 def short_count(tokens: int) -> str:
-    """What `Count` reads: 1000000 -> "1M"."""
+    """Tell what `Count` reads: 1000000 -> "1M"."""
     unit, letter = next(((unit, letter) for letter, unit in reversed(_UNITS.items()) if tokens >= unit), (1, ""))
     return f"{tokens / unit:g}{letter}"
 

@@ -38,6 +38,6 @@ UNSUPPORTED = {
 
 
 def architectures() -> dict[str, Architecture]:
-    """All known architectures, by model_type: those that the installed transformers has a config class of."""
+    """Give all known architectures, by model_type: those that the installed transformers has a config class of."""
     found = discover(__name__, "ARCHITECTURE", Architecture)
     return {arch.model_type: arch for arch in found if arch.model_type in CONFIG_MAPPING or arch.model_type in FAMILIES}

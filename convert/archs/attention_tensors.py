@@ -13,7 +13,7 @@ from convert_attn.convert.weights.attention import AttentionWeights
 
 
 def weight_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each projection's weight as stored, by name below the block (bias: the output size)."""
+    """Give shape of each projection's weight as stored, by name below the block (bias: the output size)."""
     rows = arch.qkv.rows(geometry.num_heads, num_kv_heads, geometry.head_dim)
     shapes = {name: (count, geometry.hidden_size) for name, count in rows.items()}
     shapes[arch.output] = (geometry.hidden_size, geometry.num_heads * geometry.head_dim)
@@ -21,7 +21,7 @@ def weight_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> 
 
 
 def extra_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
-    """Shape of what the attention has besides its projections, by the tensor's name below the block."""
+    """Give shape of what the attention has besides its projections, by the tensor's name below the block."""
     shapes: dict[str, tuple[int, ...]] = {arch.sinks: (geometry.num_heads,)} if geometry.sinks else {}
     if geometry.norm is not None:
         for name, heads in ((arch.q_norm, geometry.num_heads), (arch.k_norm, num_kv_heads)):
@@ -30,12 +30,12 @@ def extra_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> d
 
 
 def bias_shape(arch: Architecture, weight_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The bias of a weight: one number per output."""
+    """Give the bias of a weight: one number per output."""
     return arch.row_shape(weight_shape)[:1]
 
 
 def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor]) -> AttentionWeights:
-    """A block's tensors, by name below the block, as attention weights, planes in half-split order.
+    """Give a block's tensors, by name below the block, as attention weights, planes in half-split order.
 
     Raises:
         ValueError: a weight is missing.
@@ -67,7 +67,7 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
 
 
 def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> dict[str, Tensor]:
-    """The inverse of `split`, for any number of K/V heads, in the layout of `arch`."""
+    """Give the inverse of `split`, for any number of K/V heads, in the layout of `arch`."""
     back = torch.argsort(geometry.head_order())
     q_bias, k_bias = (None if b is None else b[:, back] for b in (weights.q_bias, weights.k_bias))
     stored = arch.qkv.join((weights.q[:, back], weights.k[:, back], weights.v))

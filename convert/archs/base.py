@@ -104,13 +104,13 @@ class Architecture:
     legacy_config: dict[str, str] = field(default_factory=dict)
 
     def of(self, config: PreTrainedConfig) -> Architecture:
-        """The facts as one config has them: see `norm_key`."""
+        """Give the facts as one config has them: see `norm_key`."""
         if not self.norm_key or getattr(config, self.norm_key):
             return self
         return replace(self, norm=None, mlp_output=None)
 
     def windows(self, config: PreTrainedConfig) -> tuple[int | None, ...]:
-        """How many tokens back a token sees, by layer, where attention narrows its mask by itself; else empty."""
+        """Tell how many tokens back a token sees, by layer, where attention narrows its mask by itself; else empty."""
         if not self.local_layers:
             return ()
         window = getattr(config, self.window_key)
@@ -139,9 +139,9 @@ class Architecture:
         return frozenset(linears | norms | ({self.sinks} if self.sinks else set()))
 
     def rows(self, weight: Tensor) -> Tensor:
-        """A weight as stored, [out, in] or [in, out], as [out, in]; and the other way round."""
+        """Give a weight as stored, [out, in] or [in, out], as [out, in]; and the other way round."""
         return weight.T if self.transposed else weight
 
     def row_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape that `rows` gives."""
+        """Give the shape that `rows` gives."""
         return shape[::-1] if self.transposed else shape

@@ -84,11 +84,11 @@ class QueryKeyNorm:
         return shapes[self.weights]
 
     def read(self, stored: Tensor, heads: int) -> Tensor:
-        """[n, d] of the stored weight."""
+        """Give [n, d] of the stored weight."""
         return stored.expand(heads, -1) if self.weights == "shared" else stored.reshape(heads, -1)
 
     def write(self, gain: Tensor) -> Tensor:
-        """The stored weight of [n, d], whose rows are equal where one is stored for all."""
+        """Give the stored weight of [n, d], whose rows are equal where one is stored for all."""
         return {"shared": gain[0], "own": gain, "flat": gain.flatten()}[self.weights]
 
 
@@ -132,7 +132,7 @@ class BlockFacts:
         return isinstance(self.position, Rotary) and self.position.interleaved
 
     def rule(self) -> Rule:
-        """How scores become probabilities."""
+        """Tell how scores become probabilities."""
         position = self.position
         return Rule(
             scale=self.scale,
@@ -146,7 +146,7 @@ class BlockFacts:
         )
 
     def plane_frequencies(self) -> Tensor:
-        """[P] frequency of every plane in the order of `head_order`, 0 for planes that do not turn."""
+        """Give [P] frequency of every plane in the order of `head_order`, 0 for planes that do not turn."""
         frequencies = torch.zeros(self.head_dim // 2, dtype=torch.float64)
         if isinstance(self.position, Rotary):
             turning = torch.tensor(self.position.inv_freq, dtype=torch.float64)
@@ -154,7 +154,7 @@ class BlockFacts:
         return frequencies
 
     def head_order(self) -> Tensor:
-        """[d] positions of a head's numbers such that plane p is (p, p + d/2); identity where they are so."""
+        """Give [d] positions of a head's numbers such that plane p is (p, p + d/2); identity where they are so."""
         half = len(self.position.inv_freq) if isinstance(self.position, Rotary) else 0
         order = torch.arange(self.head_dim)
         if not half:

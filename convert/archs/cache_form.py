@@ -62,7 +62,7 @@ class SharedHeads:
         return {"groups": self.groups}[option]
 
     def of_layer(self, layer: int) -> SharedHeads:
-        """The form of one layer."""
+        """Give the form of one layer."""
         return SharedHeads((self.groups[layer],))
 
     def label(self, heads: int) -> str:
@@ -71,11 +71,11 @@ class SharedHeads:
         return alike.get(self.groups[0], f"GQA-{span(self.groups)}")
 
     def cache_numbers(self, sizes: Geometry) -> int:
-        """Numbers cached per token over all layers."""
+        """Give numbers cached per token over all layers."""
         return sum(self.numbers_by_layer(sizes))
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
-        """Numbers cached per token in each layer."""
+        """Give numbers cached per token in each layer."""
         return [2 * groups * sizes.head_dim for groups in self.groups]
 
     def settings(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class SharedHeads:
         return {"groups": told(self.groups)}
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
-        """What changes, as label -> (before, after)."""
+        """Tell what changes, as label -> (before, after)."""
         return {"K/V heads": (self._counted(sizes.kv_by_layer), self._counted(self.groups))}
 
     def sentence(self, heads: int, before: SharedHeads) -> str:
@@ -139,7 +139,7 @@ class LatentCache:
         return {"rank": self.ranks, "rope_dim": self.rope_dims}[option]
 
     def of_layer(self, layer: int) -> LatentCache:
-        """The form of one layer."""
+        """Give the form of one layer."""
         return LatentCache((self.ranks[layer],), (self.rope_dims[layer],), self.norm)
 
     def label(self, heads: int) -> str:
@@ -147,11 +147,11 @@ class LatentCache:
         return f"MLA {self.rank}" + (f" + {self.rope_dim}" if self.rope_dim else "")
 
     def cache_numbers(self, sizes: Geometry) -> int:
-        """Numbers cached per token over all layers."""
+        """Give numbers cached per token over all layers."""
         return sum(self.numbers_by_layer(sizes))
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
-        """Numbers cached per token in each layer."""
+        """Give numbers cached per token in each layer."""
         return [rank + rope_dim for rank, rope_dim in zip(self.ranks, self.rope_dims, strict=True)]
 
     def settings(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class LatentCache:
         return settings | ({"ranks": list(self.ranks)} if "rank" in self.varied else {})
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
-        """What changes, as label -> (before, after)."""
+        """Tell what changes, as label -> (before, after)."""
         numbers = span([2 * heads * sizes.head_dim for heads in sizes.kv_by_layer])
         layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if "rank" in self.varied else ""
         cached = {

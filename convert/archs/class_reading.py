@@ -16,7 +16,7 @@ from convert_attn.convert.errors import ConvertAttnError
 
 
 def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
-    """What the class of a config.json is: see `class_facts`.
+    """Tell what the class of a config.json is: see `class_facts`.
 
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
@@ -77,7 +77,7 @@ def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[st
 
 
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
-    """Which of "q", "k", "v", "o" have a bias in the class."""
+    """Tell which of "q", "k", "v", "o" have a bias in the class."""
     block, names = arch.block.format(layer=0), arch.qkv.roles | {"o": arch.output}
     return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
 
@@ -113,7 +113,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int) -> Position:
 
 
 def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], name: str) -> QueryKeyNorm | None:
-    """The norms on queries and keys, where the class has them.
+    """Give the norms on queries and keys, where the class has them.
 
     Args:
         heads: head size, query heads and K/V heads.

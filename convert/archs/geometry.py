@@ -69,7 +69,7 @@ class Geometry:
         return len(set(self.windows)) > 1
 
     def scale(self, layer: int) -> float:
-        """What a layer's scores are multiplied by."""
+        """Tell what a layer's scores are multiplied by."""
         return self.scales[layer] if self.scales else self.head_dim**-0.5
 
     @property
@@ -98,11 +98,11 @@ class Geometry:
         return any(self.softcaps)
 
     def head_order(self) -> Tensor:
-        """[d] see `BlockFacts.head_order`; the same for every layer."""
+        """Give [d] see `BlockFacts.head_order`; the same for every layer."""
         return replace(self.block(0), position=self.position).head_order()
 
     def block(self, layer: int) -> BlockFacts:
-        """What a layer's attention is."""
+        """Tell what a layer's attention is."""
         return BlockFacts(
             heads=self.num_heads,
             kv_heads=self.kv_by_layer[layer],
@@ -182,7 +182,7 @@ def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> N
 
 
 def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
-    """Sizes of the class that config.json names, with that config.
+    """Give sizes of the class that config.json names, with that config.
 
     Raises:
         ConvertAttnError: sizes that do not fit each other, or a class that this tool cannot follow.

@@ -26,7 +26,7 @@ class Packing(Protocol):
         """ "q", "k" and "v" -> the name of the tensor that it is stored in, without ".weight"."""
 
     def rows(self, heads: int, kv_heads: int, head_dim: int) -> dict[str, int]:
-        """Outputs of each stored tensor, by name."""
+        """Give outputs of each stored tensor, by name."""
 
     def kv_heads(self, rows: Mapping[str, int], heads: int, head_dim: int) -> float:
         """K, of the outputs of each stored tensor; no whole number where they are those of no K."""
@@ -92,7 +92,7 @@ class _Fused:
         return {self.qkv: (heads + 2 * kv_heads) * head_dim}
 
     def kv_heads(self, rows: Mapping[str, int], heads: int, head_dim: int) -> float:
-        """Half of what the queries leave."""
+        """Give half of what the queries leave."""
         return (rows[self.qkv] / head_dim - heads) / 2
 
     def split(self, stored: Mapping[str, Tensor], heads: int, kv_heads: int) -> Heads:
@@ -171,7 +171,7 @@ class FusedShards(_Fused):
     qkv: str
 
     def kv_heads(self, rows: Mapping[str, int], heads: int, head_dim: int) -> float:
-        """Half of what the queries leave; the heads are to fill four shards."""
+        """Give half of what the queries leave; the heads are to fill four shards."""
         return -1.0 if heads % 4 else super().kv_heads(rows, heads, head_dim)
 
     def _apart(self, rows: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ IN_MEMORY = 2**29  # bytes of states above which they live in a file
 
 
 def batches(windows: Tensor, heads: int) -> list[Tensor]:
-    """Windows [N, T] in batches that keep attention scores within memory."""
+    """Give windows [N, T] in batches that keep attention scores within memory."""
     length = windows.shape[1]
     size = max(1, min(_BATCH_TOKENS // length, _BATCH_SCORES // (heads * length**2)))
     return list(windows.split(size))
@@ -46,7 +46,7 @@ def batches(windows: Tensor, heads: int) -> list[Tensor]:
 
 @contextmanager
 def spool(shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Room for states in float32: memory, or a file without a name where it is large."""
+    """Give room for states in float32: memory, or a file without a name where it is large."""
     numbers = torch.Size(shape).numel()
     if numbers * 4 <= IN_MEMORY:
         yield torch.empty(shape)
@@ -63,7 +63,7 @@ def spool(shape: tuple[int, ...]) -> Iterator[Tensor]:
 
 
 def cache_folder() -> Path:
-    """Where statistics are kept: $CONVERT_ATTN_CACHE, else convert-attn in $XDG_CACHE_HOME or ~/.cache."""
+    """Tell where statistics are kept: $CONVERT_ATTN_CACHE, else convert-attn in $XDG_CACHE_HOME or ~/.cache."""
     own = os.environ.get("CONVERT_ATTN_CACHE")
     if own:
         return Path(own)
@@ -92,7 +92,7 @@ class Calibration:
         self._folder, self._device = folder, device
 
     def layer(self, layer: int) -> LayerStatistics:
-        """One layer's statistics, float64.
+        """Give one layer's statistics, float64.
 
         Raises:
             ConvertAttnError: somebody has damaged the file.
@@ -113,7 +113,7 @@ def _file(folder: Path, layer: int) -> Path:
 
 
 def kept(source: Source, windows: Tensor, device: str) -> Calibration | None:
-    """The statistics of a checkpoint on tokens [N, T], where an earlier run has left them on disk."""
+    """Give the statistics of a checkpoint on tokens [N, T], where an earlier run has left them on disk."""
     folder = _folder(source, windows)
     return Calibration(folder, device) if folder.is_dir() else None
 
@@ -138,13 +138,13 @@ class Collecting:
     _gathering: Gathering | None = None
 
     def watch(self, attention: Attention) -> Tensor:
-        """The attention's output [B, T, D] on a batch, which counts."""
+        """Give the attention's output [B, T, D] on a batch, which counts."""
         if self._gathering is None:
             self._gathering = Gathering(self.stream.hidden_size, self.heads, self.windows.shape[1], self.stream.device)
         return self._gathering.attend(attention)
 
     def layer(self, layer: int) -> LayerStatistics:
-        """What was counted since the layer before, as it is found on disk: a later run gives the same bytes."""
+        """Tell what was counted since the layer before, as it is found on disk: a later run gives the same bytes."""
         if self._gathering is None:
             raise ValueError("nothing was counted")
         found, self._gathering = self._gathering.result(), None
@@ -154,7 +154,7 @@ class Collecting:
 
 @contextmanager
 def collecting(source: Source, stream: Stream, windows: Tensor, heads: int) -> Iterator[Collecting]:
-    """Statistics of a checkpoint on tokens, measured on the way; kept where nothing went wrong.
+    """Give statistics of a checkpoint on tokens, measured on the way; kept where nothing went wrong.
 
     Raises:
         ConvertAttnError: nothing can be kept on disk, or the model's numbers are not finite.
@@ -172,7 +172,7 @@ def collecting(source: Source, stream: Stream, windows: Tensor, heads: int) -> I
 def calibrate(
     source: Source, stream: Stream, *, read: ReadLayer, windows: Tensor, layers: int, heads: int, progress: Progress
 ) -> Calibration:
-    """Statistics of a checkpoint on tokens: found on disk, or measured and kept there.
+    """Give statistics of a checkpoint on tokens: found on disk, or measured and kept there.
 
     Args:
         read: the attention weights of a layer.

@@ -40,11 +40,11 @@ class LayerStatistics:
     histogram: Tensor
 
     def offsets(self, context: int) -> Offsets:
-        """How far back the heads look, with a floor of the prior up to `context`."""
+        """Tell how far back the heads look, with a floor of the prior up to `context`."""
         return measured_offsets(self.histogram, context, OFFSET_FLOOR)
 
     def damped(self, prior: Moments) -> tuple[Moments, Moments, Moments]:
-        """Moments of tokens, keys and attended inputs, leaning on the prior where the text is short.
+        """Give moments of tokens, keys and attended inputs, leaning on the prior where the text is short.
 
         D directions cannot be told from fewer tokens: the prior counts like D / 16 of them, and is scaled to the
         measured size. Every result then has full rank, whatever the text.
@@ -76,7 +76,7 @@ class Gathering:
         self._second, self._keys, self._attended = (zeros(hidden, hidden) for _ in range(3))
 
     def attend(self, attention: Attention) -> Tensor:
-        """The attention's output [B, T, D], its statistics added to the sums."""
+        """Give the attention's output [B, T, D], its statistics added to the sums."""
         x = attention.x
         length, flat = x.shape[1], x.flatten(0, 1)
         stride = -(-length // _ROWS)
@@ -99,7 +99,7 @@ class Gathering:
         return attention.output()
 
     def result(self) -> LayerStatistics:
-        """The means."""
+        """Give the means."""
         return LayerStatistics(
             tokens=self._tokens,
             mean=self._mean / self._tokens,

@@ -49,7 +49,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def kind_of(name: str, modules: Collection[str] | None = None) -> Kind:
-    """What becomes of a file.
+    """Tell what becomes of a file.
 
     Args:
         name: relative to the checkpoint's folder, with forward slashes.
@@ -88,14 +88,14 @@ def to_download(names: Iterable[str]) -> list[str]:
 
 
 def module_folders(content: Any) -> frozenset[str]:
-    """The folders that sentence-transformers' modules.json names, none where it is no such list."""
+    """Give the folders that sentence-transformers' modules.json names, none where it is no such list."""
     entries = content if isinstance(content, list) else []
     paths = (entry.get("path") for entry in entries if isinstance(entry, dict))
     return frozenset(str(PurePosixPath(path)) for path in paths if isinstance(path, str) and path)
 
 
 def left_sentence(names: Iterable[str]) -> str:
-    """What is not carried over, for a warning: files by name, folders by how many files they have."""
+    """Tell what is not carried over, for a warning: files by name, folders by how many files they have."""
     folders: Counter[str] = Counter()
     files = []
     for name in sorted(names):

@@ -14,7 +14,7 @@ _MOST_FILES = 10_000  # of a folder that is looked through: more are not listed
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """A file of a checkpoint, there or not.
+    """Give a file of a checkpoint, there or not.
 
     A source is not trusted: what it links to elsewhere on this machine must not end up in a result that is published.
     The Hub's cache is another matter: its snapshots are links to the blobs beside them.
@@ -32,7 +32,7 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Give a JSON file.
 
     Raises:
         ValueError, RecursionError: it is none.

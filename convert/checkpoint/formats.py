@@ -81,7 +81,7 @@ def check_no_adapter(names: Collection[str], where: str) -> None:
 
 
 def no_weights(names: Collection[str], where: str) -> ConvertAttnError:
-    """The error for a checkpoint without weights that can be read.
+    """Give the error for a checkpoint without weights that can be read.
 
     Args:
         names: of all files, those in folders with their path.
@@ -96,14 +96,14 @@ def no_weights(names: Collection[str], where: str) -> ConvertAttnError:
 
 
 def no_folder(file: Path) -> UsageError:
-    """The error for a file where a folder is expected."""
+    """Give the error for a file where a folder is expected."""
     found = _other([file.name]) if not _PLAIN.fullmatch(file.name) and file.name != "config.json" else None
     said = f"'{file}' is a file: give the folder that holds the checkpoint"
     return UsageError(f"{said} (found {found})" if found else f"{said}, {file.absolute().parent}")
 
 
 def no_config(names: Collection[str], where: str) -> UsageError:
-    """The error for a folder without config.json."""
+    """Give the error for a folder without config.json."""
     if "model_index.json" in names:
         found: str | None = (
             "model_index.json: it is a diffusers pipeline, which keeps no KV cache; a language model among its parts "
@@ -122,7 +122,7 @@ def no_config(names: Collection[str], where: str) -> UsageError:
 
 
 def no_model_type(config: Any, name: str) -> ConvertAttnError:
-    """The error for a config.json without model_type, which other libraries write."""
+    """Give the error for a config.json without model_type, which other libraries write."""
     keys = set(config) if isinstance(config, dict) else set()
     said = f"config.json of '{name}' has no model_type: it is no transformers model"
     if "_diffusers_version" in keys or ("_class_name" in keys):

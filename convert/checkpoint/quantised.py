@@ -36,7 +36,7 @@ class QuantisedError(UsageError):
 
 
 def without_leftovers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A config.json without what it says of quantisation, at any depth.
+    """Give a config.json without what it says of quantisation, at any depth.
 
     Returns:
         the config, and what was taken out by the path of its key ("text_config.quantization_config").
@@ -55,7 +55,7 @@ def without_leftovers(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def method_of(leftovers: dict[str, Any]) -> str | None:
-    """The name of the method that a config says it was quantised by."""
+    """Give the name of the method that a config says it was quantised by."""
     for value in leftovers.values():
         if isinstance(value, dict) and isinstance(named := value.get("quant_method"), str):
             return named
@@ -63,7 +63,7 @@ def method_of(leftovers: dict[str, Any]) -> str | None:
 
 
 def evidence(infos: Iterable[TensorInfo]) -> str | None:
-    """What shows that the tensors of a checkpoint are quantised, None where they are plain."""
+    """Tell what shows that the tensors of a checkpoint are quantised, None where they are plain."""
     for info in infos:
         if info.dtype.startswith("F8_"):
             return f"tensor '{info.name}' has dtype {info.dtype}"
@@ -90,7 +90,7 @@ def check_plain(name: str, infos: Iterable[TensorInfo], leftovers: dict[str, Any
 
 
 def leftover_warning(leftovers: dict[str, Any], plain: bool) -> str:
-    """What to say of a config that speaks of quantisation.
+    """Tell what to say of a config that speaks of quantisation.
 
     Args:
         plain: the weights were seen and are not quantised.

@@ -43,7 +43,7 @@ _TWICE = ("consolidated*", "adapter_*")  # Mistral's is the whole model a second
 
 
 def resolve(model: str, revision: str | None = None, subfolder: str | None = None, *, weights: bool = True) -> Origin:
-    """The files of a model, downloaded where they are not here yet.
+    """Give the files of a model, downloaded where they are not here yet.
 
     Args:
         model: Hub id, local folder, or sample:NAME.
@@ -181,7 +181,7 @@ def _gated(model: str) -> str:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call to the network, given up after so many seconds.
+    """Give the result of a call to the network, given up after so many seconds.
 
     The HTTP client's own timeouts cover neither name resolution nor a server that dribbles. The thread is a daemon:
     it does not keep the process.

@@ -19,7 +19,7 @@ _PASSING = frozenset({408, 409, 412, 425, 429})  # and 5xx: another try can end 
 
 
 def persistently(call: Callable[[], T], tries: int = 6) -> T:
-    """The result of a call to the Hub, which is repeated while it fails in a way that passes.
+    """Give the result of a call to the Hub, which is repeated while it fails in a way that passes.
 
     Raises:
         what the call raised last.
@@ -39,7 +39,7 @@ def persistently(call: Callable[[], T], tries: int = 6) -> T:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and its causes: the client wraps what an upload raises."""
+    """Give an error and its causes: the client wraps what an upload raises."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -47,12 +47,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def response_of(error: BaseException) -> Any:
-    """The Hub's answer behind an error, None where there is none."""
+    """Give the Hub's answer behind an error, None where there is none."""
     return next((e.response for e in chain(error) if isinstance(e, HfHubHTTPError)), None)
 
 
 def may_pass(error: BaseException, response: Any) -> bool:
-    """Whether another try can end differently: a busy server, a connection that was lost."""
+    """Tell whether another try can end differently: a busy server, a connection that was lost."""
     if response is not None:
         return response.status_code in _PASSING or response.status_code >= 500
     # httpx in huggingface_hub 1, httpx2 in 2

@@ -71,7 +71,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
-    """The tensors of one file in the order of their bytes, and the file's metadata.
+    """Give the tensors of one file in the order of their bytes, and the file's metadata.
 
     Raises:
         ConvertAttnError: truncated, or a header that lies.
@@ -106,7 +106,7 @@ def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with a JSON file, in words: a KeyError alone says only the key."""
+    """Tell what is wrong with a JSON file, in words: a KeyError alone says only the key."""
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
@@ -172,7 +172,7 @@ def build_header(infos: list[TensorInfo], metadata: dict[str, str]) -> tuple[byt
 
 
 def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
-    """A byte range of a file, piece by piece.
+    """Give a byte range of a file, piece by piece.
 
     Raises:
         ConvertAttnError: the file ended early.
@@ -188,6 +188,6 @@ def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's bytes without a copy (it is made contiguous first)."""
+    """Give a tensor's bytes without a copy (it is made contiguous first)."""
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data

@@ -46,18 +46,18 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, name: str) -> Tensor:
-        """One tensor, in memory of its own."""
+        """Give one tensor, in memory of its own."""
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[bytes | memoryview]:
-        """One tensor's bytes, piece by piece."""
+        """Give one tensor's bytes, piece by piece."""
 
     def leave_out(self, names: Container[str]) -> None:
         """Forget tensors that are stored under another name already."""
         self.infos = {name: info for name, info in self.infos.items() if name not in names}
 
     def shards(self) -> dict[str, list[TensorInfo]]:
-        """The tensors of each shard file."""
+        """Give the tensors of each shard file."""
         by_file: dict[str, list[TensorInfo]] = {file: [] for file in self.metadata}
         for info in self.infos.values():
             by_file[info.file].append(info)
@@ -134,7 +134,7 @@ class PickleWeights(Weights):
 
 
 def safetensors_name(file: str) -> str:
-    """The shard's name in the output: pytorch_model-00001-of-00002.bin -> model-00001-of-00002.safetensors."""
+    """Give the shard's name in the output: pytorch_model-00001-of-00002.bin -> model-00001-of-00002.safetensors."""
     if not file.endswith(".bin"):
         return file
     return "model" + file.removeprefix("pytorch_model").removesuffix(".bin") + ".safetensors"
@@ -209,7 +209,7 @@ def _index_files(folder: Path, index: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def open_weights(folder: Path) -> Weights:
-    """The weights of a checkpoint folder: safetensors first, .bin (weights_only) where there is nothing else.
+    """Give the weights of a checkpoint folder: safetensors first, .bin (weights_only) where there is nothing else.
 
     Raises:
         ConvertAttnError: no weights, or an index that names what is not there.

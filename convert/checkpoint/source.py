@@ -154,7 +154,7 @@ class Source:
             return None
 
     def side_files(self) -> list[str]:
-        """What is carried over as it is: tokenizer, chat templates, licence and the like; no code, no weights.
+        """Tell what is carried over as it is: tokenizer, chat templates, licence and the like; no code, no weights.
 
         Returns:
             names relative to the folder.
@@ -173,7 +173,7 @@ class Source:
         return any(name in _TOKENIZERS for name in self._files)
 
     def warnings(self) -> tuple[str, ...]:
-        """What the user is to know of the source: a config that speaks of quantisation, files that are left."""
+        """Tell what the user is to know of the source: a config that speaks of quantisation, files that are left."""
         code, model_type = self.tokenizer_code, self.config["model_type"]
         opened = vars(self).get("weights")
         carried = {*(code.files if code else ()), *(opened.files if opened else ())}
@@ -194,7 +194,7 @@ class Source:
         return (*found, *([left_sentence(left)] if left else []))
 
     def card_text(self) -> str | None:
-        """The source's README.md, None where it has none."""
+        """Give the source's README.md, None where it has none."""
         path = own_file(self.origin.folder, "README.md")
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 

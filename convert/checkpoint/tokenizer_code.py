@@ -36,7 +36,7 @@ class TokenizerCode:
 
 
 def tokenizer_code(folder: Path) -> TokenizerCode | None:
-    """What code a tokenizer comes from, as transformers 5 looks for it: in tokenizer_config.json alone.
+    """Tell what code a tokenizer comes from, as transformers 5 looks for it: in tokenizer_config.json alone.
 
     Raises:
         UsageError: the code that is named is not there.
@@ -61,7 +61,7 @@ def tokenizer_code(folder: Path) -> TokenizerCode | None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, {} where there is none that can be read."""
+    """Give a JSON object from a file, {} where there is none that can be read."""
     try:
         content = read_json(own_file(path.parent, path.name)) if path.is_file() else {}
     except (ValueError, RecursionError):

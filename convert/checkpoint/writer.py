@@ -165,7 +165,7 @@ def _old_prefix(output: Path) -> str:
 
 
 def is_temporary(folder: Path) -> bool:
-    """Whether a folder is one of those that `whole_or_nothing` works in."""
+    """Tell whether a folder is one of those that `whole_or_nothing` works in."""
     return re.fullmatch(r"\..*\.(partial|old)-\d+", folder.resolve().name) is not None
 
 
@@ -188,7 +188,7 @@ def _dead_siblings(output: Path, prefix: str) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs."""
+    """Tell whether a process of this number runs."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -200,7 +200,7 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def whole_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that becomes `output` when the block ends well, and is removed when it does not.
+    """Give a temporary folder that becomes `output` when the block ends well, and is removed when it does not.
 
     Raises:
         UsageError, ConvertAttnError: see `check_output`; also disk full and other failures to write, in words.

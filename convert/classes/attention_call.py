@@ -28,7 +28,7 @@ class Passed(Tensor):
 
 
 def passed(states: Tensor) -> Passed:
-    """[B, T, D] as a block hands them on."""
+    """Give [B, T, D] as a block hands them on."""
     return states.as_subclass(Passed)
 
 

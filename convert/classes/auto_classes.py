@@ -36,7 +36,7 @@ def _generates(model_type: str) -> bool:
 
 
 def auto_class_of(config: dict[str, Any]) -> str:
-    """The Auto class that fits the `architectures` of a config.json."""
+    """Give the Auto class that fits the `architectures` of a config.json."""
     names = config.get("architectures") or ["ForCausalLM" if _generates(config["model_type"]) else "Model"]
     for task in _TASKS:
         if names[0].endswith(f"For{task}"):
@@ -45,7 +45,7 @@ def auto_class_of(config: dict[str, Any]) -> str:
 
 
 def attention_for(config: PreTrainedConfig, wanted: str | None) -> str | None:
-    """The `attn_implementation` to load a class with: as wanted, or "eager" where the class has not got that.
+    """Give the `attn_implementation` to load a class with: as wanted, or "eager" where the class has not got that.
 
     Some classes have no sdpa; and transformers up to 5.16 takes sdpa for classes that cap their scores, and forgets
     the cap.
@@ -59,7 +59,7 @@ def attention_for(config: PreTrainedConfig, wanted: str | None) -> str | None:
 
 
 def tied_names(config: dict[str, Any], name: str) -> set[frozenset[str]]:
-    """The pairs of parameters that the class keeps as one; none where the class cannot be made."""
+    """Give the pairs of parameters that the class keeps as one; none where the class cannot be made."""
     modeling.register()
     try:
         with torch.device("meta"):

@@ -64,7 +64,7 @@ class ClassFacts:
     head_dim: int | None
 
     def attention(self, layer: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of a layer's attention parameters, by their names in the base model."""
+        """Give shapes of a layer's attention parameters, by their names in the base model."""
         stems = tuple(f"{part}." for part in (self.modules[layer], self.apart[layer]) if part)
         return {name: shape for name, shape in self.parameters.items() if name.startswith(stems)}
 

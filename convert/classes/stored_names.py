@@ -182,11 +182,11 @@ class StoredNames:
         return found or next((self._of_parameter[name] for name in self.twins(parameter) if self.has(name)), None)
 
     def has(self, parameter: str) -> bool:
-        """Whether the checkpoint stores a tensor of the class by itself."""
+        """Tell whether the checkpoint stores a tensor of the class by itself."""
         return parameter in self._of_parameter
 
     def twins(self, parameter: str) -> list[str]:
-        """The tensors that one is tied to."""
+        """Give the tensors that one is tied to."""
         pairs = self.tied.items()
         return [a for a, b in pairs if b == parameter] + [b for a, b in pairs if a == parameter]
 
@@ -196,11 +196,11 @@ class StoredNames:
         return () if group is None else group.stored
 
     def group_of(self, stored: str) -> Group | None:
-        """What a stored tensor is part of, None where the class has no place for it."""
+        """Tell what a stored tensor is part of, None where the class has no place for it."""
         return self._of_stored.get(stored)
 
     def place(self, parameter: str) -> str:
-        """The name of a tensor of the class that is to be put into this checkpoint beside the others."""
+        """Give the name of a tensor of the class that is to be put into this checkpoint beside the others."""
         prefix = f"{self._model.base_model_prefix}."
         if self._added:
             return parameter.removeprefix(prefix)

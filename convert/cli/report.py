@@ -50,7 +50,7 @@ def plan_dict(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
 
 
 def plan_table(plan: Plan) -> Table:
-    """What was found and what will be done."""
+    """Tell what was found and what will be done."""
     sizes = plan.geometry
     commit = f" at {plan.source.origin.commit[:12]}" if plan.source.origin.commit else ""
     table = Table("", "found", "will be")
@@ -94,7 +94,7 @@ def _load(plan: Plan) -> str:
 
 
 def summary_lines(result: Result) -> list[str]:
-    """What was made and how to load it."""
+    """Tell what was made and how to load it."""
     plan = result.plan
     return [
         f"Wrote {result.output} ({megabytes(result.nbytes)} of weights), verified by running it{_version(result)}.",
@@ -108,7 +108,7 @@ def summary_lines(result: Result) -> list[str]:
 
 
 def quality_lines(result: Result) -> list[str]:
-    """What the conversion costs, and what to do where that is too much."""
+    """Tell what the conversion costs, and what to do where that is too much."""
     found, plan = result.made.measured, result.plan
     if isinstance(found, str):
         return [f"Quality was not measured ({found})."]
@@ -174,7 +174,7 @@ def _remedies(plan: Plan) -> list[str]:
 
 
 def warning_lines(warnings: tuple[str, ...]) -> list[str]:
-    """One line for each warning."""
+    """Give one line for each warning."""
     return [f"Warning: {warning}." for warning in warnings]
 
 
@@ -183,7 +183,7 @@ def _version(result: Result) -> str:
 
 
 def verified_lines(model: str, found: Verified) -> list[str]:
-    """What was seen of a checkpoint that passed, a line for each check."""
+    """Tell what was seen of a checkpoint that passed, a line for each check."""
     figures = found.figures
     said = {
         "decodes": "decoding with its cache, alone and padded: differs by at most {:.1e} standard deviations",
@@ -214,7 +214,7 @@ def _chosen(result: Result) -> list[str]:
 
 
 def inspection_tables(found: Inspection) -> list[Table]:
-    """The facts, and the cache of everything the model could become."""
+    """Give the facts, and the cache of everything the model could become."""
     sizes = found.sizes
     facts = Table(escape(found.model + (f" at {found.commit[:12]}" if found.commit else "")), "")
     rows = {
@@ -243,7 +243,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
 
 
 def families_tables() -> list[Table]:
-    """What every family becomes, and the model types that are not converted."""
+    """Tell what every family becomes, and the model types that are not converted."""
     known = Table("model_type", *(f"--to {to}" for to in COLUMNS))
     for name, cells in families().items():
         known.add_row(name, *(escape(str(cells[to]).replace("`", "")) for to in COLUMNS))
@@ -262,7 +262,7 @@ def _encoder_table(found: Inspection) -> Table:
 
 
 def serving_table(model_type: str, rules: list[Rule]) -> Table:
-    """What each engine makes of a checkpoint, and how that is known."""
+    """Tell what each engine makes of a checkpoint, and how that is known."""
     table = Table("engine", f"loads {escape(model_type)}", "small cache")
     for column in ("what to do", "known by"):
         table.add_column(column, overflow="fold")  # commands and addresses are of use as a whole

@@ -68,7 +68,7 @@ class LayerRefit:
     _counts: list[Tensor] = field(default_factory=list)
 
     def run(self) -> Weights:
-        """Queries, keys, then values with the output projection."""
+        """Give queries, keys, then values with the output projection."""
         every, asked = self._keys(), [*map(self._queries, self.sample.tiles)]
         self._weigh(every, asked)
         self._solve_queries(every, asked)

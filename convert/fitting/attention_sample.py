@@ -65,19 +65,19 @@ class Sample:
 
 
 def sampled_windows(count: int, length: int, heads: int) -> Tensor:
-    """Which of `count` windows of `length` tokens are in a sample."""
+    """Tell which of `count` windows of `length` tokens are in a sample."""
     most = max(1, _SCORES // (heads * _FEWEST * length))
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def sampled_rows(windows: int, length: int, heads: int) -> slice:
-    """Which positions of each sampled window are queries; half of its pairs are never looked at."""
+    """Tell which positions of each sampled window are queries; half of its pairs are never looked at."""
     stride = min(length, max(1, -(-windows * heads * length * length // (2 * _SCORES))))
     return slice(stride - 1, length, stride)
 
 
 def windows_at_once(length: int, heads: int) -> int:
-    """How many windows make a batch of a sample."""
+    """Tell how many windows make a batch of a sample."""
     return max(1, _TILE_SCORES // (heads * length * min(length, _TILE_ROWS)))
 
 
@@ -87,7 +87,7 @@ def sample_original(
     rule: Rule,
     order: Sequence[int],
 ) -> Sample:
-    """What the original's attention does on a sample.
+    """Tell what the original's attention does on a sample.
 
     Args:
         batches: [B, T, D] of inputs after the norm in the original and in the conversion, of what the original's
@@ -124,12 +124,12 @@ def sample_original(
 
 
 def scores_of(query: Tensor, key: Tensor) -> Tensor:
-    """Products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
+    """Give products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
     return _by_group(query, key.mT)
 
 
 def mixed(attention: Tensor, value: Tensor) -> Tensor:
-    """Values under the attention of the heads that share them: [B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
+    """Give values under the attention of the heads that share them: [B, H, r, T] of [B, K, T, a]: [B, H, r, a]."""
     return _by_group(attention, value)
 
 

@@ -22,7 +22,7 @@ from convert_attn.convert.weights.latent import LatentSizes
 
 
 def on_device(device: str) -> AbstractContextManager[object]:
-    """Fresh tensors on that device; on the CPU they are there anyway, and the context would slow every call."""
+    """Give fresh tensors on that device; on the CPU they are there anyway, and the context would slow every call."""
     return nullcontext() if device == "cpu" else torch.device(device)
 
 
@@ -41,7 +41,7 @@ class Layers:
         self.generator = torch.Generator(self.plan.request.device).manual_seed(self.plan.request.seed)
 
     def read(self, layer: int) -> AttentionWeights:
-        """A block's attention weights, in float32 or wider: nothing is rounded until it is written."""
+        """Give a block's attention weights, in float32 or wider: nothing is rounded until it is written."""
         plan = self.plan
         of_class = {plan.parameter(layer, name): name for name in sorted(plan.arch.tensors)}
         known = plan.source.names
@@ -59,7 +59,7 @@ class Layers:
         return tensor
 
     def prior(self, layer: int) -> Moments:
-        """The moments that the block's norm alone lets one guess."""
+        """Give the moments that the block's norm alone lets one guess."""
         sizes, of_norm = self.plan.geometry, self.plan.arch.norm
         if of_norm is None or not of_norm.weighted:
             return moments_from_norm(torch.ones(sizes.hidden_size, dtype=torch.float64), None)
@@ -69,7 +69,7 @@ class Layers:
         return moments_from_norm(gain, names.read(bias, self._finite) if names.stored(bias) else None)
 
     def context(self, layer: int, seen: LayerStatistics | None, score_share: float = 1.0) -> LayerContext:
-        """What a method may know: measured where there was text, guessed from the norm where there was none."""
+        """Tell what a method may know: measured where there was text, guessed from the norm where there was none."""
         with on_device(self.plan.request.device):
             return self._context(layer, self.prior(layer), seen, score_share)
 
@@ -110,7 +110,7 @@ class Layers:
         )
 
     def convert(self, weights: AttentionWeights, context: LayerContext, form: Form) -> Converted:
-        """The block's new form.
+        """Give the block's new form.
 
         Args:
             form: that layer's.

@@ -72,7 +72,7 @@ class Measured:
 
 
 def estimate(values: list[float]) -> Estimate:
-    """The mean of one value a window, with its standard error (0 for a single one)."""
+    """Give the mean of one value a window, with its standard error (0 for a single one)."""
     tensor = torch.tensor(values, dtype=torch.float64)
     error = float(tensor.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
     return Estimate(mean=float(tensor.mean()), error=error)
@@ -85,7 +85,7 @@ def _perplexity(losses: list[float]) -> Estimate:
 
 
 def can_be_measured(source: Source, encoder: bool = False) -> str | None:
-    """A sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
+    """Give a sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
     if not encoder and auto_class_of(source.config) != "AutoModelForCausalLM":
         return f"'{source.origin.name}' has no language-model head"
     return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
@@ -133,7 +133,7 @@ class Head:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Logits [B, T, words] in float32 of token ids [B, T] from the last block's states [B, T, D]."""
+        """Give logits [B, T, words] in float32 of token ids [B, T] from the last block's states [B, T, D]."""
         self._states = states.to(self._device)
         found: Tensor = self._model(input_ids=tokens.to(self._device), use_cache=False).logits
         return found.float()

@@ -41,15 +41,15 @@ class Projection:
     slope: Callable[[int], Slope] | None = None
 
     def turned(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Planes turned to their positions."""
+        """Give planes turned to their positions."""
         return states if self.turning is None else turn(states, self.turning, self.scale, positions)
 
     def turned_back(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The transpose of `turned`."""
+        """Give the transpose of `turned`."""
         return states if self.turning is None else turn(states, -self.turning, self.scale, positions)
 
     def given(self, change: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
-        """What a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
+        """Tell what a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
         rows = slice(None) if tile is None else tile.rows
         states = project(change, None, self.reads(batch)[:, rows])
         if self.slope is not None:
@@ -57,7 +57,7 @@ class Projection:
         return self.turned(states, None if tile is None else tile.positions)
 
     def pulled(self, states: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
-        """The transpose of `given`: [B, n, T, e] -> [n, e, M]."""
+        """Give the transpose of `given`: [B, n, T, e] -> [n, e, M]."""
         part = slice(None) if tile is None else tile.rows
         read = self.reads(batch)[:, part]
         back = self.turned_back(states, None if tile is None else tile.positions)
@@ -68,7 +68,7 @@ class Projection:
         return found
 
     def moved(self, weights: Weights, change: Tensor) -> Weights:
-        """The weights with this part changed."""
+        """Give the weights with this part changed."""
         new = self.weight + change
         changed: dict[str, Any] = {}
         own = getattr(weights, self.names[0])

@@ -33,7 +33,7 @@ _NOTHING = 1e-12  # an error that is none
 
 
 def splits(form: LatentCache, hidden: int, most: int) -> list[LatentCache]:
-    """Ways to part a cache of the same size into latent and rotary key, the form's own first."""
+    """Give ways to part a cache of the same size into latent and rotary key, the form's own first."""
     total = form.rank + form.rope_dim
     dims = (min(most, max(STEP, round(share * total / STEP) * STEP)) for share in _SHARES)
     found = [form]
@@ -64,7 +64,7 @@ class Trial:
 
     @torch.no_grad()
     def best(self, forms: list[LatentCache], progress: Progress) -> LatentCache:
-        """The form that loses least over the trial layers."""
+        """Give the form that loses least over the trial layers."""
         if len(forms) == 1:
             return forms[0]
         last = self.layers.plan.geometry.num_layers - 1
@@ -77,7 +77,7 @@ class Trial:
 
     @torch.no_grad()
     def ranks(self, form: LatentCache, progress: Progress) -> LatentCache:
-        """The form with a rank for each layer, the same cache in all."""
+        """Give the form with a rank for each layer, the same cache in all."""
         most = self.layers.plan.geometry.hidden_size // STEP * STEP
         sizes = sorted({min(most, max(STEP, round(form.rank * part / STEP) * STEP)) for part in _MEASURED})
         forms = [replace(form, ranks=(rank,) * len(form.ranks)) for rank in sizes]
@@ -126,7 +126,7 @@ def _missed(converted: Converted, seen: _Seen) -> Tensor:
 
 
 def filled_in(sizes: Sequence[int], errors: Sequence[float], most: int) -> list[float]:
-    """Errors of the ranks STEP, 2 STEP, ..., most from those of some: the logarithm goes straight between them.
+    """Give errors of the ranks STEP, 2 STEP, ..., most from those of some: the logarithm goes straight between them.
 
     It goes on beyond the last as it came; below the first nothing is known, and the error is the first one's.
     """
@@ -144,7 +144,7 @@ def filled_in(sizes: Sequence[int], errors: Sequence[float], most: int) -> list[
 
 
 def greedy(curves: list[list[float]], count: int, least: int = 1) -> tuple[int, ...]:
-    """Ranks that make the sum of all layers' errors small, `count` blocks of eight directions in all.
+    """Give ranks that make the sum of all layers' errors small, `count` blocks of eight directions in all.
 
     Args:
         curves: for each layer the error with 1, 2, ... blocks.

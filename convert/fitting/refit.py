@@ -76,11 +76,11 @@ class _Text:
     attended: Tensor | None = None
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of both streams."""
+        """Give batches of both streams."""
         return zip(self.original.split(size), self.converted.split(size), strict=True)
 
     def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of the conversion's stream and of what the original's attention made."""
+        """Give batches of the conversion's stream and of what the original's attention made."""
         if self.own is None or self.attended is None:
             raise ValueError("this text only looks on")
         return zip(self.converted.split(size), self.own.split(size), self.attended.split(size), strict=True)
@@ -156,7 +156,7 @@ class SideBySide:
         convert: Callable[[], tuple[Converted, LayerContext]],
         watch: Watch | None = None,
     ) -> NewLayer:
-        """The converted layer, solved anew where there is text for it; both runs move on a layer.
+        """Give the converted layer, solved anew where there is text for it; both runs move on a layer.
 
         Args:
             weights: the original's.

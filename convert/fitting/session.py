@@ -51,7 +51,7 @@ class Fitting:
 
 @contextmanager
 def fitting(plan: Plan, progress: Progress) -> Iterator[Fitting]:
-    """Everything that comes before the first layer is converted."""
+    """Give everything that comes before the first layer is converted."""
     layers = Layers(plan)
     if plan.unchanged:
         yield Fitting(
@@ -221,7 +221,7 @@ class _Run:
     collected: Collecting | None
 
     def convert(self, layer: int) -> NewLayer:
-        """The layer's new form."""
+        """Give the layer's new form."""
         weights, of_layer = self.layers.read(layer), self.layers.plan.form.of_layer(layer)
 
         def new() -> tuple[Converted, LayerContext]:

@@ -169,7 +169,7 @@ def _healed_config(student: Source, entry: dict[str, Any]) -> dict[str, Any]:
 def describe_run(
     settings: Settings, text: str, teacher: str | None, healed: Healed, command: str | None
 ) -> dict[str, Any]:
-    """The entry for config.json."""
+    """Give the entry for config.json."""
     return {
         "version": __version__,
         "stages": [*settings.stages],
@@ -187,14 +187,14 @@ def describe_run(
 
 
 def goal(stages: Sequence[str], lm_weight: float) -> str:
-    """What start and best are."""
+    """Tell what start and best are."""
     if UPTRAIN in stages:
         return "loss"
     return "KL(original || converted)" + (f" + {lm_weight:g} loss" if lm_weight else "")
 
 
 def measured_losses(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:
-    """The text's own loss on the selection text: as converted, and at a stage's best step."""
+    """Give the text's own loss on the selection text: as converted, and at a stage's best step."""
     before = [r["selection_loss"] for r in records if r["stage"] == START]
     after = [
         r["selection_loss"] for r in records if r["stage"] == stage and "selection" in r and r["step"] == best_step

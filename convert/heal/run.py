@@ -165,7 +165,7 @@ class _Run:
     progress: Progress
 
     def run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
-        """All stages and the result."""
+        """Give all stages and the result."""
         with failures_in_words(self.place.folder):
             return self._run(resume, overwrite, board, show, command)
 

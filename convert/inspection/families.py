@@ -62,7 +62,7 @@ Cells = Mapping[str, Cell]
 
 
 def families() -> dict[str, Cells]:
-    """What every family that is converted becomes, by model type."""
+    """Tell what every family that is converted becomes, by model type."""
     known = architectures()
     return {name: {to: _cell(known[name], to) for to in COLUMNS} for name in convertible()}
 

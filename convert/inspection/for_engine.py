@@ -22,7 +22,7 @@ from convert_attn.convert.targets.base import Target
 
 
 def plan_for(source: Source, request: Request) -> Plan:
-    """The plan of a request; where it names an engine, one whose result the engine loads and keeps small.
+    """Give the plan of a request; where it names an engine, one whose result the engine loads and keeps small.
 
     The sizes and the layout that were chosen are part of the plan's request, as if they had been typed.
 
@@ -141,7 +141,7 @@ def _elsewhere(engine: Engine, arch: Architecture, sizes: Geometry) -> str:
 
 
 def latent_forms(engine: Engine, arch: Architecture, sizes: Geometry) -> list[LatentCache]:
-    """The latents that a model can have of those that an engine's kernels take; none where they take any."""
+    """Give the latents that a model can have of those that an engine's kernels take; none where they take any."""
     request, target = Request(to="mla"), _native_latent(arch)
     if target is None or _unheld(request, arch, target, sizes) is not None:
         return []

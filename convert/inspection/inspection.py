@@ -191,7 +191,7 @@ class _Look:
     engine: Engine | None
 
     def targets(self, form: Form) -> list[Target]:
-        """Every target that holds a form, and that the engine takes."""
+        """Give every target that holds a form, and that the engine takes."""
         fit = fitting(self.arch, self.sizes, form)
         return [t for t in fit if self.engine is None or takes(self.engine, self.config(t, form))]
 
@@ -207,7 +207,7 @@ class _Look:
         return saved * self.sizes.head_dim * (2 * self.sizes.hidden_size + biases)
 
     def config(self, target: Target, form: Form) -> Config:
-        """What a rule reads of the result's config.json."""
+        """Tell what a rule reads of the result's config.json."""
         known, model_type = architectures(), target.becomes or self.arch.model_type
         facts = facts_of(self.arch, self.source.config, self.source.origin.name)
         biases, config = class_biases(self.arch, facts), self.source.config
@@ -224,7 +224,7 @@ class _Look:
         return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
 
     def latents(self) -> list[LatentCache]:
-        """The engine's sizes of a latent, or those of the usual shares of the cache."""
+        """Give the engine's sizes of a latent, or those of the usual shares of the cache."""
         if not self.sizes.causal:
             return []
         if self.engine is not None and self.engine.latents:

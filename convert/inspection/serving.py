@@ -13,7 +13,7 @@ from convert_attn.convert.serving_rules import ENGINES, OPTIONS, RULES, Config, 
 
 
 def verdict(engine: Engine, config: Config) -> Rule | None:
-    """What an engine makes of a checkpoint with this config.json, in its own sizes; None: no rule knows it."""
+    """Tell what an engine makes of a checkpoint with this config.json, in its own sizes; None: no rule knows it."""
 
     def concerns(part: Rule | Note) -> bool:
         return config.get("model_type") in part.types and part.applies(config)
@@ -30,13 +30,13 @@ def verdict(engine: Engine, config: Config) -> Rule | None:
 
 
 def verdicts(config: Config) -> list[Rule]:
-    """The verdict of every engine; one without a rule is left out."""
+    """Give the verdict of every engine; one without a rule is left out."""
     found = (verdict(engine, config) for engine in ENGINES)
     return [rule for rule in found if rule is not None]
 
 
 def named(option: str) -> Engine:
-    """The engine that --for names.
+    """Give the engine that --for names.
 
     Raises:
         UsageError: there are no rules for it.
@@ -54,7 +54,7 @@ def takes(engine: Engine, config: Config) -> bool:
 
 
 def engines() -> list[str]:
-    """Every engine that there are rules for."""
+    """Give every engine that there are rules for."""
     return [engine.name for engine in ENGINES]
 
 
@@ -67,7 +67,7 @@ def as_dict(rule: Rule) -> dict[str, Any]:
 def serving(
     model: str | Path, revision: str | None = None, subfolder: str | None = None, engine: str | None = None
 ) -> tuple[str, list[Rule]]:
-    """The model type of a checkpoint and what engines make of it, from config.json alone.
+    """Give the model type of a checkpoint and what engines make of it, from config.json alone.
 
     Args:
         engine: only this one, by the name that --for takes.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def regular(moment: Tensor) -> Tensor:
-    """A second moment [n, n] in float64 that can be inverted."""
+    """Give a second moment [n, n] in float64 that can be inverted."""
     moment = moment.double()
     size = moment.diagonal().mean().clamp_min(1e-30)
     return moment + 1e-3 * size * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
@@ -21,7 +21,7 @@ def conjugate_gradients(
     precondition: Callable[[list[Tensor]], list[Tensor]],
     steps: int,
 ) -> list[Tensor]:
-    """An approximate solution of apply(x) = right, for a symmetric positive definite map of lists of tensors."""
+    """Give an approximate solution of apply(x) = right, for a symmetric positive definite map of lists of tensors."""
 
     def dot(left: list[Tensor], other: list[Tensor]) -> float:
         return sum(float((a * b).sum(dtype=torch.float64)) for a, b in zip(left, other, strict=True))

@@ -35,13 +35,13 @@ class _Memo:
 
 
 def contiguous(num_heads: int, groups: int) -> list[Group]:
-    """Part range(num_heads) into neighbours, as averaged GQA does."""
+    """Give part range(num_heads) into neighbours, as averaged GQA does."""
     size = num_heads // groups
     return [tuple(range(g * size, (g + 1) * size)) for g in range(groups)]
 
 
 def best_partition(num_heads: int, groups: int, head_dim: int, costs: Costs, affinity: Tensor) -> list[Group]:
-    """The balanced partition of range(num_heads) into `groups` groups that costs least, by swap search.
+    """Give the balanced partition of range(num_heads) into `groups` groups that costs least, by swap search.
 
     Few heads: every possible group is evaluated, and the search starts from the greedy choice among them. Many
     heads: it starts from the partition with the largest affinity within groups, which is cheap, and evaluates as

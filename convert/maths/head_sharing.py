@@ -24,14 +24,14 @@ def double(tensor: Tensor) -> Tensor:
 
 
 def psd_sqrt(matrix: Tensor) -> Tensor:
-    """The symmetric square root of positive semidefinite [..., d, d]; negative rounding counts as zero."""
+    """Give the symmetric square root of positive semidefinite [..., d, d]; negative rounding counts as zero."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
     root: Tensor = (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT
     return root
 
 
 def damping(epsilon: float) -> float:
-    """The ridge that a fit needs so that its result survives being rounded.
+    """Give the ridge that a fit needs so that its result survives being rounded.
 
     A score is a sum of products of two numbers. Each is rounded some three times (its weight, its value, its rotated
     value), every time by a mean square of about (epsilon / 5)^2 of itself, so a product costs epsilon^2 / 4 of its own
@@ -64,7 +64,7 @@ def damped_solve(matrix: Tensor, right: Tensor, ridge: Tensor) -> Tensor:
 
 
 def normalised_overlap(overlap: Tensor) -> Tensor:
-    """[n, n] squared overlaps divided by both heads' own; a dead head has none with any other."""
+    """Give [n, n] squared overlaps divided by both heads' own; a dead head has none with any other."""
     own = overlap.diagonal().clamp_min(1e-200).sqrt()
     return overlap / own[:, None] / own
 
@@ -100,7 +100,7 @@ class Stack:
         return torch.bmm(rows, root).transpose(0, 1).reshape(n * d, n * d)
 
     def affinity(self) -> Tensor:
-        """[n, n] how much of two heads' weighted energy points the same way: 1 on the diagonal, 0 if nothing."""
+        """Give [n, n] how much of two heads' weighted energy points the same way: 1 on the diagonal, 0 if nothing."""
         n, d = self.root.shape[:2]
         overlap = torch.empty(n, n, dtype=self.gram.dtype)
         for i in range(n):
@@ -109,12 +109,12 @@ class Stack:
         return normalised_overlap(overlap)
 
     def lost(self, heads: tuple[int, ...]) -> float:
-        """The error that d shared rows leave for these heads: the discarded eigenvalues."""
+        """Give the error that d shared rows leave for these heads: the discarded eigenvalues."""
         values = torch.linalg.eigvalsh(self._weighted(list(heads)))
         return float(values[: -self.root.shape[-1]].clamp_min(0).sum())
 
     def share(self, heads: list[int]) -> tuple[Tensor, Tensor]:
-        """The d shared rows that lose least for n of the heads (Eckart-Young).
+        """Give the d shared rows that lose least for n of the heads (Eckart-Young).
 
         Returns:
             mixing [d, n, d] (shared = sum_k mixing[:, k] @ head_k) and

@@ -45,7 +45,7 @@ class Reading:
 
 
 def exact_latent(rows: Tensor | None, hidden: int, rank: int) -> Latent | None:
-    """A latent that loses nothing, where the rank suffices for one.
+    """Give a latent that loses nothing, where the rank suffices for one.
 
     Args:
         rows: [n, D] all that reads x, if n may be below D: then r >= n needs no approximation.
@@ -63,7 +63,7 @@ def exact_latent(rows: Tensor | None, hidden: int, rank: int) -> Latent | None:
 
 
 def fit_latent(keys: Reading, values: Reading, rank: int, sweeps: int = 20) -> Latent:
-    """The r directions of x that matter most to keys and values.
+    """Give the r directions of x that matter most to keys and values.
 
     Both in one metric: one eigenproblem, and no inverse of C appears, so a dead channel does no harm. Each in its own:
     alternating least squares from there, every half-step a closed form.

@@ -38,7 +38,7 @@ class Moments:
         return second + torch.outer(a_mean, b_bias) + torch.outer(a_bias, b_mean) + torch.outer(a_bias, b_bias)
 
     def root(self) -> Tensor:
-        """Some L [D, n] with L L^T = E[x x^T]."""
+        """Give some L [D, n] with L L^T = E[x x^T]."""
         if not self._is_diagonal:
             return psd_sqrt(self.second)
         columns = torch.diag(self.second.sqrt())
@@ -52,16 +52,16 @@ class Moments:
         return ((rows @ self.second) * rows).sum(1)
 
     def matrix(self) -> Tensor:
-        """[D, D] E[x x^T]."""
+        """Give [D, D] E[x x^T]."""
         return torch.diag(self.second) + torch.outer(self.mean, self.mean) if self._is_diagonal else self.second
 
     def variance(self) -> Tensor:
-        """[D] the diagonal of E[x x^T]."""
+        """Give [D] the diagonal of E[x x^T]."""
         return self.second + self.mean**2 if self._is_diagonal else self.second.diagonal()
 
 
 def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
-    """The guess without data: a normalised vector has unit second moments, so C = diag(gain^2) + bias bias^T.
+    """Give the guess without data: a normalised vector has unit second moments, so C = diag(gain^2) + bias bias^T.
 
     Args:
         gain: [D] the norm's weight.
@@ -72,7 +72,7 @@ def moments_from_norm(gain: Tensor, bias: Tensor | None) -> Moments:
 
 
 def with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows [n, D] in float64 with their bias [n] as one more input coordinate: [n, D + 1]."""
+    """Give rows [n, D] in float64 with their bias [n] as one more input coordinate: [n, D + 1]."""
     column = torch.zeros_like(weight[:, :1]) if bias is None else bias[:, None]
     return torch.cat([weight, column], -1).to(torch.float64)
 

@@ -62,7 +62,7 @@ class NormedKeys:
         return self.overlap / own[:, None] / own
 
     def lost(self, heads: tuple[int, ...]) -> float:
-        """What the mean of these heads' keys leaves of them."""
+        """Tell what the mean of these heads' keys leaves of them."""
         part = self.overlap[list(heads)][:, list(heads)]
         return max(float(part.trace() - part.sum() / len(heads)), 0.0)
 
@@ -73,7 +73,7 @@ class NormedKeys:
         return torch.einsum("k,ab->akb", share, torch.eye(head_dim, dtype=share.dtype, device=share.device))
 
     def shrinkage(self, partition: list[tuple[int, ...]]) -> float:
-        """How long the groups' means are against their heads: 1 where the heads of every group are equal."""
+        """Tell how long the groups' means are against their heads: 1 where the heads of every group are equal."""
         parts = [self.overlap[list(group)][:, list(group)] for group in partition]
         mean = sum(float(part.sum()) / len(part) for part in parts)
         return math.sqrt(max(mean, 0.0) / max(self.energy, _LEAST))

@@ -61,7 +61,7 @@ class Regression:
 
 
 def solve(fit: Regression, selection: Regression, rows: int) -> Tensor:
-    """The change [m, D] of the output projection that does best on the selection text.
+    """Give the change [m, D] of the output projection that does best on the selection text.
 
     Args:
         rows: H a; what comes after is a bias, and is not held back.

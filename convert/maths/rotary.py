@@ -70,7 +70,7 @@ def _edges(context: int) -> Tensor:
 
 
 def prior_offsets(num_heads: int, context: int) -> Offsets:
-    """The guess without data: mass ~ 1 / (1 + offset) up to `context` tokens, the same for every head."""
+    """Give the guess without data: mass ~ 1 / (1 + offset) up to `context` tokens, the same for every head."""
     edges = _edges(max(context, 1))
     left, right = edges[:-1], edges[1:]
     # sum of 1 / (1 + t) over left <= t < right, by the digamma difference
@@ -80,7 +80,7 @@ def prior_offsets(num_heads: int, context: int) -> Offsets:
 
 
 def measured_offsets(histogram: Tensor, context: int, floor: float) -> Offsets:
-    """What heads were seen to attend to, and a little of the prior for what the text was too short to show.
+    """Tell what heads were seen to attend to, and a little of the prior for what the text was too short to show.
 
     Args:
         histogram: [H, T] attention mass at each offset below T.
@@ -120,7 +120,7 @@ def _within_bin(width: Tensor, omega: Tensor) -> Tensor:
 
 
 def to_planes(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """A real matrix [..., 2P, 2Q] as the complex pair (A, B) with z -> A z + B conj(z), each [..., P, Q].
+    """Give a real matrix [..., 2P, 2Q] as the complex pair (A, B) with z -> A z + B conj(z), each [..., P, Q].
 
     z = v[:Q] + i v[Q:]. In this form a rotation of either side is a multiplication by phases.
     """
@@ -133,7 +133,7 @@ def to_planes(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_planes(linear: Tensor, conjugate: Tensor) -> Tensor:
-    """The inverse of `to_planes`: [..., 2P, 2Q]."""
+    """Give the inverse of `to_planes`: [..., 2P, 2Q]."""
     total, difference = linear + conjugate, linear - conjugate
     top = torch.cat([total.real, -difference.imag], -1)
     bottom = torch.cat([total.imag, difference.real], -1)
@@ -156,13 +156,13 @@ class MeanConjugation:
 
     @classmethod
     def of(cls, rotary: Rotary, offsets: Offsets) -> MeanConjugation:
-        """The expectations of one layer."""
+        """Give the expectations of one layer."""
         theta = rotary.inv_freq.to(torch.float64)
         minus = characteristic(offsets, theta[:, None] - theta[None])
         return cls(minus, characteristic(offsets, theta[:, None] + theta[None]))
 
     def heads(self, index: Tensor) -> MeanConjugation:
-        """The same for some heads, index [...] into H."""
+        """Give the same for some heads, index [...] into H."""
         return MeanConjugation(self.minus[index], self.plus[index])
 
     def __call__(self, matrix: Tensor, *, inverse: bool = False) -> Tensor:

@@ -113,7 +113,7 @@ def _whole(layer: RotaryKeys) -> SharedRotaryKey:
 def fit_shared_rotary_key(
     layer: RotaryKeys, rope_dim: int, frequencies: tuple[float, ...] | None = None, sweeps: int = 20
 ) -> SharedRotaryKey:
-    """Alternating least squares for the shared rotary key of a layer.
+    """Give alternating least squares for the shared rotary key of a layer.
 
     Args:
         rope_dim: R, at most K d.

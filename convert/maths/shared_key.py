@@ -27,7 +27,7 @@ _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate
 
 
 def plane_power(moment: Tensor) -> Tensor:
-    """The mean square of each number of E[k k^T] [..., d, d], the same for both of a plane: [..., d]."""
+    """Give the mean square of each number of E[k k^T] [..., d, d], the same for both of a plane: [..., d]."""
     planes = moment.shape[-1] // 2
     mean = moment.diagonal(0, -2, -1).unflatten(-1, (2, planes)).mean(-2)
     return torch.cat([mean, mean], -1)
@@ -75,7 +75,7 @@ class RotaryKeys:
         return linear.diagonal(0, 2, 3).permute(2, 0, 1), size
 
     def affinity(self) -> Tensor:
-        """[K, K] how much two heads have in common within the rotary planes, where a phase is free."""
+        """Give [K, K] how much two heads have in common within the rotary planes, where a phase is free."""
         overlap, size = self.plane_overlap(list(range(self.gram.shape[0])))
         return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
@@ -112,7 +112,7 @@ class _Groups:
         return torch.einsum("Narb,Nrbkc->Nkac", mixing, self.gram)
 
     def query_maps(self, mixing: Tensor) -> tuple[Tensor, Tensor]:
-        """The best T [N, m, d, d] for a shared key, and each group's residual [N]."""
+        """Give the best T [N, m, d, d] for a shared key, and each group's residual [N]."""
         cross = self.key_gram(mixing)  # [N, n, d, d]
         shared = torch.einsum("Nkac,Nbkc->Nab", cross, mixing)
         own = self.gram.diagonal(0, 1, 3).permute(0, 3, 1, 2)  # [N, n, d, d]
@@ -124,7 +124,7 @@ class _Groups:
         return maps, residual.clamp_min(0)
 
     def shared_key(self, maps: Tensor) -> Tensor:
-        """The best shared key, as a mixture [N, d, n, d], for given query maps."""
+        """Give the best shared key, as a mixture [N, d, n, d], for given query maps."""
         moved = maps @ self.queries
         weight = self.turn(moved @ maps.mT).sum(1)  # [N, d, d]
         towards = self.turn(moved)
@@ -135,7 +135,7 @@ class _Groups:
         return self.normalised(solved.permute(0, 2, 1, 3))
 
     def normalised(self, mixing: Tensor) -> Tensor:
-        """The shared key scaled to the mean size of the group's keys (the query maps take the inverse)."""
+        """Give the shared key scaled to the mean size of the group's keys (the query maps take the inverse)."""
         have = torch.einsum("Narb,Nrbkc,Nakc->N", mixing, self.gram, mixing)
         want = torch.einsum("Nkaka->N", self.gram) / self.gram.shape[1]
         scale = torch.where((have > 0) & (want > 0), want / have.clamp_min(1e-200), torch.ones_like(have))
@@ -180,7 +180,7 @@ def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor
 
 
 def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 2) -> list[float]:
-    """How much each candidate group would lose, after a short fit; groups of one size only."""
+    """Tell how much each candidate group would lose, after a short fit; groups of one size only."""
     at_once = max(1, _BATCH_NUMBERS // (len(groups[0]) * keys.gram.shape[1]) ** 2)
     residuals: list[float] = []
     for begin in range(0, len(groups), at_once):
@@ -191,7 +191,7 @@ def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: in
 
 
 def fit_rotary(keys: RotaryKeys, group: tuple[int, ...], sweeps: int = 60) -> tuple[Tensor, Tensor]:
-    """The shared key of one group and the query map of each of its query heads.
+    """Give the shared key of one group and the query map of each of its query heads.
 
     Several starts are tried for a few sweeps; the best goes on until `sweeps`.
 

@@ -9,5 +9,5 @@ DEFAULT = "subspace"
 
 
 def methods() -> dict[str, Method]:
-    """All methods, by name."""
+    """Give all methods, by name."""
     return {method.name: method for method in discover(__name__, "METHOD", Method)}

@@ -7,7 +7,7 @@ from convert_attn.convert.weights.attention import AttentionWeights, map_kv_head
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
-    """Shared K and V are the group's first head."""
+    """Give shared K and V are the group's first head."""
     return map_kv_heads(weights, lambda heads: heads.unflatten(0, (groups, -1))[:, 0])
 
 

@@ -32,13 +32,13 @@ class Decoupled:
 
 
 def without_rotary(weights: AttentionWeights) -> Decoupled:
-    """No rotary position: all of the key is position-free (its bias drops out of the softmax)."""
+    """Give no rotary position: all of the key is position-free (its bias drops out of the softmax)."""
     per_kv = weights.queries_per_kv
     return Decoupled(None, None, torch.zeros(0, dtype=torch.float64), lambda i: double(weights.k[i // per_kv]))
 
 
 def key_rows(weights: AttentionWeights, decoupled: Decoupled) -> Tensor:
-    """The position-free keys of all K key heads, by their first query head: [K d, D]."""
+    """Give the position-free keys of all K key heads, by their first query head: [K d, D]."""
     step = weights.queries_per_kv
     return torch.cat([decoupled.nope(i * step) for i in range(weights.num_kv_heads)])
 
@@ -66,7 +66,7 @@ def output_weight(weights: AttentionWeights) -> Tensor:
 
 
 def assemble(weights: AttentionWeights, decoupled: Decoupled, latent: Latent, mean: Tensor) -> LatentWeights:
-    """Latent attention weights in the dtype of `weights`.
+    """Give latent attention weights in the dtype of `weights`.
 
     The V bias and what the latent misses of the mean input go to the output bias: softmax rows sum to one.
 

@@ -67,7 +67,7 @@ def _readings(
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
-    """Latent attention that minimises the error of scores and outputs under the context's moments."""
+    """Give latent attention that minimises the error of scores and outputs under the context's moments."""
     queries = own_gram(weights.q, weights.q_bias, context.moments)
     decoupled = decouple(weights, sizes, queries, context)
     latent = exact_latent(_rows(weights, decoupled, sizes.rank), weights.q.shape[-1], sizes.rank)

@@ -10,10 +10,10 @@ from convert_attn.convert.weights.attention import AttentionWeights, map_kv_head
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
-    """Shared K and V are the averages of the group's heads, weights and biases alike."""
+    """Give shared K and V are the averages of the group's heads, weights and biases alike."""
 
     def average(heads: Tensor) -> Tensor:
-        """[K, ...] -> [G, ...]."""
+        """Give [K, ...] -> [G, ...]."""
         mean: Tensor = heads.unflatten(0, (groups, -1)).mean(1, dtype=torch.float64)
         return mean.to(heads.dtype)
 

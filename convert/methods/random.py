@@ -12,10 +12,10 @@ from convert_attn.convert.weights.attention import AttentionWeights, map_kv_head
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
-    """Shared K and V are drawn from a normal with the mean and deviation of the heads they replace."""
+    """Give shared K and V are drawn from a normal with the mean and deviation of the heads they replace."""
 
     def draw(heads: Tensor) -> Tensor:
-        """Moments of all K heads, G fresh heads."""
+        """Give moments of all K heads, G fresh heads."""
         noise = torch.randn(groups, *heads.shape[1:], generator=context.generator, dtype=torch.float64)
         return (noise * heads.to(torch.float64).std(correction=0) + heads.mean(dtype=torch.float64)).to(heads.dtype)
 

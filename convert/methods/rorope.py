@@ -15,7 +15,7 @@ from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
 def real_pca(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> Decoupled:
-    """The R / 2 (plane, component) pairs of largest energy stay rotary, the rest acts as if at offset 0.
+    """Give the R / 2 (plane, component) pairs of largest energy stay rotary, the rest acts as if at offset 0.
 
     Where the class prescribes frequencies, each takes the largest component that is left of the plane that turns most
     nearly as fast (the same, where R is the head size), and turns it at the class's speed.
@@ -54,7 +54,7 @@ def real_pca(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
-    """Keys scaled to the size of the values, then PCA of both on the inputs' moments (TransMLA, section 4.3)."""
+    """Give keys scaled to the size of the values, then PCA of both on the inputs' moments (TransMLA, section 4.3)."""
     decoupled = real_pca(weights, sizes, context)
     keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
@@ -67,7 +67,7 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
 
 
 def pad(latent: Latent, rank: int) -> Latent:
-    """A latent of a smaller rank, filled up with zeros."""
+    """Give a latent of a smaller rank, filled up with zeros."""
     missing = rank - latent.down.shape[0]
     if missing <= 0:
         return latent

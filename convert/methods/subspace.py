@@ -64,7 +64,7 @@ class _Layer:
         )
 
     def costs(self, groups: list[Group]) -> list[float]:
-        """The share of score energy plus the share of output energy that each group would lose."""
+        """Give the share of score energy plus the share of output energy that each group would lose."""
         key_energy, value_energy = max(self.keys.energy, 1e-200), max(self.values.energy, 1e-200)
         value_loss = [self.values.lost(group) / value_energy for group in groups]
         if not isinstance(self.keys, RotaryKeys):
@@ -118,7 +118,7 @@ def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> Atte
 
 
 def share(weights: AttentionWeights, groups: int, context: LayerContext) -> AttentionWeights:
-    """Shared heads that minimise the error of scores and outputs under the context's moments."""
+    """Give shared heads that minimise the error of scores and outputs under the context's moments."""
     counts = context.capped or weights.k_gain is not None or weights.sinks is not None
     if context.rotary is None and not counts:
         weights = drop_key_bias(weights)

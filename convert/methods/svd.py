@@ -14,7 +14,7 @@ from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
-    """Truncated SVD of the stacked [Wk; Wv]; under rotary position of what `rorope` leaves position-free."""
+    """Give truncated SVD of the stacked [Wk; Wv]; under rotary position of what `rorope` leaves position-free."""
     decoupled = real_pca(weights, sizes, context)
     keys = key_rows(weights, decoupled)
     stacked = torch.cat([keys, double(weights.v).flatten(0, 1)])

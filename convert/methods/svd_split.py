@@ -14,7 +14,7 @@ from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
-    """One truncated SVD of Wk and one of Wv; the latent is both halves one after the other.
+    """Give one truncated SVD of Wk and one of Wv; the latent is both halves one after the other.
 
     A latent [ck; cv] would need up_k to be zero on cv. One basis for the span of both halves is at least as good at
     the same size, and is what a class with one up-projection for keys and values can hold.

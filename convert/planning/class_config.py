@@ -38,7 +38,7 @@ def _fields(config_class: type[PreTrainedConfig]) -> frozenset[str]:
 
 
 def class_config(target: Target, blueprint: Blueprint, name: str) -> tuple[Config, tuple[str, ...]]:
-    """A result's config.json as far as its class decides it, and sentences on what was left out.
+    """Give a result's config.json as far as its class decides it, and sentences on what was left out.
 
     Args:
         name: of the checkpoint, for messages.

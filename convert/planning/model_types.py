@@ -21,7 +21,7 @@ _NO_TASK = ("PRETRAINING",)
 
 
 def architecture(model_type: str) -> Architecture:
-    """The facts of one model type.
+    """Give the facts of one model type.
 
     Raises:
         UsageError: it is none that can be converted; the sentence says what it is.

@@ -38,7 +38,7 @@ class OutputTensor:
 def result_tensors(
     source: Source, blueprint: Blueprint, target: Target, dtype: str
 ) -> tuple[tuple[OutputTensor, ...], tuple[str, ...]]:
-    """Every tensor of the result, in the source's order, and the names that are dropped.
+    """Give every tensor of the result, in the source's order, and the names that are dropped.
 
     What is stored keeps its stored name. Attention that is stored otherwise than in the class (joined, turned) is
     written as the result's class has it.

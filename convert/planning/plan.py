@@ -131,16 +131,16 @@ class Plan:
         return before, sum(math.prod(output.info.shape) for output in self.outputs)
 
     def parameter(self, layer: int, local: str) -> str:
-        """The name in the source's class of what is called `local` below a block."""
+        """Give the name in the source's class of what is called `local` below a block."""
         return self.source.names.base + self.arch.block.format(layer=layer) + local
 
     def ends_mlp(self, output: OutputTensor) -> bool:
-        """Whether a tensor of the result is the projection that ends a block's MLP."""
+        """Tell whether a tensor of the result is the projection that ends a block's MLP."""
         return self.arch.mlp_output is not None and output.local.rpartition(".")[0] == self.arch.mlp_output
 
 
 def choose_method(name: str, to: To) -> Method:
-    """The method of a name.
+    """Give the method of a name.
 
     Raises:
         UsageError: not known, or not for this target.
@@ -199,7 +199,7 @@ _FROM_WEIGHTS = (
 
 
 def no_text(reason: str) -> str:
-    """What is to be known where text was wanted and cannot be had."""
+    """Tell what is to be known where text was wanted and cannot be had."""
     return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: see the measurement"
 
 
@@ -272,7 +272,7 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
 
 
 def replan(plan: Plan, form: Form) -> Plan:
-    """The same plan with other sizes, as the calibration text has shown them to be better."""
+    """Give the same plan with other sizes, as the calibration text has shown them to be better."""
     blueprint = replace(plan.blueprint, form=form)
     if isinstance(form, LatentCache):
         blueprint = replace(blueprint, inv_freq=form.no_planes)
@@ -281,7 +281,7 @@ def replan(plan: Plan, form: Form) -> Plan:
 
 
 def result_classes(target: Target, source: Source) -> list[str]:
-    """The result's `architectures`.
+    """Give the result's `architectures`.
 
     Raises:
         UsageError: the source's class has no counterpart in the target.

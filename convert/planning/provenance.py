@@ -56,7 +56,7 @@ def typed_command(words: Sequence[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What the arithmetic depends on."""
+    """Tell what the arithmetic depends on."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

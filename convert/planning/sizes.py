@@ -16,17 +16,17 @@ STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like t
 
 
 def divisors(n: int) -> list[int]:
-    """The numbers of groups that n heads can form."""
+    """Give the numbers of groups that n heads can form."""
     return [g for g in range(1, n + 1) if n % g == 0]
 
 
 def common_heads(sizes: Geometry) -> int:
-    """The largest number of K/V heads that every layer's own are a multiple of: theirs, where layers are alike."""
+    """Give the largest number of K/V heads that every layer's own are a multiple of: theirs, where layers are alike."""
     return gcd(*sizes.kv_by_layer)
 
 
 def choose_groups(request: Request, sizes: Geometry) -> tuple[int, ...]:
-    """The number of K/V heads of each layer of the result.
+    """Give the number of K/V heads of each layer of the result.
 
     Raises:
         UsageError: options that do not fit each other or the model.
@@ -98,7 +98,7 @@ def _typed(option: str, numbers: tuple[int, ...], sizes: Geometry) -> Iterator[t
 
 
 def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
-    """What the cache is to become.
+    """Tell what the cache is to become.
 
     Raises:
         UsageError: options that do not fit each other or the model.
@@ -212,7 +212,7 @@ def _rope_dims(request: Request, rotary: bool, rank: int, sizes: Geometry) -> tu
 
 
 def rotary_share(cache_ratio: float) -> float:
-    """The part of MLA's cache that the rotary key gets, given the share of the original's cache that is kept.
+    """Give the part of MLA's cache that the rotary key gets, given the share of the original's cache that is kept.
 
     Chosen from what `subspace` left of a Llama of 8 heads of 32 (512 numbers per token and layer), trained on Python
     documentation; KL to the original in nats per token, best of the splits tried in brackets:

@@ -32,7 +32,7 @@ _TEXTS = {
 
 
 def source_metadata(text: str | None) -> dict[str, Any]:
-    """The YAML header of the source's card, {} where there is none that can be read."""
+    """Give the YAML header of the source's card, {} where there is none that can be read."""
     if text is None:
         return {}
     try:
@@ -42,7 +42,7 @@ def source_metadata(text: str | None) -> dict[str, Any]:
 
 
 def header(plan: Plan) -> str:
-    """The YAML of a new card, with its marks."""
+    """Give the YAML of a new card, with its marks."""
     carried = {key: value for key, value in source_metadata(plan.source.card_text()).items() if key in _CARRIED}
     data = ModelCardData(
         **carried,

@@ -30,7 +30,7 @@ from convert_attn.convert.version import __version__
 
 
 def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = UNMEASURED) -> dict[str, Any]:
-    """The source's config.json with the keys that the conversion changes; everything else stays as it was.
+    """Give the source's config.json with the keys that the conversion changes; everything else stays as it was.
 
     Args:
         blueprint: the plan's own, or that with what the fit has found.
@@ -53,7 +53,7 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = U
 
 
 def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
-    """Keys that older readers need and transformers 5 no longer writes (they would silently use a default)."""
+    """Give keys that older readers need and transformers 5 no longer writes (they would silently use a default)."""
     found: dict[str, Any] = {}
     for old, path in arch.legacy_config.items():
         value: Any = config
@@ -68,7 +68,7 @@ def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
-    """What is needed to repeat the conversion, kept in config.json under `convert_attn`."""
+    """Tell what is needed to repeat the conversion, kept in config.json under `convert_attn`."""
     return {
         "version": __version__,
         "source": plan.source.origin.label,
@@ -91,7 +91,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
 
 
 def gained(plan: Plan) -> dict[str, Any]:
-    """What becomes less, before and after: the cache per token; of an encoder, which has none, its parameters."""
+    """Tell what becomes less, before and after: the cache per token; of an encoder, which has none, its parameters."""
     if plan.geometry.causal:
         return {"cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}}
     return {"cache": None, "parameters": [*plan.parameters]}

@@ -28,7 +28,7 @@ SAMPLES: tuple[str, ...] = tuple(sorted(path.parent.name for path in _FOLDER.glo
 
 
 def sample_path(name: str) -> Path:
-    """The folder of a bundled checkpoint, as ``AutoModelForCausalLM.from_pretrained`` takes it."""
+    """Give the folder of a bundled checkpoint, as ``AutoModelForCausalLM.from_pretrained`` takes it."""
     if name not in SAMPLES:
         raise ValueError(f"no bundled sample is named {name!r}; there are {', '.join(SAMPLES) or 'none'}")
     return _FOLDER / name

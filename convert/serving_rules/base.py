@@ -98,7 +98,7 @@ ENGINE_TESTS = "tests/test_engines.py"
 
 
 def always(config: Config) -> bool:
-    """No condition."""
+    """Give no condition."""
     return True
 
 
@@ -162,7 +162,7 @@ class LatentSizes:
         return f"{self.rank} + {self.rope_dim}"
 
     def met_by(self, config: Config) -> bool:
-        """Whether a checkpoint has these sizes."""
+        """Tell whether a checkpoint has these sizes."""
         heads = {config.get("qk_nope_head_dim"), config.get("v_head_dim")}
         same = (config.get("kv_lora_rank"), config.get("qk_rope_head_dim")) == (self.rank, self.rope_dim)
         return same and (self.head_dim is None or heads == {self.head_dim})
@@ -189,13 +189,13 @@ class Engine:
     elsewhere: Mapping[str, tuple[LatentSizes, ...]] = field(default_factory=dict)
 
     def options(self) -> dict[str, Engine]:
-        """The engine by each value of `--for` that means it, with the sizes that are meant."""
+        """Give the engine by each value of `--for` that means it, with the sizes that are meant."""
         others = {option: replace(self, option=option, latents=sizes) for option, sizes in self.elsewhere.items()}
         return {self.option: self} | others
 
 
 def head_size(config: Config) -> int | None:
-    """The size of a head where K and V are cached; None where the file does not tell."""
+    """Give the size of a head where K and V are cached; None where the file does not tell."""
     size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
     if size is None:  # GPTBigCode's names
         heads, hidden = heads or config.get("n_head"), hidden or config.get("n_embd")
@@ -204,18 +204,18 @@ def head_size(config: Config) -> int | None:
 
 
 def odd_heads(config: Config) -> bool:
-    """Whether the size of a head is not what readers that do not look for it think."""
+    """Tell whether the size of a head is not what readers that do not look for it think."""
     size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
     return not (size is None or heads is None or hidden is None) and size * heads != hidden
 
 
 def heads_not_in(*sizes: int) -> Condition:
-    """Heads of a size that kernels for a fixed list of sizes do not take."""
+    """Give heads of a size that kernels for a fixed list of sizes do not take."""
     return lambda config: head_size(config) not in (None, *sizes)
 
 
 def heads_not_multiple_of(step: int, most: int | None = None) -> Condition:
-    """Heads whose size is no multiple of `step`, or is above `most`."""
+    """Give heads whose size is no multiple of `step`, or is above `most`."""
 
     def applies(config: Config) -> bool:
         size = head_size(config)
@@ -240,17 +240,17 @@ def uneven_heads(config: Config) -> bool:
 
 
 def both(first: Condition, second: Condition) -> Condition:
-    """Two conditions at once."""
+    """Give two conditions at once."""
     return lambda config: first(config) and second(config)
 
 
 def latent_in(*taken: LatentSizes) -> Condition:
-    """A native latent of one of these sizes."""
+    """Give a native latent of one of these sizes."""
     return lambda config: any(sizes.met_by(config) for sizes in taken)
 
 
 def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[Rule]:
-    """An engine has classes of its own for these types, and they keep as many K/V heads as there are."""
+    """Give an engine has classes of its own for these types, and they keep as many K/V heads as there are."""
     return [
         Rule(
             engine=engine,
@@ -273,5 +273,5 @@ class _Values(dict[str, Any]):
 
 
 def filled(text: str, config: Config) -> str:
-    """A rule's or note's text with the checkpoint's own sizes; {head_size} is `head_size`."""
+    """Give a rule's or note's text with the checkpoint's own sizes; {head_size} is `head_size`."""
     return text.format_map(_Values(config | {"head_size": head_size(config)}))

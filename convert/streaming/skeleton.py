@@ -79,7 +79,7 @@ class Skeleton:
         self.base = source.names.base
 
     def names(self, inside: Callable[[str], bool]) -> list[str]:
-        """The parameters whose names (within the base model) fit and that the checkpoint has."""
+        """Give the parameters whose names (within the base model) fit and that the checkpoint has."""
         known = self._source.names
         return [name for name, _ in self.model.named_parameters() if inside(name) and known.stored(self.base + name)]
 
@@ -113,7 +113,7 @@ class Skeleton:
         return self.names(lambda name: not name.startswith(self.stem))
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
+        """Give the states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
         caught: list[Tensor] = []
 
         def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -147,7 +147,7 @@ class Skeleton:
                 vars(block).pop("forward", None)  # the class's own shows again
 
     def calls(self, batch: Tensor) -> list[Call]:
-        """What each block is called with for windows [B, T] of this shape; no block runs."""
+        """Tell what each block is called with for windows [B, T] of this shape; no block runs."""
         found = [Call() for _ in self.blocks]
 
         def passing(number: int) -> Callable[..., Tensor]:

@@ -47,16 +47,16 @@ class Block:
     apart: nn.Module | None = None
 
     def joined(self, states: Tensor) -> Tensor:
-        """What the attention's output is added to before anything reads it: the stream, or nothing."""
+        """Tell what the attention's output is added to before anything reads it: the stream, or nothing."""
         return states if self.adds else torch.zeros_like(states)
 
     def normalised(self, states: Tensor) -> Tensor:
-        """What the attention reads, [B, T, D]."""
+        """Tell what the attention reads, [B, T, D]."""
         out: Tensor = self.norm(states)
         return out
 
     def run(self, states: Tensor, attend: Attend) -> Tensor:
-        """The block's output [B, T, D], with `attend` in place of its attention and its output projection."""
+        """Give the block's output [B, T, D], with `attend` in place of its attention and its output projection."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
             return attend(hidden_states), None
@@ -86,7 +86,7 @@ class Stream:
         self._skeleton = Skeleton(source, device)
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
+        """Give the states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
         return self._skeleton.embed(batches)
 
     def _module(self, layer: int) -> nn.Module:
@@ -95,7 +95,7 @@ class Stream:
 
     @contextmanager
     def block(self, layer: int) -> Iterator[Block]:
-        """One block; its attention's own projections are not read, as `Block.run` never uses them."""
+        """Give one block; its attention's own projections are not read, as `Block.run` never uses them."""
         stem = self._arch.block.format(layer=layer)
         skipped = {f"{stem}{name}" for name in self._arch.tensors}
         names = self._skeleton.names(lambda name: name.startswith(stem) and name not in skipped)

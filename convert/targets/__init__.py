@@ -12,7 +12,7 @@ from convert_attn.convert.targets.base import Target
 
 
 def targets() -> list[Target]:
-    """All targets, native ones first."""
+    """Give all targets, native ones first."""
     return sorted(discover(__name__, "TARGET", Target), key=lambda target: (target.layout != "native", target.name))
 
 
@@ -29,7 +29,7 @@ def _own_classes() -> frozenset[str]:
 
 
 def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
-    """The targets that can hold this architecture in this form, native ones first."""
+    """Give the targets that can hold this architecture in this form, native ones first."""
     return [target for target in _of_kind(arch, form) if form.varied <= target.by_layer and target.holds(sizes, form)]
 
 
@@ -40,7 +40,7 @@ def _of_kind(arch: Architecture, form: Form) -> list[Target]:
 
 
 def convertible() -> list[str]:
-    """The model types that some target holds, sorted: what a user may give."""
+    """Give the model types that some target holds, sorted: what a user may give."""
     known, own = targets(), _own_classes()
     return sorted(
         arch.model_type for arch in architectures().values() if any(_accepts(target, arch, own) for target in known)
@@ -48,7 +48,7 @@ def convertible() -> list[str]:
 
 
 def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Target:
-    """The target for a request.
+    """Give the target for a request.
 
     Args:
         layout: "native", "custom", or "auto": for shared heads native where one fits, for a latent custom (the class

@@ -42,7 +42,7 @@ class Blueprint:
 
 
 def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
-    """Shared heads keep the names of the result's architecture, with what the source has besides projections."""
+    """Give shared heads keep the names of the result's architecture, with what the source has besides projections."""
     arch, form = blueprint.result_arch, blueprint.form
     groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.kv_by_layer
     weights = weight_shapes(arch, blueprint.sizes, groups[layer])
@@ -54,7 +54,7 @@ def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
 
 
 def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> dict[str, Tensor]:
-    """Shared heads in the layout of the result's architecture."""
+    """Give shared heads in the layout of the result's architecture."""
     if not isinstance(converted, AttentionWeights):
         raise TypeError("a class with K/V heads cannot hold a latent")
     return join(blueprint.result_arch, blueprint.sizes, converted)

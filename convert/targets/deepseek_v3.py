@@ -74,7 +74,7 @@ class _IdentityNorm:
         return self.constant / (self.gain * math.sqrt(self.size)) / self.shrink
 
     def weight(self, like: Tensor, last: float) -> Tensor:
-        """[size] the norm's weight, `last` for the constant."""
+        """Give [size] the norm's weight, `last` for the constant."""
         gain = like.new_full((self.size,), self.gain)
         gain[-1] = last
         return gain

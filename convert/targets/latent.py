@@ -15,7 +15,7 @@ from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
 
 
 def latent_form(blueprint: Blueprint) -> LatentCache:
-    """The sizes of the latent cache."""
+    """Give the sizes of the latent cache."""
     if not isinstance(blueprint.form, LatentCache):
         raise TypeError("a class with a latent cannot hold K/V heads")
     return blueprint.form
@@ -45,7 +45,7 @@ class Biases:
 
 
 def latent_shapes(blueprint: Blueprint, layer: int, attention: str) -> Shapes:
-    """Shapes below a layer's block.
+    """Give shapes below a layer's block.
 
     Args:
         attention: the attention module's name and a dot, "self_attn." or "attn.".
@@ -70,7 +70,7 @@ def latent_shapes(blueprint: Blueprint, layer: int, attention: str) -> Shapes:
 
 
 def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -> dict[str, Tensor]:
-    """The tensors of `latent_shapes`."""
+    """Give the tensors of `latent_shapes`."""
     if not isinstance(converted, LatentWeights):
         raise TypeError("a class with a latent cannot hold K/V heads")
     has, w = Biases.of(blueprint), converted
@@ -127,7 +127,7 @@ def read_latent(config: Any, tensors: Mapping[str, Tensor], layer: int) -> Laten
 
 
 def latent_config(blueprint: Blueprint) -> Config:
-    """The keys that our classes with a latent read (modeling/configuration_latent_attention.py)."""
+    """Give the keys that our classes with a latent read (modeling/configuration_latent_attention.py)."""
     form, sizes, has = latent_form(blueprint), blueprint.sizes, Biases.of(blueprint)
     return {
         "kv_lora_rank": max(form.ranks),

@@ -18,7 +18,7 @@ def _configure(blueprint: Blueprint) -> Config:
 
 
 def shared_heads(model_type: str, prefix: str, kinds: Sequence[str] = KINDS) -> Target:
-    """The target of one family.
+    """Give the target of one family.
 
     Args:
         model_type: of the family; ours is <model_type>_gqa.

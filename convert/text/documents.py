@@ -20,7 +20,7 @@ _PACKED = (".gz", ".xz", ".bz2", ".zip", ".zst")
 
 
 def read_documents(spec: str | Path) -> Iterator[str]:
-    """The documents of a text, in order; blank ones are left out, nothing is read ahead of need.
+    """Give the documents of a text, in order; blank ones are left out, nothing is read ahead of need.
 
     Args:
         spec: one of
@@ -51,7 +51,7 @@ def read_documents(spec: str | Path) -> Iterator[str]:
 
 
 def split_documents(text: str) -> list[str]:
-    """The documents of a text in memory, parted by lines that are `<|endoftext|>`; blank ones are left out."""
+    """Give the documents of a text in memory, parted by lines that are `<|endoftext|>`; blank ones are left out."""
     return [document for document in text.split(f"{_SEPARATOR}\n") if document.strip()]
 
 

@@ -116,7 +116,7 @@ def calibration_windows(
 def shipped_windows(
     spec: str | None, folder: Path, name: str, context: int, vocabulary: int, *, encoder: bool = False
 ) -> tuple[Tensor, str]:
-    """Windows [N, T] of the package's held-out text to measure on, and what to call it.
+    """Give windows [N, T] of the package's held-out text to measure on, and what to call it.
 
     Args:
         spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
@@ -184,7 +184,7 @@ def _drawn(windows: Tensor, wanted: int, most: int, seed: int) -> tuple[Tensor, 
 
 
 def token_file(path: Path, context: int, tokens: int | None) -> Tensor:
-    """Windows [N, T] that somebody else has cut and tokenised."""
+    """Give windows [N, T] that somebody else has cut and tokenised."""
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
@@ -215,7 +215,7 @@ def _parted(windows: Tensor) -> Windows:
 
 
 def load_tokenizer(folder: Path, name: str, remedy: str = CALIBRATION_REMEDY) -> Any:
-    """The tokenizer of a folder.
+    """Give the tokenizer of a folder.
 
     Args:
         remedy: who needs it, and what to do without.

@@ -69,7 +69,7 @@ class AttentionWeights:
         return self.num_heads // self.num_kv_heads
 
     def to(self, dtype: torch.dtype) -> AttentionWeights:
-        """The same weights in another dtype (a tensor already of that dtype is not copied)."""
+        """Give the same weights in another dtype (a tensor already of that dtype is not copied)."""
         changed: dict[str, Any] = {
             name: value.to(dtype) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -140,6 +140,6 @@ def map_kv_heads(weights: AttentionWeights, function: Callable[[Tensor], Tensor]
 
 
 def replicate_kv_heads(weights: AttentionWeights, num_kv_heads: int) -> AttentionWeights:
-    """Each key/value head repeated so that there are `num_kv_heads` (a multiple of K): the same function."""
+    """Give each key/value head repeated so that there are `num_kv_heads` (a multiple of K): the same function."""
     times = num_kv_heads // weights.num_kv_heads
     return map_kv_heads(weights, lambda heads: heads.repeat_interleave(times, 0))

@@ -29,7 +29,7 @@ def balanced(weights: AttentionWeights | LatentWeights, rotary: bool) -> Attenti
 
 
 def balanced_heads(weights: AttentionWeights, rotary: bool) -> AttentionWeights:
-    """Heads, shared or not: a factor per K/V head and rotary plane, and per K/V head and number of a value.
+    """Give heads, shared or not: a factor per K/V head and rotary plane, and per K/V head and number of a value.
 
     Args:
         rotary: whether the planes (p, p + d/2) turn; else every number of a key has a factor of its own.

@@ -47,7 +47,7 @@ class Rule:
     causal: bool = True
 
     def seen(self, position: int, length: int) -> int:
-        """How many of so many tokens, from the first on, hold all that a token at a position may look at."""
+        """Tell how many of so many tokens, from the first on, hold all that a token at a position may look at."""
         return position + 1 if self.causal else length
 
     def capped(self, scores: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Rule:
 
 
 def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor | None = None) -> Tensor:
-    """States [..., T, d] with plane p = (p, p + d/2) turned by position x inv_freq[p].
+    """Give states [..., T, d] with plane p = (p, p + d/2) turned by position x inv_freq[p].
 
     Args:
         positions: [T] of the tokens; None: 0..T-1.
@@ -75,14 +75,14 @@ def turn(states: Tensor, inv_freq: Tensor, scale: float = 1.0, positions: Tensor
 
 
 def project(heads: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """Outputs [B, n, T, a] of heads [n, a, D] on x [B, T, D]."""
+    """Give outputs [B, n, T, a] of heads [n, a, D] on x [B, T, D]."""
     out = (x @ heads.flatten(0, 1).T).unflatten(-1, heads.shape[:2])
     biased: Tensor = out if bias is None else out + bias
     return biased.transpose(1, 2)
 
 
 def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
-    """The latent [B, T, r] that keys and values are made of, for x [B, T, D]."""
+    """Give the latent [B, T, r] that keys and values are made of, for x [B, T, D]."""
     latent = x @ weights.down.T
     if not weights.norm:
         return latent
@@ -91,14 +91,14 @@ def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
 
 
 def normed(heads: Tensor, gain: Tensor | None, rule: Rule) -> Tensor:
-    """Queries or keys [B, n, T, d] behind their norm with the weight [n, d], where there is one."""
+    """Give queries or keys [B, n, T, d] behind their norm with the weight [n, d], where there is one."""
     return heads if gain is None or rule.norm is None else rule.norm(heads, gain)
 
 
 def queries(
     weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule, positions: Tensor | None = None
 ) -> Tensor:
-    """Turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
+    """Give turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
     if isinstance(weights, AttentionWeights):
         query = normed(project(weights.q, weights.q_bias, x), weights.q_gain, rule)
         return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
@@ -110,7 +110,7 @@ def queries(
 
 
 def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
-    """Turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
+    """Give turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
     if isinstance(weights, AttentionWeights):
         key = normed(project(weights.k, weights.k_bias, x), weights.k_gain, rule)
         return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
@@ -123,7 +123,7 @@ def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Te
 
 
 def values(weights: AttentionWeights | LatentWeights, x: Tensor) -> Tensor:
-    """Values [B, K, T, a] of tokens x [B, T, D]."""
+    """Give values [B, K, T, a] of tokens x [B, T, D]."""
     if isinstance(weights, AttentionWeights):
         return project(weights.v, weights.v_bias, x)
     return project(weights.up_v, None, latent_of(weights, x))
@@ -139,7 +139,7 @@ class _Heads:
 
 
 def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
-    """[r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
+    """Give [r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
     offset = positions[:, None] - torch.arange(length, device=positions.device)
     hidden = offset < 0 if rule.causal else torch.zeros_like(offset, dtype=torch.bool)
     return hidden if rule.window is None else hidden | (offset >= rule.window)
@@ -226,7 +226,7 @@ class Attention:
         return self.weights.sinks if isinstance(self.weights, AttentionWeights) else None
 
     def head_outputs(self) -> Tensor:
-        """What the output projection reads: [B, T, H, a]."""
+        """Tell what the output projection reads: [B, T, H, a]."""
         if self.rule.softcap is not None or self._sinks is not None:  # which the fused kernel does not know
             return torch.cat([self.attended(part, seen) for part, seen in self.probabilities()], 2)
         heads = self._heads
@@ -249,14 +249,14 @@ class Attention:
         return mixed[..., :width].transpose(1, 2)
 
     def attended(self, part: slice, probabilities: Tensor) -> Tensor:
-        """The values of a part of the heads under their probabilities: [B, T, part, a]."""
+        """Give the values of a part of the heads under their probabilities: [B, T, part, a]."""
         value = self._heads.value
         per_key = self._heads.query.shape[1] // value.shape[1]
         values = value[:, [head // per_key for head in range(part.start, part.stop)]]
         return (probabilities @ values).transpose(1, 2)
 
     def output(self, heads: Tensor | None = None) -> Tensor:
-        """The attention's output [B, T, D], from `head_outputs` where they are known already."""
+        """Give the attention's output [B, T, D], from `head_outputs` where they are known already."""
         heads = self.head_outputs() if heads is None else heads
         out = torch.einsum("btha,hDa->btD", heads, self.weights.o)
         return out if self.weights.o_bias is None else out + self.weights.o_bias

@@ -32,11 +32,11 @@ class HeadNorm:
         return states.mean((1, 3), keepdim=True) if self.together else states.mean(-1, keepdim=True)
 
     def weight(self, gain: Tensor) -> Tensor:
-        """[n, d] as stored -> [n, 1, d] as it multiplies."""
+        """Give [n, d] as stored -> [n, 1, d] as it multiplies."""
         return (gain + self.offset)[:, None]
 
     def unweighted(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """States [B, n, T, d] before the weight, and what they were multiplied by: [B, n or 1, T, 1]."""
+        """Give states [B, n, T, d] before the weight, and what they were multiplied by: [B, n or 1, T, 1]."""
         if self.centred:
             states = states - self._mean(states)
         factor = (self._mean(states.square()) + self.eps).rsqrt()
@@ -69,11 +69,11 @@ class Slope:
         return cls(norm=norm, normed=normed, factor=factor, weight=norm.weight(gain))
 
     def along(self, change: Tensor) -> Tensor:
-        """What a change [B, n, T, d] of the states makes behind the norm."""
+        """Tell what a change [B, n, T, d] of the states makes behind the norm."""
         return self._projected(change) * self.weight
 
     def back(self, states: Tensor) -> Tensor:
-        """The transpose of `along`."""
+        """Give the transpose of `along`."""
         return self._projected(states * self.weight)
 
     def _projected(self, states: Tensor) -> Tensor:
@@ -88,5 +88,5 @@ class Slope:
         return Slope(norm=self.norm, normed=self.normed[:, :, part], factor=self.factor[:, :, part], weight=self.weight)
 
     def size(self) -> Tensor:
-        """[n, d] what a number is multiplied by, root mean square over tokens."""
+        """Give [n, d] what a number is multiplied by, root mean square over tokens."""
         return self.factor.square().mean((0, 2)).sqrt() * self.weight[:, 0].abs()

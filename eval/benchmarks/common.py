@@ -17,12 +17,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def token_windows(path: Path, limit: int | None = None) -> Tensor:
-    """A .npy file of token ids [n, length], at most `limit` windows of it."""
+    """Give a .npy file of token ids [n, length], at most `limit` windows of it."""
     return torch.from_numpy(np.load(path).astype(np.int64))[:limit]
 
 
 def load_model(folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
-    """A causal language model, in float32 unless another dtype is given; "auto": as it is stored."""
+    """Give a causal language model, in float32 unless another dtype is given; "auto": as it is stored."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
@@ -43,7 +43,7 @@ json_option = click.option("--json", "json_file", type=_FILE, callback=_writable
 
 
 def file_options(drawn: str) -> Callable[[Any], Any]:
-    """The options --json (json_file) and --png (png) of a benchmark.
+    """Give the options --json (json_file) and --png (png) of a benchmark.
 
     Args:
         drawn: what the picture shows.

@@ -97,7 +97,7 @@ def rows(models: dict[str, Any], contexts: Sequence[int], repeats: int, kind: st
 
 
 def environment(device: torch.device, kind: str) -> dict[str, Any]:
-    """What the figures depend on besides the sizes."""
+    """Tell what the figures depend on besides the sizes."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
@@ -136,7 +136,7 @@ def _checked(heads: int, head_dim: int, rank: int, rope_dim: int, layers: int) -
 def measure(
     sizes: Sizes, contexts: Sequence[int], *, dtypes: list[torch.dtype], device: torch.device, repeats: int, kind: str
 ) -> dict[str, Any]:
-    """All figures: of the equality check, which comes first, and a row for each dtype, context and contender."""
+    """Give all figures: of the equality check, which comes first, and a row for each dtype, context and contender."""
     longest = max([*contexts, PROMPT])
     found = check_same(make_models(sizes, longest, torch.float32, device))
     table: list[dict[str, Any]] = []

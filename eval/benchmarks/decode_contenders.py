@@ -79,7 +79,7 @@ class _InPlaceLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :-1], values[:, :, :-1]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Both [1, heads, 1, size], as all that the cache holds."""
+        """Give both [1, heads, 1, size], as all that the cache holds."""
         self.keys, self.values = self.room
         self.keys[:, :, -1:] = key_states
         self.values[:, :, -1:] = value_states
@@ -100,13 +100,13 @@ class Filled:
             layer.keys, layer.values = keys, values
 
     def nbytes(self, layer: int | None = None) -> int:
-        """Bytes of T tokens in one layer, or in all."""
+        """Give bytes of T tokens in one layer, or in all."""
         layers = self.held if layer is None else [self.held[layer]]
         return sum(tensor.nbytes for pair in layers for tensor in pair)
 
 
 def fill(model: Any, tokens: int, kind: str = "inplace") -> Filled:
-    """A cache of random content for this model, in its dtype and on its device.
+    """Give a cache of random content for this model, in its dtype and on its device.
 
     Args:
         kind: "inplace" or "dynamic".
@@ -213,7 +213,7 @@ def states(sizes: Sizes, longest: int) -> dict[str, tuple[Config, State]]:
 
 
 def make_models(sizes: Sizes, longest: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """The contenders; what they have in common exists once.
+    """Give the contenders; what they have in common exists once.
 
     Args:
         longest: context in tokens.
@@ -243,7 +243,7 @@ def difference(first: Any, second: Any) -> float:
 
 
 def check_same(models: dict[str, Any]) -> float:
-    """The difference of mla and deepseek_v3 in fp32, which must be within TOLERANCE.
+    """Give the difference of mla and deepseek_v3 in fp32, which must be within TOLERANCE.
 
     Raises:
         click.ClickException: it is not; timing the two against each other would mean nothing.

@@ -16,7 +16,7 @@ def _step(spread: dict[str, Any]) -> str:
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
+    """Give the rows as a Markdown table."""
     lines = [
         "| dtype | context, tokens | contender | block's cache, MB | block step, ms | block / read of its cache "
         "| block: x faster than mha, deepseek_v3 | model step, ms | model: x faster than mha, deepseek_v3 |",
@@ -36,7 +36,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 
 def conditions(figures: dict[str, Any]) -> str:
-    """What the figures depend on, in one line."""
+    """Tell what the figures depend on, in one line."""
     return ", ".join(f"{key} {value}" for key, value in (figures["environment"] | figures["sizes"]).items())
 
 

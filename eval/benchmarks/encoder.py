@@ -83,7 +83,7 @@ def spread(sentences: list[str], count: int) -> list[str]:
 
 @torch.inference_mode()
 def embeddings(folder: Path, sentences: list[str]) -> Tensor:
-    """Mean of the last hidden states of each sentence: [N, D]."""
+    """Give mean of the last hidden states of each sentence: [N, D]."""
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     found = []
@@ -145,7 +145,7 @@ def measure(bench: Bench, groups: int, way: str, tokens: int | None) -> Row:
 
 
 def markdown(rows: list[Row]) -> Iterator[str]:
-    """The rows as a table."""
+    """Give the rows as a table."""
     yield "| groups | method | text | tokens | cosine | least | parameters | time |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:

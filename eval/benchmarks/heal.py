@@ -86,7 +86,7 @@ class Setting:
     options: dict[str, Any]
 
     def measured(self, folder: Path, target: str, way: str, tokens: int, lr: float | None = None) -> Row:
-        """A checkpoint on the test windows."""
+        """Give a checkpoint on the test windows."""
         model = load_model(folder)
         found = measure(model, self.windows, self.original)
         row = Row(
@@ -102,7 +102,7 @@ class Setting:
         return row
 
     def start(self, target: str, way: str, place: Path) -> Path:
-        """The conversion that a way begins with; ours are the same."""
+        """Give the conversion that a way begins with; ours are the same."""
         folder = place / ("plain" if way == UPTRAIN else "best")
         if not folder.exists():
             request = TARGETS[target]
@@ -116,7 +116,7 @@ class Setting:
         return folder
 
     def way(self, target: str, way: str, budgets: list[int], rates: list[float | None], place: Path) -> Iterator[Row]:
-        """The conversion, then a run for each budget and rate."""
+        """Give the conversion, then a run for each budget and rate."""
         start = self.start(target, way, place)
         yield self.measured(start, target, way, 0)
         for number, (budget, rate) in enumerate((b, r) for b in budgets for r in rates):
@@ -133,7 +133,7 @@ class Setting:
 
 
 def needed(row: Row, rows: list[Row], figure: str) -> str:
-    """What uptraining needs for as good a figure as one of our rows, as far as its budgets tell.
+    """Tell what uptraining needs for as good a figure as one of our rows, as far as its budgets tell.
 
     Args:
         figure: "perplexity" or "kl".
@@ -160,7 +160,7 @@ def _share(tokens: int, ours: int) -> str:
 
 
 def markdown(rows: list[Row], originals: dict[str, float]) -> str:
-    """All rows as a Markdown table; the last two columns: tokens that uptraining needs for the same."""
+    """Give all rows as a Markdown table; the last two columns: tokens that uptraining needs for the same."""
     lines = [
         "| model | target | way | tokens | perplexity | over original | KL, nats/token | same perplexity | same KL |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -100,7 +100,7 @@ else:
 
 
 def peak_of(code: str) -> tuple[float, float]:
-    """Peak resident bytes and seconds of `python -c code`.
+    """Give peak resident bytes and seconds of `python -c code`.
 
     On Linux from VmHWM: getrusage's figure is inherited from the process that started this one.
     """
@@ -110,7 +110,7 @@ def peak_of(code: str) -> tuple[float, float]:
 
 
 def largest_layer(folder: Path) -> int:
-    """Bytes of the largest decoder block, or of the largest tensor outside the blocks."""
+    """Give bytes of the largest decoder block, or of the largest tensor outside the blocks."""
     plan = make_plan(Source.open(Origin(name=str(folder), folder=folder)), Request(to="mqa"))
     sizes: dict[str, int] = {}
     for output in plan.outputs:

@@ -88,7 +88,7 @@ def targets(sizes: Geometry) -> Iterator[tuple[str, float, dict[str, Any]]]:
 
 
 def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[Row]:
-    """The original, then every target, share and method that fit."""
+    """Give the original, then every target, share and method that fit."""
     original = load_model(resolve(model).folder)
     found, name = inspect(model), Path(model).name
     yield Row(
@@ -121,7 +121,7 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
 
 
 def markdown(table: list[Row]) -> str:
-    """The rows as a Markdown table; the lowest KL at a model's cache share is bold."""
+    """Give the rows as a Markdown table; the lowest KL at a model's cache share is bold."""
     best = {
         (row.model, row.target, row.share): min(
             other.kl

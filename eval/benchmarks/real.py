@@ -72,7 +72,7 @@ class Target(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 def chosen(patterns: tuple[str, ...], healing: bool) -> list[Ask]:
-    """The rows that patterns such as mqa:* name, all without any; healed ones only where they can be.
+    """Give the rows that patterns such as mqa:* name, all without any; healed ones only where they can be.
 
     Raises:
         UsageError: a pattern that names none.

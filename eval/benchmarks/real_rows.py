@@ -63,7 +63,7 @@ class Ask:
 
 
 def asks() -> list[Ask]:
-    """All rows there are: methods that need text are not run without, nor those that read none with it."""
+    """Give all rows there are: methods that need text are not run without, nor those that read none with it."""
     return [
         Ask(target, method.name, calibration)
         for target, words in TARGETS.items()
@@ -167,12 +167,12 @@ class Bench:
         self._forward_seconds: dict[int, float] = {}
 
     def original(self) -> dict[str, Any]:
-        """The figures of the original: class, and perplexity by dtype."""
+        """Give the figures of the original: class, and perplexity by dtype."""
         figures = {name: quality(model, self.windows) for name, model in self._originals.items()}
         return {"class_name": type(self._originals["float32"]).__name__, "figures": figures}
 
     def commands(self, ask: Ask) -> Iterator[list[str]]:
-        """The command lines of a row, one after the other; the last one makes `output(ask)`."""
+        """Give the command lines of a row, one after the other; the last one makes `output(ask)`."""
         result = self.output(ask)
         calibration = ask.calibration
         if calibration == HEALED:
@@ -191,7 +191,7 @@ class Bench:
             yield [*words, "--output", str(self.output(ask)), "--overwrite", *self.heal_options]
 
     def output(self, ask: Ask) -> Path:
-        """The folder that a row makes."""
+        """Give the folder that a row makes."""
         return self.work / ask.name.replace(":", "-").replace("/", "-")
 
     def run(self, ask: Ask) -> Row:

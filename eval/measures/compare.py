@@ -55,7 +55,7 @@ def kl_difference(first: dict[str, Any], second: dict[str, Any]) -> Estimate:
 
 
 def dominances(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pair in which one conversion dominates the other.
+    """Give every pair in which one conversion dominates the other.
 
     Args:
         models: `models` of the document; those without quality or cache are left out.
@@ -81,7 +81,7 @@ def dominances(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def headline_row(model: dict[str, Any]) -> dict[str, Any] | None:
-    """The speed at the longest context and the largest batch that was timed."""
+    """Give the speed at the longest context and the largest batch that was timed."""
     rows = [row for row in (model["speed"] or {}).get("rows", []) if "skipped" not in row]
     return max(rows, key=lambda row: (row["context"], row["batch_size"]), default=None)
 

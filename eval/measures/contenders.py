@@ -47,7 +47,7 @@ class Recipe:
     trust_remote_code: bool = False
 
     def build(self) -> Any:
-        """The model, ready to run.
+        """Give the model, ready to run.
 
         Raises:
             ConvertAttnError: it cannot be loaded, or does not fit in memory.
@@ -135,7 +135,7 @@ class Contender:
 
 
 def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
-    """Numbers cached per token over all layers, from config.json; None for an architecture that is not known.
+    """Give numbers cached per token over all layers, from config.json; None for an architecture that is not known.
 
     Args:
         raw: config.json.
@@ -168,7 +168,7 @@ def choose_device(device: str) -> str:
 def open_contenders(
     models: Sequence[str], device: str, dtype: str, trust_remote_code: bool = False
 ) -> tuple[Contender, ...]:
-    """The original first, then the conversions.
+    """Give the original first, then the conversions.
 
     Args:
         device: as `choose_device` gives it.

@@ -31,7 +31,7 @@ def environment(device: str) -> dict[str, str | int]:
 
 
 def device_name(device: str) -> str:
-    """What the maker calls it."""
+    """Tell what the maker calls it."""
     if torch.device(device).type == "cuda":
         return str(torch.cuda.get_device_name(torch.device(device)))
     cpus = Path("/proc/cpuinfo")

@@ -17,7 +17,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def estimate(value: dict[str, Any] | None, digits: int = 3, percent: bool = False) -> str:
-    """Mean ± standard error, to the place where the error begins."""
+    """Give mean ± standard error, to the place where the error begins."""
     if value is None:
         return "-"
     mean, error = value["mean"], value["error"]
@@ -32,7 +32,7 @@ def estimate(value: dict[str, Any] | None, digits: int = 3, percent: bool = Fals
 
 
 def count(value: float | None) -> str:
-    """A number of bytes; as a rule whole."""
+    """Give a number of bytes; as a rule whole."""
     return "-" if value is None else f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
@@ -41,7 +41,7 @@ def _exponent(value: float) -> int:
 
 
 def size(value: float | None) -> str:
-    """Bytes in a unit that fits."""
+    """Give bytes in a unit that fits."""
     if value is None:
         return "-"
     for unit, step in (("GB", 1e9), ("MB", 1e6)):

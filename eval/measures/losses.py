@@ -15,7 +15,7 @@ _BUCKETS = 16
 
 
 def position_edges(length: int) -> list[int]:
-    """Where the ranges of positions begin, and the end: predicted tokens have the positions 1 to length - 1.
+    """Tell where the ranges of positions begin, and the end: predicted tokens have the positions 1 to length - 1.
 
     Powers of two up to 1/8 of the window, where loss falls fast, then ranges of equal width.
     """
@@ -44,7 +44,7 @@ def _bits(loss: Estimate, bytes_per_token: float) -> dict[str, float | None]:
 
 
 def compare_on_text(original: Any, converted: Any, passages: Passages, advance: Advance) -> dict[str, Any]:
-    """What a conversion lost on a text.
+    """Tell what a conversion lost on a text.
 
     Returns:
         estimates (mean, error) of perplexity, bits per byte, their differences, KL in nats per token, agreement;
@@ -108,7 +108,7 @@ def _position(tally: Tally, edges: list[int], index: int) -> dict[str, Any]:
 
 
 def sequences(pool: Tensor, distance: int, passage: int, count: int) -> Tensor:
-    """Token sequences in which a passage of the text comes back: [count, distance + passage].
+    """Give token sequences in which a passage of the text comes back: [count, distance + passage].
 
     A passage, other text, and the passage again, which begins `distance` tokens after the first time.
 

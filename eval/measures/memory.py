@@ -27,14 +27,14 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def cache_nbytes(cache: Any) -> int:
-    """Bytes of all tensors that a transformers cache holds in its layers, views counted once."""
+    """Give bytes of all tensors that a transformers cache holds in its layers, views counted once."""
     found = [tensor for layer in cache.layers for value in vars(layer).values() for tensor in _tensors(value)]
     return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in found if t.nbytes}.values())
 
 
 @torch.inference_mode()
 def cache_bytes_per_token(model: Any) -> float:
-    """What one more token adds to the cache of one sequence, over all layers, measured."""
+    """Tell what one more token adds to the cache of one sequence, over all layers, measured."""
     sizes = []
     for length in (_SHORT, _LONG):
         tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)
@@ -70,7 +70,7 @@ def _child(recipe: Recipe, context: int, batch: int) -> dict[str, Any]:
 
 
 def peak_memory(recipe: Recipe, context: int, batch: int) -> dict[str, Any]:
-    """Peak memory of a process that loads a model, prefills `context` tokens and decodes one.
+    """Give peak memory of a process that loads a model, prefills `context` tokens and decodes one.
 
     Returns:
         `peak_bytes` and `before_bytes` (Python with its libraries, before the model; 0 on a GPU), None where the

@@ -46,7 +46,7 @@ class Passages:
         return hashlib.sha256(shape + self.windows.numpy().tobytes()).hexdigest()[:16]
 
     def clusters(self) -> tuple[Tensor, str]:
-        """What standard errors take as independent: [n, length] indices from 0, and "document" or "window".
+        """Tell what standard errors take as independent: [n, length] indices from 0, and "document" or "window".
 
         Documents where there are two or more in the windows, else windows.
         """
@@ -62,17 +62,17 @@ def general_text() -> str:
 
 
 def bundled_documents() -> list[str]:
-    """The modules of the held-out text."""
+    """Give the modules of the held-out text."""
     return [module for module in _MODULE.split(heldout_text()) if module.strip()]
 
 
 def documents_of(text: str | None) -> Iterator[str]:
-    """The documents of a file or dataset, or of the bundled text."""
+    """Give the documents of a file or dataset, or of the bundled text."""
     return iter(bundled_documents()) if text is None else read_documents(text)
 
 
 def make_passages(tokenizer: Any, documents: Iterable[str], length: int, max_tokens: int) -> Passages:
-    """Windows of the first `max_tokens` tokens.
+    """Give windows of the first `max_tokens` tokens.
 
     Args:
         length: of a window in tokens.

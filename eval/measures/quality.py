@@ -54,7 +54,7 @@ class Estimate:
 
 
 def windows(token_ids: list[int], length: int, limit: int | None = None) -> Tensor:
-    """Token ids as whole windows [n, length]; what does not fill a last window is left out.
+    """Give token ids as whole windows [n, length]; what does not fill a last window is left out.
 
     Raises:
         ValueError: the text is shorter than one window.
@@ -67,7 +67,7 @@ def windows(token_ids: list[int], length: int, limit: int | None = None) -> Tens
 
 
 def batch_size(length: int, vocabulary: int, device: str) -> int:
-    """Windows per forward call such that one model's logits in float32 stay within a budget, from 1 to 32."""
+    """Give windows per forward call such that one model's logits in float32 stay within a budget, from 1 to 32."""
     budget = _BATCH_BYTES["cpu" if device == "cpu" else "cuda"]
     return max(1, min(32, budget // (4 * length * vocabulary)))
 
@@ -158,7 +158,7 @@ class Tally:
         self.sums.view(len(FIGURES), -1).index_add_(1, place, figures.flatten(1))
 
     def estimate(self, figure: str, minus: str | None = None, position: int | None = None) -> Estimate:
-        """The mean per token of a figure, or of the difference of two, with the standard error of its clusters.
+        """Give the mean per token of a figure, or of the difference of two, with the standard error of its clusters.
 
         Args:
             position: only tokens of this position.
@@ -171,12 +171,12 @@ class Tally:
         return ratio(sums[:, position], self.counts[:, position])
 
     def per_cluster(self, figure: str) -> list[float]:
-        """Sums over the tokens of each cluster."""
+        """Give sums over the tokens of each cluster."""
         return list(self.sums[FIGURES.index(figure)].sum(1).tolist())
 
 
 def ratio(sums: Tensor, counts: Tensor) -> Estimate:
-    """A mean per token from sums per cluster, with the standard error of a ratio estimator.
+    """Give a mean per token from sums per cluster, with the standard error of a ratio estimator.
 
     Clusters weigh as many tokens as they have; the error is that of drawing other clusters (Cochran, Sampling
     Techniques, 1977, section 6.4), so tokens of one document need not be independent.

@@ -98,7 +98,7 @@ def scale_shape(name: str) -> Config:
 
 
 def at_scale(contenders: tuple[Contender, ...], name: str, longest: int) -> tuple[Contender, ...]:
-    """The original and its conversions with random weights at a published shape.
+    """Give the original and its conversions with random weights at a published shape.
 
     A conversion keeps its kind (GQA, MQA, or a latent, in a native or custom class) and, but for MQA, its share of the
     cache as far as the heads can be divided so.

@@ -63,7 +63,7 @@ class AttentionClock:
         self._spans.clear()
 
     def last(self, calls: int) -> Spread | None:
-        """The spread of the last so many calls, None where no attention module was found."""
+        """Give the spread of the last so many calls, None where no attention module was found."""
         return Spread.of(self.seconds[-calls:]) if self.found else None
 
     def remove(self) -> None:
@@ -89,11 +89,11 @@ class _Runner:
         self.clock = AttentionClock(model)
 
     def prefill(self) -> Timed:
-        """All T tokens."""
+        """Give all T tokens."""
         return Timed(lambda: self._model(self._tokens, use_cache=True, **self._keep), self.clock.end_call)
 
     def decode(self) -> Timed:
-        """The T-th token, after which the cache is set back to T - 1."""
+        """Give the T-th token, after which the cache is set back to T - 1."""
         made = self._model(self._tokens[:, :-1], use_cache=True, **self._keep)
         self._cache = cache_of(made)
         self._held = [dict(vars(layer)) for layer in self._cache.layers]

@@ -34,7 +34,7 @@ class Job:
     loaded: dict[str, Any] = field(default_factory=dict)
 
     def model(self, contender: Contender) -> Any:
-        """The model, loaded; of the others only the original stays."""
+        """Give the model, loaded; of the others only the original stays."""
         key = repr(contender.recipe)
         if key not in self.loaded:
             keep = {repr(self.contenders[0].recipe), repr(self.timed[0].recipe)}

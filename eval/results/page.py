@@ -14,7 +14,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def page(document: dict[str, Any], pictures: dict[str, bytes]) -> str:
-    """The page.
+    """Give the page.
 
     Args:
         pictures: "light" and "dark" as SVG; none for a page without plots.

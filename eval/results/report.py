@@ -22,13 +22,13 @@ class Section:
 
 
 def sections(document: dict[str, Any]) -> list[Section]:
-    """All tables that have something in them."""
+    """Give all tables that have something in them."""
     makers = (overview, quality, positions, copies, tasks, speed, memory)
     return [section for maker in makers if (section := maker(document)) is not None and section.rows]
 
 
 def overview(document: dict[str, Any]) -> Section:
-    """One row per model."""
+    """Give one row per model."""
     original, models = document["original"], document["models"]
     whole = (original["cache"] or {}).get("bytes_per_token")
     text = next((model["quality"] for model in models if model["quality"]), None)
@@ -64,7 +64,7 @@ def overview(document: dict[str, Any]) -> Section:
 
 
 def quality(document: dict[str, Any]) -> Section | None:
-    """Everything measured on the text, differences paired."""
+    """Give everything measured on the text, differences paired."""
     models = [model for model in document["models"] if model["quality"]]
     if not models:
         return None
@@ -118,7 +118,7 @@ def positions(document: dict[str, Any]) -> Section | None:
 
 
 def copies(document: dict[str, Any]) -> Section | None:
-    """The copy probe."""
+    """Give the copy probe."""
     models = [model for model in document["models"] if model["probe"]]
     if not models:
         return None
@@ -160,7 +160,7 @@ def tasks(document: dict[str, Any]) -> Section | None:
 
 
 def speed(document: dict[str, Any]) -> Section | None:
-    """Every timing."""
+    """Give every timing."""
     rows = []
     for model in document["models"]:
         for found in (model["speed"] or {}).get("rows", []):
@@ -219,7 +219,7 @@ def memory(document: dict[str, Any]) -> Section:
 
 
 def verdict(document: dict[str, Any]) -> list[str]:
-    """Which conversion dominates which, in sentences."""
+    """Tell which conversion dominates which, in sentences."""
     compared = [model for model in document["models"] if model["quality"] and model["cache"]]
     if len(compared) < 2:
         return []
@@ -228,7 +228,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
 
 
 def setup(document: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where and how the figures were made."""
+    """Tell where and how the figures were made."""
     where = document["environment"]
     packages = ", ".join(f"{name} {where[name]}" for name in ("torch", "transformers", "lm_eval") if name in where)
     rows = [
@@ -250,7 +250,7 @@ def setup(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def markdown(document: dict[str, Any], plot: bool) -> str:
-    """The report as Markdown."""
+    """Give the report as Markdown."""
 
     def cell(text: str) -> str:
         return text.replace("|", "\\|")

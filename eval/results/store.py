@@ -94,7 +94,7 @@ class Store:
             )
 
     def get(self, contender: Contender, part: str) -> Any | None:
-        """A part's result, None where it is still to be measured or the model's files have changed since."""
+        """Give a part's result, None where it is still to be measured or the model's files have changed since."""
         return self._load(contender).get(part)
 
     def put(self, contender: Contender, part: str, result: Any) -> None:

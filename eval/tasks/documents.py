@@ -19,12 +19,12 @@ def _as_dataset(rows: list[dict[str, Any]]) -> Any:
 
 
 def heldout(**settings: Any) -> Any:
-    """One row for each module: `text`."""
+    """Give one row for each module: `text`."""
     return _as_dataset([{"text": module} for module in bundled_documents()])
 
 
 def next_line(**settings: Any) -> Any:
-    """Which line comes next: `context`, four `choices`, and `label`, the right one.
+    """Tell which line comes next: `context`, four `choices`, and `label`, the right one.
 
     The three wrong lines are from other modules, as near to the right one in indentation and then in length as can be,
     so that neither gives it away.

@@ -60,5 +60,5 @@ class Texts:
         return ", ".join(f"{name} ({weight}/{sum(self.data_weights)})" for name, weight in shares)
 
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on must share with the one that was broken off, as JSON gives it back."""
+        """Tell what a run that goes on must share with the one that was broken off, as JSON gives it back."""
         return {"data": [*self.data], "data_weights": [*self.data_weights], "exclude": self.exclude}

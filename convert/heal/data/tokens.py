@@ -84,7 +84,7 @@ class Text:
         return int(self.parts[0].windows.shape[1])
 
     def batch(self, first: int, count: int) -> Tensor:
-        """The windows of places first to first + count - 1 of the run: [count, length]."""
+        """Give the windows of places first to first + count - 1 of the run: [count, length]."""
         cycle = _cycle(self.weights)
         places: list[list[int]] = [[] for _ in self.parts]
         numbers: list[list[int]] = [[] for _ in self.parts]
@@ -100,7 +100,7 @@ class Text:
         return torch.from_numpy(taken)
 
     def rounds(self, tokens: int) -> tuple[float, ...]:
-        """How many times each text is read in a run over so many tokens."""
+        """Tell how many times each text is read in a run over so many tokens."""
         shares = (weight / sum(self.weights) for weight in self.weights)
         return tuple(
             tokens * share / (len(part.order) * self.length) for part, share in zip(self.parts, shares, strict=True)
@@ -115,7 +115,7 @@ def _cycle(weights: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def window_length(specs: Sequence[str], longest: int) -> int:
-    """Tokens per window: `longest`, or what the texts have that are windows already, if that is less."""
+    """Give tokens per window: `longest`, or what the texts have that are windows already, if that is less."""
     lengths = [token_file(Path(spec), longest, None).shape[1] for spec in specs if spec.endswith(TOKEN_FILE)]
     return min([longest, *lengths])
 
@@ -221,7 +221,7 @@ def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
 def open_text(
     place: Path, selection_tokens: int, *, vocabulary: int, name: str, seed: int, weights: Sequence[int] = (1,)
 ) -> Text:
-    """The windows that `pack` wrote, parted into those to train on and those to choose on.
+    """Give the windows that `pack` wrote, parted into those to train on and those to choose on.
 
     Args:
         selection_tokens: of all texts, each giving its share.

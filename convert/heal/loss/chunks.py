@@ -17,19 +17,19 @@ _COPIES = 6  # of them, alive at a time: of teacher and student, their logarithm
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
-    """How many rows of logits are made at a time."""
+    """Tell how many rows of logits are made at a time."""
     return max(16, (_ON_CPU if device.type == "cpu" else _ELSEWHERE) // vocabulary)
 
 
 def chunk_bytes(vocabulary: int, rows: int, device: torch.device) -> int:
-    """What logits take at a time, of teacher and student, gradients included, in a batch of so many rows."""
+    """Tell what logits take at a time, of teacher and student, gradients included, in a batch of so many rows."""
     return _COPIES * 4 * vocabulary * min(rows, rows_per_chunk(vocabulary, device))
 
 
 def summed(
     score: Score, rows: Tensor, size: int, weights: Tensor, parameters: Sequence[nn.Parameter]
 ) -> tuple[Tensor, Tensor]:
-    """Sums over all rows, and their mean weighed.
+    """Give sums over all rows, and their mean weighed.
 
     Args:
         score: what is summed; it may compute with `parameters`.

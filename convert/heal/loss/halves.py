@@ -63,13 +63,13 @@ class Halves:
         return int(self._model.config.get_text_config().vocab_size)
 
     def states(self, tokens: Tensor, hidden: bool = False) -> States:
-        """Token ids [B, T] through the first half."""
+        """Give token ids [B, T] through the first half."""
         run = self._forward if self.whole else self._base
         out = run(input_ids=tokens, use_cache=False, output_hidden_states=hidden)
         return States(out.logits if self.whole else out.last_hidden_state, out.hidden_states if hidden else None)
 
     def logits(self, states: Tensor) -> Tensor:
-        """Rows of the first half's last states [n, D] -> [n, vocabulary]."""
+        """Give rows of the first half's last states [n, D] -> [n, vocabulary]."""
         if self.whole:
             return states
         tokens = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
@@ -78,7 +78,7 @@ class Halves:
         return made[0]
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the second half may compute with and is trained."""
+        """Tell what the second half may compute with and is trained."""
         inside = {id(parameter) for parameter in self._base.parameters()}
         head = self._model.get_output_embeddings()
         own = [parameter for parameter in self._model.parameters() if id(parameter) not in inside]

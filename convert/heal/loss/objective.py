@@ -50,7 +50,7 @@ class Objective:
         return self.kl > 0 or self.hidden > 0
 
     def on_selection(self, kl: float, loss: float) -> float:
-        """What weights are chosen by: the loss without the part of hidden states, KL at temperature 1."""
+        """Tell what weights are chosen by: the loss without the part of hidden states, KL at temperature 1."""
         return (kl if self.kl else 0.0) + self.lm * loss
 
     def parts(self, student: Any, teacher: Halves | None, tokens: Tensor) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Scored:
     theirs: States | None
 
     def losses(self, student: Halves) -> dict[str, Tensor]:
-        """The objective's parts, and "loss", the one with gradients."""
+        """Give the objective's parts, and "loss", the one with gradients."""
         goal = self.objective
         ours = student.states(self.tokens, goal.hidden > 0)
         found, losses = dict[str, Tensor](), []
@@ -174,17 +174,17 @@ def _softened(logits: Tensor, temperature: float) -> Tensor:
 
 
 def next_tokens(tokens: Tensor) -> Tensor:
-    """What `next_token_loss` wants of windows [B, T]: the tokens one further on, [B * T]; the last has none."""
+    """Tell what `next_token_loss` wants of windows [B, T]: the tokens one further on, [B * T]; the last has none."""
     return F.pad(tokens[:, 1:], (0, 1), value=_NONE).flatten()
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of `next_tokens` [n], nats summed over them; logits [n, vocabulary]."""
+    """Give negative log-likelihood of `next_tokens` [n], nats summed over them; logits [n, vocabulary]."""
     return F.cross_entropy(logits.float(), targets, ignore_index=_NONE, reduction="sum")
 
 
 def hidden_error(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> Tensor:
-    """Squared error of every layer's output, relative to the teacher's own square; mean over layers."""
+    """Give squared error of every layer's output, relative to the teacher's own square; mean over layers."""
     errors = [
         (a.float() - b.float()).square().sum() / b.float().square().sum().clamp_min(1e-20)
         for a, b in zip(ours[1:], theirs[1:], strict=True)

@@ -11,21 +11,21 @@ _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a CUDA device; of any other the machine's that are available, within a container's limit."""
+    """Give bytes free on a CUDA device; of any other the machine's that are available, within a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([int(psutil.virtual_memory().available), *cgroup_room(_CGROUPS, _OWN)])
 
 
 def own_memory(device: torch.device) -> int:
-    """Bytes that this process holds already: resident, or allocated on a CUDA device."""
+    """Give bytes that this process holds already: resident, or allocated on a CUDA device."""
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     return int(psutil.Process().memory_info().rss)
 
 
 def cgroup_room(root: Path, own: Path) -> list[int]:
-    """Bytes left below each limit that is set on this process's control group or one above it.
+    """Give bytes left below each limit that is set on this process's control group or one above it.
 
     Args:
         root: where control groups are mounted.

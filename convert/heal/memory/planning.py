@@ -86,17 +86,17 @@ def _holes(plan: Plan, device: torch.device) -> int:
 
 
 def begun(place: Workplace) -> bool:
-    """Whether a run has chosen before."""
+    """Tell whether a run has chosen before."""
     return place.has(_KEPT)
 
 
 def tight(place: Workplace, room: Room) -> bool:
-    """Whether what a heap keeps of freed activations may be too much for a process."""
+    """Tell whether what a heap keeps of freed activations may be too much for a process."""
     return int(place.facts(_KEPT)["peak"]) * _HOLES > room.free
 
 
 def decided(accelerator: Accelerator, settings: Settings, place: Workplace) -> Settings:
-    """The settings with what the first process has chosen for all."""
+    """Give the settings with what the first process has chosen for all."""
     accelerator.wait_for_everyone()
     facts = place.facts(_KEPT)
     return replace(settings, micro_batch_size=int(facts["micro"]), gradient_checkpointing=bool(facts["checkpointing"]))

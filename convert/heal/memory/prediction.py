@@ -210,7 +210,7 @@ class Predictor:
         return 3 * min(states, IN_MEMORY) + max(learning + work, _FLOAT * self.sizes.outside + work)
 
     def plans(self) -> Iterator[Plan]:
-        """What could be done, that which takes least time first."""
+        """Tell what could be done, that which takes least time first."""
         settings, own = self.settings, self.own
         sizes = [n for n in range(own, 0, -1) if own % n == 0]
         if settings.micro_batch_size is not None:
@@ -220,7 +220,7 @@ class Predictor:
                 yield Plan(micro, again, self.needs(micro, again))
 
     def choose(self, room: int, named: str) -> Plan:
-        """The first plan that fits, activations within bounds if one such does.
+        """Give the first plan that fits, activations within bounds if one such does.
 
         Args:
             room: bytes.
@@ -266,5 +266,5 @@ def _windows(count: int) -> str:
 
 
 def giga(count: int) -> str:
-    """Bytes for people."""
+    """Give bytes for people."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

@@ -76,7 +76,7 @@ class Journal:
 
 
 def read(path: Path) -> list[Record]:
-    """All records; a last line that was cut by a kill is left out."""
+    """Give all records; a last line that was cut by a kill is left out."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

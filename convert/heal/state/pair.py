@@ -125,12 +125,12 @@ def _is_attention(name: str) -> bool:
 
 
 def learns(name: str, train: str) -> bool:
-    """Whether a parameter of that name is trained."""
+    """Tell whether a parameter of that name is trained."""
     return train == "all" or _is_attention(name)
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
-    """The language model, nothing of it trainable, without dropout.
+    """Give the language model, nothing of it trainable, without dropout.
 
     Raises:
         ConvertAttnError: its class cannot be loaded.

@@ -44,7 +44,7 @@ class Schedule:
         return rate
 
     def at(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
+        """Give the rate of a step, counted from 0."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         return self.rate * (self.steps - step) / (self.steps - self.warmup + 1)

@@ -140,7 +140,7 @@ class Settings:
         return self.stages[-1] if self.stages[-1] != LAYERWISE else None
 
     def layer_tokens(self) -> int:
-        """Tokens for the stage "layerwise"."""
+        """Give tokens for the stage "layerwise"."""
         if LAYERWISE not in self.stages:
             return 0
         share = _HALF if self.layer_share is None else self.layer_share
@@ -165,7 +165,7 @@ class Settings:
         return self.batch_size
 
     def shares(self, processes: int) -> tuple[int, int]:
-        """Windows of a step for each process, and of each of its forward calls.
+        """Give windows of a step for each process, and of each of its forward calls.
 
         Raises:
             UsageError: they do not divide.
@@ -182,7 +182,7 @@ class Settings:
         return own, micro
 
     def rate(self, hidden: int, length: int, entry: float) -> float:
-        """The highest learning rate of the whole model's training.
+        """Give the highest learning rate of the whole model's training.
 
         Args:
             length: tokens per window: smaller steps, whose gradients have more noise, are shorter by its square root.
@@ -202,7 +202,7 @@ class Settings:
         return self.lr or near * small * _RATE / hidden
 
     def layer_rates(self, hidden: int) -> tuple[float, ...]:
-        """Highest learning rates of the stage "layerwise", to be tried until one makes a block better."""
+        """Give highest learning rates of the stage "layerwise", to be tried until one makes a block better."""
         return (self.layer_lr,) if self.layer_lr else tuple(_LAYER_RATE / hidden / part for part in (1, 4, 16))
 
     def as_dict(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Settings:
         return asdict(self) | {"stages": [*self.stages]}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """The options, as typed, in which an earlier run differs and that a run cannot change on its way."""
+        """Give the options, as typed, in which an earlier run differs and that a run cannot change on its way."""
         own = self.as_dict()
         names = (field.name for field in fields(self) if field.name not in _CHANGEABLE)
         return [f"--{_option(name)}" for name in names if own[name] != other.get(name)]

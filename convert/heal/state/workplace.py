@@ -26,7 +26,7 @@ _PARTIAL = ".partial"
 
 @contextmanager
 def failures_in_words(folder: Path) -> Iterator[None]:
-    """What the system refuses, as a sentence.
+    """Tell what the system refuses, as a sentence.
 
     Raises:
         ConvertAttnError: a full disk, or whatever else cannot be written or read.
@@ -135,21 +135,21 @@ class Workplace:
         os.replace(f"{path}{_PARTIAL}", path)
 
     def has(self, name: str) -> bool:
-        """Whether `keep` has saved something under a name."""
+        """Tell whether `keep` has saved something under a name."""
         return (self.folder / f"{name}.safetensors").is_file()
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
-        """What `keep` has saved under a name."""
+        """Tell what `keep` has saved under a name."""
         return load_file(self.folder / f"{name}.safetensors") if self.has(name) else None
 
     def facts(self, name: str) -> dict[str, Any]:
-        """The facts that were saved with it."""
+        """Give the facts that were saved with it."""
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
             found: dict[str, Any] = json.loads(file.metadata()["facts"])
         return found
 
     def partial_state(self, step: int) -> Path:
-        """Where the state after so many steps is to be written."""
+        """Tell where the state after so many steps is to be written."""
         return self.folder / f"{_STATE}{step:08d}{_PARTIAL}"
 
     def state_is_whole(self, step: int, facts: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class Workplace:
             shutil.rmtree(path, ignore_errors=True)
 
     def last_state(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest whole state and the facts that came with it."""
+        """Give the newest whole state and the facts that came with it."""
         states = self._states()
         return (states[-1], json.loads((states[-1] / "facts.json").read_text())) if states else None
 

@@ -37,7 +37,7 @@ class Handover:
     def begin(
         self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> tuple[float, float]:
-        """The layers' result into the student, if it is better, before the whole model's training.
+        """Give the layers' result into the student, if it is better, before the whole model's training.
 
         The first process decides for all, once: a run that is taken up finds the decision in the workplace.
 
@@ -87,7 +87,7 @@ class Handover:
         return found
 
     def result(self) -> dict[str, Tensor]:
-        """Every parameter that the stages have trained, adapters merged."""
+        """Give every parameter that the stages have trained, adapters merged."""
         if self.settings.whole is None:
             return self._layers()
         layers = self.place.kept(_CHOSEN) or {}

@@ -44,7 +44,7 @@ class _Blocks:
         self._calls: dict[tuple[int, ...], list[Call]] = {}
 
     def run(self, layer: int, states: Tensor) -> Tensor:
-        """The block's output [B, T, D]."""
+        """Give the block's output [B, T, D]."""
         shape = tuple(states.shape[:2])
         if shape not in self._calls:  # masks and positions depend on the shape alone
             self._calls[shape] = self.skeleton.calls(torch.zeros(shape, dtype=torch.int64))
@@ -60,7 +60,7 @@ class _Blocks:
 
     @contextmanager
     def loaded(self, layer: int) -> Iterator[nn.Module]:
-        """A block with its weights."""
+        """Give a block with its weights."""
         stem = f"{self.skeleton.stem}{layer}."
         with self.skeleton.filled(self.skeleton.names(lambda name: name.startswith(stem))):
             yield self.skeleton.blocks[layer]
@@ -102,7 +102,7 @@ class _Text:
             self.own = self.before
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches of all three."""
+        """Give batches of all three."""
         return zip(self.before.split(size), self.after.split(size), self.own.split(size), strict=True)
 
 

@@ -12,7 +12,7 @@ from convert_attn.convert.heal.state.pair import learns
 
 
 def adapt(model: nn.Module, rank: int) -> Any:
-    """The model with an adapter on every linear layer of its attention; nothing else is trainable.
+    """Give the model with an adapter on every linear layer of its attention; nothing else is trainable.
 
     Raises:
         UsageError: peft is not installed.
@@ -33,6 +33,6 @@ def adapt(model: nn.Module, rank: int) -> Any:
 
 
 def merged(adapted: Any) -> dict[str, Tensor]:
-    """The projections with their changes added, by the names of the model without adapters."""
+    """Give the projections with their changes added, by the names of the model without adapters."""
     model: nn.Module = adapted.merge_and_unload()
     return {name: parameter for name, parameter in model.named_parameters() if learns(name, "attention")}

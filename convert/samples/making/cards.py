@@ -50,7 +50,7 @@ class Quality:
 def training_record(
     model: PreTrainedModel, corpus: Corpus, *, stream: Tensor, quality: Quality, recipe: Recipe, seconds: float
 ) -> dict[str, Any]:
-    """What training.json holds."""
+    """Tell what training.json holds."""
     return {
         "heldout": {**asdict(quality), "times_better": quality.times_better},
         "parameters": model.num_parameters(),
@@ -106,7 +106,7 @@ Made by `python -m convert_attn.convert.samples.making.train --only {name} --thr
 
 
 def card(name: str, model: PreTrainedModel, record: dict[str, Any]) -> str:
-    """The checkpoint's README.md."""
+    """Give the checkpoint's README.md."""
     config, heldout, recipe = model.config, record["heldout"], record["recipe"]
     return CARD.format(
         name=name,
@@ -175,7 +175,7 @@ def python_licence(root: Path) -> str:
 
 
 def psf_notice(licence: str) -> str:
-    """The PSF's notice of copyright, as its licence agreement asks for it to be retained."""
+    """Give the PSF's notice of copyright, as its licence agreement asks for it to be retained."""
     words = " ".join(licence.split())
     found = re.search(r"Copyright \(c\) 2001[^;]*Python Software Foundation; All Rights Reserved", words)
     return found.group() if found else "Copyright (c) 2001 Python Software Foundation; All Rights Reserved"

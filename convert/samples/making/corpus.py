@@ -57,7 +57,7 @@ class Corpus:
 
 
 def standard_library(root: Path) -> dict[str, str]:
-    """The modules below ``root`` that are worth learning from, in the order of their paths."""
+    """Give the modules below ``root`` that are worth learning from, in the order of their paths."""
     modules = {}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -74,7 +74,7 @@ def standard_library(root: Path) -> dict[str, str]:
 
 
 def read_corpus(root: Path) -> Corpus:
-    """The modules split into training, selection and held-out ones. A module this Python lacks is passed over."""
+    """Give the modules split into training, selection and held-out ones. A module this Python lacks is passed over."""
     modules = standard_library(root)
     apart = set(HELDOUT_MODULES) | set(SELECTION_MODULES)
     return Corpus(
@@ -85,7 +85,7 @@ def read_corpus(root: Path) -> Corpus:
 
 
 def document(name: str, source: str) -> str:
-    """A module as the models read it: its path as a comment, then its source."""
+    """Give a module as the models read it: its path as a comment, then its source."""
     return f"# Lib/{name}\n{source.rstrip()}\n"
 
 
@@ -110,7 +110,7 @@ def calibration_modules(training: dict[str, str]) -> dict[str, str]:
 
 
 def train_tokenizer(training: dict[str, str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of the training text."""
+    """Give a byte-level BPE of the training text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -132,18 +132,18 @@ def train_tokenizer(training: dict[str, str]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids without special tokens, however long the text."""
+    """Give token ids without special tokens, however long the text."""
     ids: list[int] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
     return ids
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id of the end-of-text token."""
+    """Give the id of the end-of-text token."""
     return encode(tokenizer, END)[0]
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, modules: dict[str, str]) -> Tensor:
-    """All modules as one sequence of ids, the end-of-text token before each and after the last: [tokens]."""
+    """Give all modules as one sequence of ids, the end-of-text token before each and after the last: [tokens]."""
     end = end_of_text(tokenizer)
     ids = [end]
     for name, source in modules.items():

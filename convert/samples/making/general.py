@@ -69,7 +69,7 @@ class Document:
 
 
 def rank(name: str) -> str:
-    """A place in an order that has nothing to do with names: their hash."""
+    """Give a place in an order that has nothing to do with names: their hash."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
@@ -114,13 +114,13 @@ def candidates(pick: Pick, root: Path) -> Iterator[Document]:
 
 
 def long_paragraphs(text: str) -> set[str]:
-    """The paragraphs of more than `SHARED` characters, white space evened out."""
+    """Give the paragraphs of more than `SHARED` characters, white space evened out."""
     evened = (" ".join(part.split()) for part in paragraphs(text))
     return {part for part in evened if len(part) > SHARED}
 
 
 def long_lines(text: str) -> set[str]:
-    """The lines of more than `SHARED` characters, white space evened out."""
+    """Give the lines of more than `SHARED` characters, white space evened out."""
     evened = (" ".join(line.split()) for line in text.splitlines())
     return {line for line in evened if len(line) > SHARED}
 
@@ -165,12 +165,12 @@ def mixed(documents: Iterable[Document]) -> list[Document]:
 
 
 def joined(documents: Iterable[Document]) -> str:
-    """The documents as one text, parted as `read_documents` understands it."""
+    """Give the documents as one text, parted as `read_documents` understands it."""
     return f"{END}\n".join(document.text + "\n" for document in documents)
 
 
 def manifest(chosen: dict[str, list[Document]]) -> str:
-    """What each document of each part is, in their order: JSON, a document a line."""
+    """Tell what each document of each part is, in their order: JSON, a document a line."""
     lines = []
     for part, documents in chosen.items():
         rows = [
@@ -192,7 +192,7 @@ def manifest(chosen: dict[str, list[Document]]) -> str:
 
 
 def licenses(chosen: dict[str, list[Document]], sources: Sequence[Source], texts: dict[str, str]) -> str:
-    """The page that names every source of the text, what was taken of it and the terms it is passed on under."""
+    """Give the page that names every source of the text, what was taken of it and the terms it is passed on under."""
     lines = [LICENSE_PREFACE]
     for source in sources:
         taken = [document for documents in chosen.values() for document in documents if document.source == source.name]
@@ -221,7 +221,7 @@ def licenses(chosen: dict[str, list[Document]], sources: Sequence[Source], texts
 
 
 def license_texts(roots: dict[str, Path]) -> dict[str, str]:
-    """The words of the licences that ask to be passed on, each from a package that is under it.
+    """Give the words of the licences that ask to be passed on, each from a package that is under it.
 
     Raises:
         ValueError: they are not where they should be.

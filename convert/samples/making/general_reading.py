@@ -28,12 +28,12 @@ _BLOB = re.compile(r"[A-Za-z0-9+/=]{70,}|(?:0x[0-9a-f]+,\s*){8,}|(?:\\x[0-9a-f]{
 
 
 def paragraphs(text: str) -> list[str]:
-    """What blank lines part."""
+    """Tell what blank lines part."""
     return [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
 
 
 def blocks(text: str) -> list[str]:
-    """Parts of a program: cut at blank lines after which a line starts at the margin and closes nothing."""
+    """Give parts of a program: cut at blank lines after which a line starts at the margin and closes nothing."""
     parts = re.split(r"\n(?:[ \t]*\n)+(?=[^\s)}\]])", text)
     return [part.strip("\n") for part in parts if part.strip()]
 
@@ -47,7 +47,7 @@ def tidy(text: str) -> str:
 
 
 def is_clean(text: str, kind: str) -> bool:
-    """Whether this is text to learn from: no notice, no table of numbers, no packed data, nothing offensive."""
+    """Tell whether this is text to learn from: no notice, no table of numbers, no packed data, nothing offensive."""
     if _UNWANTED.search(text) or _NOTICE.search(text) or _BLOB.search(text) or "<|" in text:
         return False
     if any(len(line) > (300 if kind == "code" else 6000) for line in text.splitlines()):
@@ -294,7 +294,7 @@ FORMS = frozenset(_FORMS) | {"r-books"}
 
 
 def read(path: Path, form: str, start: str = "", stop: str = "") -> str:
-    """The text of a file in one of the `FORMS`, from the first `start` in it to the next `stop`."""
+    """Give the text of a file in one of the `FORMS`, from the first `start` in it to the next `stop`."""
     data = path.read_bytes()
     if form == "r-books":
         return _r_books(data)

@@ -102,7 +102,7 @@ BUILDERS = {"gpt2": build_gpt2, "llama": build_llama}
 
 
 def build(name: str, end: int) -> PreTrainedModel:
-    """A model with fresh weights. Its configuration names no padding token: with one, Llama would not train it."""
+    """Give a model with fresh weights. Its configuration names no padding token: with one, Llama would not train it."""
     model = BUILDERS[name](end)
     model.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     return model
@@ -123,7 +123,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
-    """The factor on the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
+    """Give the factor on the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
@@ -138,13 +138,13 @@ def token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def cross_entropy(model: PreTrainedModel, cut: Tensor, batch: int = 8) -> float:
-    """Mean cross-entropy in nats per token over windows [windows, CONTEXT]."""
+    """Give mean cross-entropy in nats per token over windows [windows, CONTEXT]."""
     losses = [token_losses(model, part) for part in cut.split(batch)]
     return float(torch.cat(losses).double().mean())
 
 
 def unigram_cross_entropy(stream: Tensor, cut: Tensor) -> float:
-    """The same for a model that knows the tokens' frequencies in ``stream`` (plus one each), and nothing else."""
+    """Give the same for a model that knows the tokens' frequencies in ``stream`` (plus one each), and nothing else."""
     counts = torch.bincount(stream, minlength=VOCABULARY).double() + 1.0
     log_probability = (counts / counts.sum()).log()
     return float(-log_probability[cut[:, 1:]].mean())
