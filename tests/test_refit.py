@@ -83,8 +83,8 @@ def test_what_a_projection_gives_and_what_it_is_pulled_by_are_transposes(form: s
     rotary = rule != "none"
     weights = latent(rotary) if form == "latent" else heads(form == "biased")
     made = layer(weights, heads(), RULES[rule])
-    parts = [(part, made.sample.tiles[0]) for part in made._query_parts()]
-    for part, tile in [*parts, *((part, None) for part in (*made._key_parts(), made._value_part()))]:
+    parts = [(part, made.sample.tiles[0]) for part in made._parts.queries()]
+    for part, tile in [*parts, *((part, None) for part in (*made._parts.keys(), made._parts.values()))]:
         change = torch.randn_like(part.weight)
         given = part.given(change, 0, tile)
         states = torch.randn_like(given)

@@ -18,12 +18,12 @@ from rich.table import Table
 from convert_attn.convert.cli.bars import progress_bars
 from convert_attn.convert.cli.evaluate import evaluate
 from convert_attn.convert.cli.heal import heal
+from convert_attn.convert.cli.inspect import inspect
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.option_types import ByLayer, Count, Share
 from convert_attn.convert.serving_rules import OPTIONS
 from convert_attn.convert.version import __version__
 
-_ENGINES = list(OPTIONS)
 _TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
 
 
@@ -104,7 +104,7 @@ def cli() -> None:
 @click.option(
     "--for",
     "engine",
-    type=click.Choice(_ENGINES),
+    type=click.Choice(list(OPTIONS)),
     help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
@@ -256,77 +256,6 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("model", required=False)
-@click.option("--revision", help="Branch, tag or commit of a Hub model.")
-@click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
-@click.option("--serving", "engines", is_flag=True, help="Instead: which serving engines load MODEL as it is.")
-@click.option(
-    "--for",
-    "engine",
-    type=click.Choice(_ENGINES),
-    help="Only what this engine serves by a class of its own with a small cache; with --serving: only this one.",
-)
-@click.option("--families", "every", is_flag=True, help="Instead: what every known family can become; without MODEL.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def inspect(
-    *,
-    model: str | None,
-    revision: str | None,
-    subfolder: str | None,
-    engines: bool,
-    engine: str | None,
-    every: bool,
-    as_json: bool,
-) -> None:
-    """Show what MODEL is and what it can become, from config and headers only."""
-    if every:
-        if model is not None or engines or engine is not None:
-            raise UsageError("--families is about all models: drop MODEL, --serving and --for")
-        _show_families(as_json)
-        return
-    if model is None:
-        raise click.MissingParameter(ctx=click.get_current_context(), param_hint="'MODEL'", param_type="argument")
-    if engines:
-        _show_serving(model, revision, subfolder, engine, as_json)
-        return
-    from convert_attn.convert.cli.report import inspection_tables, warning_lines
-    from convert_attn.convert.inspection.inspection import inspect as look
-
-    found = look(model, revision, subfolder, engine)
-    if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=2))
-        return
-    for table in inspection_tables(found):
-        Console().print(table)
-    for line in warning_lines(found.warnings):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show_families(as_json: bool) -> None:
-    """What each family becomes, and which are not converted."""
-    from convert_attn.convert.cli.report import families_tables
-    from convert_attn.convert.inspection.families import as_dict
-
-    if as_json:
-        click.echo(json.dumps(as_dict(), indent=2))
-        return
-    for table in families_tables():
-        Console().print(table)
-
-
-def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:
-    """What engines make of a checkpoint."""
-    from convert_attn.convert.cli.report import serving_table
-    from convert_attn.convert.inspection.serving import as_dict, serving
-
-    model_type, rules = serving(model, revision, subfolder, engine)
-    if as_json:
-        click.echo(json.dumps({"model_type": model_type, "serving": [as_dict(rule) for rule in rules]}, indent=2))
-        return
-    Console().print(serving_table(model_type, rules))
-
-
-@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def methods(as_json: bool) -> None:
     """List the conversion methods."""
@@ -374,6 +303,7 @@ def sample(name: str, folder: Path) -> None:
 
 
 cli.add_command(evaluate)
+cli.add_command(inspect)
 cli.add_command(heal)
 
 

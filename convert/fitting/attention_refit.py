@@ -27,6 +27,7 @@ from torch import Tensor
 
 from convert_attn.convert.fitting.attention_sample import Sample, Tile, gathered, mixed, scores_of
 from convert_attn.convert.fitting.projection import Projection, Weights
+from convert_attn.convert.fitting.projections import Parts
 from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients, regular
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import (
@@ -34,13 +35,9 @@ from convert_attn.convert.weights.functional import (
     attention_of,
     distance_bias,
     keys,
-    latent_of,
-    project,
     queries,
     values,
 )
-from convert_attn.convert.weights.head_norm import Slope
-from convert_attn.convert.weights.latent import LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
 _DAMPING = 0.1  # of a change of queries or keys, as a share of what it does to the scores of a typical token
@@ -80,84 +77,16 @@ class LayerRefit:
         self._solve_values([*map(self._seen, self.sample.tiles, asked, (every[t.batch] for t in self.sample.tiles))])
         return self.weights
 
-    # --- what is solved for
-
-    def _part(
-        self, name: str, columns: slice, turning: Tensor | None, metric: Tensor, latent: bool = False
-    ) -> Projection:
-        weight: Tensor = getattr(self.weights, name)
-        bias: Tensor | None = getattr(self.weights, f"{name}_bias", None)
-        if weight.ndim == 2:  # a rotary key that all heads share
-            weight, bias = weight[None], None if bias is None else bias[None]
-        inputs = self.sample.inputs
-        held: dict[int, Tensor] = {}
-        if latent:
-            inputs = [latent_of(self.weights, x) for x in inputs if isinstance(self.weights, LatentWeights)]
-        if bias is not None:
-            weight = torch.cat([weight, bias[..., None]], -1)
-            metric = torch.block_diag(metric, torch.ones(1, 1, dtype=metric.dtype, device=metric.device))
-
-        def reads(batch: int) -> Tensor:
-            if bias is None:
-                return inputs[batch]
-            if batch not in held:
-                held[batch] = torch.cat([inputs[batch], torch.ones_like(inputs[batch][..., :1])], -1)
-            return held[batch]
-
-        gain: Tensor | None = getattr(self.weights, f"{name}_gain", None)
-        norm, slopes = self.rule.norm, dict[int, Slope]()
-
-        def slope(batch: int) -> Slope:
-            if batch not in slopes:
-                assert norm is not None
-                assert gain is not None
-                slopes[batch] = Slope.at(norm, project(weight, None, reads(batch)), gain)
-            return slopes[batch]
-
-        names = (name, "" if bias is None else f"{name}_bias")
-        return Projection(
-            names=names,
-            weight=weight,
-            columns=columns,
-            turning=turning,
-            metric=metric,
-            reads=reads,
-            scale=self.rule.rotary_scale,
-            slope=None if gain is None or norm is None else slope,
-        )
-
-    def _query_parts(self) -> list[Projection]:
-        w, everything = self.weights, slice(None)
-        if isinstance(w, AttentionWeights):
-            return [self._part("q", everything, self._turning, self.tokens)]
-        d = w.q_nope.shape[1]
-        parts = [self._part("q_nope", slice(0, d), None, self.tokens)]
-        return parts + ([self._part("q_rope", slice(d, None), w.inv_freq, self.tokens)] if w.inv_freq.numel() else [])
-
-    def _key_parts(self) -> list[Projection]:
-        w, everything = self.weights, slice(None)
-        if isinstance(w, AttentionWeights):
-            return [self._part("k", everything, self._turning, self.key_tokens)]
-        d = w.q_nope.shape[1]
-        parts = [self._part("up_k", slice(0, d), None, self._latent_metric(self.key_tokens), latent=True)]
-        return parts + (
-            [self._part("k_rope", slice(d, None), w.inv_freq, self.key_tokens)] if w.inv_freq.numel() else []
-        )
-
-    def _value_part(self) -> Projection:
-        if isinstance(self.weights, AttentionWeights):
-            return self._part("v", slice(None), None, self.value_tokens)
-        return self._part("up_v", slice(None), None, self._latent_metric(self.value_tokens), latent=True)
-
     @property
-    def _turning(self) -> Tensor | None:
-        frequencies = self.rule.inv_freq
-        return None if frequencies is None else frequencies.to(self.tokens.device)
-
-    def _latent_metric(self, moment: Tensor) -> Tensor:
-        assert isinstance(self.weights, LatentWeights)
-        down = self.weights.down.to(moment.dtype)
-        return down @ moment @ down.T
+    def _parts(self) -> Parts:
+        return Parts(
+            weights=self.weights,
+            inputs=self.sample.inputs,
+            rule=self.rule,
+            tokens=self.tokens,
+            key_tokens=self.key_tokens,
+            value_tokens=self.value_tokens,
+        )
 
     # --- scores
 
@@ -184,7 +113,7 @@ class LayerRefit:
             tile.importance.mul_(_OWN).add_(seen, alpha=_SEEN).add_(even)
 
     def _solve_queries(self, every: list[Tensor], asked: list[Tensor]) -> None:
-        scale, parts = self.rule.scale, self._query_parts()
+        scale, parts = self.rule.scale, self._parts.queries()
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -231,7 +160,7 @@ class LayerRefit:
             yield _centred(tile.importance, tile.scores - made)
 
     def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
-        parts = self._key_parts()
+        parts = self._parts.keys()
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
@@ -367,7 +296,7 @@ class LayerRefit:
         self.weights = replace(self.weights, o=o + change)
 
     def _solve_value(self, seen: list[Tensor], heads_out: list[Tensor]) -> None:
-        part, o, rows = self._value_part(), self.weights.o, self._o_rows
+        part, o, rows = self._parts.values(), self.weights.o, self._o_rows
         n, inputs = part.weight.shape[0], self.sample.inputs
 
         def pull(pulls: Iterable[Tensor]) -> list[Tensor]:
