@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 
 import pytest
+import transformers
 
 from convert_attn import UsageError
-from convert_attn.convert.archs import UNSUPPORTED, architectures
+from convert_attn.convert.archs import UNSUPPORTED, architectures, early
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.targets import convertible
 
@@ -55,3 +56,15 @@ def test_a_family_that_transformers_does_not_have_yet_is_left_out(
     assert "later" not in architectures()
     with pytest.raises(UsageError, match="'later' is not known here, nor to transformers"):
         architecture("later")
+
+
+def test_a_class_that_is_not_right_yet_is_refused_with_the_release_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [arch for arch in architectures().values() if arch.since != "0"]
+    assert late
+    monkeypatch.setattr(transformers, "__version__", "5.16.0")
+    for arch in late:
+        assert early()[arch.model_type] == arch.since
+        with pytest.raises(
+            UsageError, match=f"'{arch.model_type}' needs transformers {arch.since}: its class in 5.16.0"
+        ):
+            architecture(arch.model_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import transformers
+from packaging.version import Version
 from transformers import CONFIG_MAPPING
 
 from convert_attn.convert.archs.base import Architecture
@@ -38,6 +40,19 @@ UNSUPPORTED = {
 
 
 def architectures() -> dict[str, Architecture]:
-    """Give all known architectures, by model_type: those that the installed transformers has a config class of."""
+    """Give all known architectures, by model_type: those whose class in the installed transformers is right."""
+    return {arch.model_type: arch for arch in _with_config() if not _is_early(arch)}
+
+
+def early() -> dict[str, str]:
+    """Give the model types whose class in the installed transformers is not right yet, and the release where it is."""
+    return {arch.model_type: arch.since for arch in _with_config() if _is_early(arch)}
+
+
+def _with_config() -> list[Architecture]:
     found = discover(__name__, "ARCHITECTURE", Architecture)
-    return {arch.model_type: arch for arch in found if arch.model_type in CONFIG_MAPPING or arch.model_type in FAMILIES}
+    return [arch for arch in found if arch.model_type in CONFIG_MAPPING or arch.model_type in FAMILIES]
+
+
+def _is_early(arch: Architecture) -> bool:
+    return Version(transformers.__version__) < Version(arch.since)

@@ -59,6 +59,7 @@ class Architecture:
             the output projection.
         causal: a token sees itself and those before it; else every token sees all, and there is no cache.
         first_position: how many positions of the model's table no token ever has.
+        since: the first release of transformers whose class was seen to compute what it says.
         keys_from: where keys and values come from: what queries come from ("self"), or another text ("cross").
         config_kv_heads: the config key that holds K, None where the class has one K/V head per query head.
         transposed: weights are stored [in, out] (Conv1D); `linears` lists all that are, below the block.
@@ -94,6 +95,7 @@ class Architecture:
     causal: bool = True
     first_position: int = 0
     keys_from: Literal["self", "cross"] = "self"
+    since: str = "0"
     config_kv_heads: str | None = "num_key_value_heads"
     transposed: bool = False
     linears: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import transformers
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from convert_attn.convert.archs import UNSUPPORTED, architectures
+from convert_attn.convert.archs import UNSUPPORTED, architectures, early
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.targets import convertible
@@ -35,6 +35,11 @@ def architecture(model_type: str) -> Architecture:
 def _instead(model_type: str) -> str:
     """What a model type is that cannot be converted, as the rest of a sentence."""
     could = f"convertible are {', '.join(convertible())}"
+    if model_type in early():
+        return (
+            f"needs transformers {early()[model_type]}: its class in {transformers.__version__} does not compute what "
+            f"it says; {could}"
+        )
     if model_type in UNSUPPORTED:
         return f"{UNSUPPORTED[model_type]}; {could}"
     if model_type not in CONFIG_MAPPING:
