@@ -6,10 +6,11 @@ import importlib
 from pathlib import Path
 
 import pytest
-import transformers
 
 from convert_attn import UsageError
+from convert_attn.convert import archs
 from convert_attn.convert.archs import UNSUPPORTED, architectures, early
+from convert_attn.convert.planning import model_types
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.targets import convertible
 
@@ -61,7 +62,8 @@ def test_a_family_that_transformers_does_not_have_yet_is_left_out(
 def test_a_class_that_is_not_right_yet_is_refused_with_the_release_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     late = [arch for arch in architectures().values() if arch.since != "0"]
     assert late
-    monkeypatch.setattr(transformers, "__version__", "5.16.0")
+    for module in (archs, model_types):  # transformers puts another module object in its place
+        monkeypatch.setattr(module.transformers, "__version__", "5.16.0")
     for arch in late:
         assert early()[arch.model_type] == arch.since
         with pytest.raises(
