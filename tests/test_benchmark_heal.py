@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from convert_attn.convert.option_types import Count, short_count
-from convert_attn.eval.benchmarks.heal import OURS, UPTRAIN, Row, main, needed
+from convert_attn.eval.benchmarks.heal import OURS, UPTRAIN, HealRow, main, needed
 
 
-def _rows(way: str, figures: dict[int, float]) -> list[Row]:
+def _rows(way: str, figures: dict[int, float]) -> list[HealRow]:
     return [
-        Row(model="m", target="mqa", way=way, tokens=tokens, perplexity=value, kl=value / 10)
+        HealRow(model="m", target="mqa", way=way, tokens=tokens, perplexity=value, kl=value / 10)
         for tokens, value in figures.items()
     ]
 
@@ -55,7 +55,7 @@ def test_earlier_rows_are_joined_into_one_table_and_picture(tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     assert "| m | mqa | ours | 100 | 19.00 | +90.0% | 1.9000 | more than 16.0x | more than 16.0x |" in done.output
     kept = json.loads((tmp_path / "all.json").read_text())["rows"]
-    assert [Row(**row) for row in kept] == [*healed, *BASE]
+    assert [HealRow(**row) for row in kept] == [*healed, *BASE]
     assert (tmp_path / "all.png").stat().st_size > 1000
 
 

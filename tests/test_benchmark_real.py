@@ -21,7 +21,16 @@ from convert_attn.eval.benchmarks import real_model, real_rows
 from convert_attn.eval.benchmarks.real import chosen, main
 from convert_attn.eval.benchmarks.real_model import FILE, make_model, packed_weights
 from convert_attn.eval.benchmarks.real_report import BEGIN, END, markdown, summary, verdicts, write_between_marks
-from convert_attn.eval.benchmarks.real_rows import CALIBRATIONS, TARGETS, Ask, Bench, Row, asks, quality, run_command
+from convert_attn.eval.benchmarks.real_rows import (
+    CALIBRATIONS,
+    TARGETS,
+    Ask,
+    RealBench,
+    RealRow,
+    asks,
+    quality,
+    run_command,
+)
 
 IN_DOMAIN, HEALED = "mla-1/4:subspace:in-domain", "mqa:subspace:healed"
 
@@ -113,7 +122,7 @@ def test_rows_that_are_there_are_not_run_again(
 
     file = made[1] / "a.json"
     before = json.loads(file.read_text())["rows"]
-    monkeypatch.setattr(Bench, "run", refuse)
+    monkeypatch.setattr(RealBench, "run", refuse)
     words = [*setting, "--heal-tokens", "1K", "--json", str(file), "--resume", "--rows", IN_DOMAIN]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
@@ -155,7 +164,7 @@ def test_a_command_that_fails_is_a_row_that_says_so(tmp_path: Path) -> None:
     took = run_command([str(tmp_path / "none"), "--to", "mqa", "--json"], tmp_path)
     assert took.answer is None
     assert took.said.startswith("Error: ")
-    row = Row(name=IN_DOMAIN, command=[], seconds=1.0, peak_mb=1.0, failed=took.said)
+    row = RealRow(name=IN_DOMAIN, command=[], seconds=1.0, peak_mb=1.0, failed=took.said)
     original = {"class_name": "LlamaForCausalLM", "figures": _figures(3.0)}
     assert f"| {IN_DOMAIN} | failed: Error: " in markdown(original, [row], {})
     assert verdicts([row], {IN_DOMAIN: 2.0}) == [f"- {IN_DOMAIN}: at most 2 is missed: it failed"]
@@ -167,8 +176,8 @@ def _figures(perplexity: float) -> dict[str, Any]:
 
 def test_targets_are_met_or_missed_by_how_much() -> None:
     rows = [
-        Row(name="a", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(18.0)),
-        Row(name="b", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(22.0)),
+        RealRow(name="a", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(18.0)),
+        RealRow(name="b", command=[], seconds=1.0, peak_mb=1.0, figures=_figures(22.0)),
     ]
     assert verdicts(rows, {"a": 20.0, "b": 20.0}) == [
         "- a: at most 20 is met by 2.00 (-10.0%)",
@@ -192,7 +201,7 @@ def test_every_method_target_and_calibration_that_fit_is_a_row() -> None:
 
 
 def test_weights_alone_and_text_are_asked_for_by_name(setting: list[str]) -> None:
-    bench = Bench(
+    bench = RealBench(
         folder=Path(setting[1]),
         work=Path("work"),
         windows=torch.zeros(1, 4),
@@ -269,7 +278,7 @@ def test_heads_that_were_written_out_are_grouped_again(setting: list[str], tmp_p
 def test_the_table_in_the_readme_is_that_of_the_rows_there_are(tmp_path: Path) -> None:
     root = Path(__file__).parent.parent
     document = json.loads((root / "eval/benchmarks/results/real-smollm2.json").read_text(encoding="utf-8"))
-    rows = [Row(**row) for row in document["rows"]]
+    rows = [RealRow(**row) for row in document["rows"]]
     readme, copy = (root / "README.md").read_text(encoding="utf-8"), tmp_path / "README.md"
     copy.write_text(readme, encoding="utf-8")
     write_between_marks(copy, summary(document["original"], rows))

@@ -24,7 +24,14 @@ from convert_attn.convert.samples.making.general import (
     manifest,
 )
 from convert_attn.convert.samples.making.general_reading import in_language, is_clean, read, tidy
-from convert_attn.convert.samples.making.general_sources import LICENSE_TEXTS, OTHER_TERMS, PICKS, SOURCES, Pick, Source
+from convert_attn.convert.samples.making.general_sources import (
+    LICENSE_TEXTS,
+    OTHER_TERMS,
+    PICKS,
+    SOURCES,
+    Pick,
+    TextSource,
+)
 from convert_attn.convert.text.documents import read_documents
 
 FOLDER = samples.sample_path("gpt2").parent
@@ -161,8 +168,8 @@ def test_what_is_said_twice_is_taken_once(root: Path) -> None:
         choose([small_pick(size=3000)], {"made/up": root})
 
 
-def made_up_source() -> Source:
-    return Source(
+def made_up_source() -> TextSource:
+    return TextSource(
         name="made/up",
         registry="PyPI",
         package="up",
@@ -176,7 +183,7 @@ def made_up_source() -> Source:
 
 def test_page_names_only_what_was_taken(root: Path) -> None:
     taken = made_up_source()
-    other = Source(
+    other = TextSource(
         name="made/down",
         registry="PyPI",
         package="down",

@@ -22,7 +22,7 @@ from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.heal.memory import planning
 from convert_attn.convert.heal.memory.activations import Activations
 from convert_attn.convert.heal.memory.free_memory import cgroup_room, free_memory
-from convert_attn.convert.heal.memory.prediction import Predictor, Sizes
+from convert_attn.convert.heal.memory.prediction import ParameterCounts, Predictor
 from convert_attn.convert.heal.state.pair import open_pair
 from convert_attn.convert.heal.state.settings import Settings
 from convert_attn.convert.heal.training import layerwise
@@ -82,7 +82,9 @@ def _told(words: str) -> tuple[float, float, float]:
 def _predictor(own: int = 8, **options: Any) -> Predictor:
     """A model of 100 M parameters whose blocks keep 100 MB for each window."""
     settings = Settings(tokens=10**6, **options)
-    sizes = Sizes(teacher=10**8, student=10**8, trained=10**8, apart=0, block=10**6, table=10**7, outside=10**7)
+    sizes = ParameterCounts(
+        teacher=10**8, student=10**8, trained=10**8, apart=0, block=10**6, table=10**7, outside=10**7
+    )
     block = Activations(0, 10**8)
     return Predictor(
         settings=settings,
@@ -150,11 +152,11 @@ def test_parameters_are_counted_as_the_class_has_them(tmp_path: Path) -> None:
     model = tiny_model("llama", kv_heads=1)
     total = sum(p.numel() for p in model.parameters())
     attention = sum(p.numel() for name, p in model.named_parameters() if "self_attn" in name)
-    sizes = Sizes.of(pair, Settings(tokens=1))
+    sizes = ParameterCounts.of(pair, Settings(tokens=1))
     assert (sizes.student, sizes.trained, sizes.apart) == (total, total, 0)
     assert sizes.teacher == sum(p.numel() for p in tiny_model("llama").parameters())
-    assert Sizes.of(pair, Settings(tokens=1, train="attention")).trained == attention
-    lora = Sizes.of(pair, Settings(tokens=1, lora_rank=2))
+    assert ParameterCounts.of(pair, Settings(tokens=1, train="attention")).trained == attention
+    lora = ParameterCounts.of(pair, Settings(tokens=1, lora_rank=2))
     assert lora.trained == 2 * 2 * (64 + 64 + 2 * (64 + 8) + 64 + 64)
     assert lora.apart == attention
 

@@ -162,6 +162,15 @@ def test_dataclasses_with_many_fields_are_made_by_name() -> None:
     assert not found
 
 
+def test_no_two_classes_have_one_name() -> None:
+    named: dict[str, list[str]] = {}
+    for module, tree in _trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                named.setdefault(node.name, []).append(module)
+    assert not {name: places for name, places in named.items() if len(places) > 1}
+
+
 # --- families are named where they are
 
 PLACES = ("convert.archs", "convert.targets", "convert.serving_rules", "convert.samples", "eval.benchmarks", "modeling")

@@ -15,7 +15,7 @@ from convert_attn import convert
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
 from convert_attn.convert.inspection.serving import engines, verdicts
-from convert_attn.convert.serving_rules import CUSTOM, RULES, Rule
+from convert_attn.convert.serving_rules import CUSTOM, RULES, ServingRule
 from convert_attn.convert.serving_rules import ENGINES as RULED
 from convert_attn.convert.serving_rules.base import ENCODERS, GROUPED, SAME_CLASS
 from convert_attn.convert.targets import targets
@@ -127,7 +127,7 @@ def test_a_type_without_rules_is_said(tmp_path: Path, command: Command) -> None:
     assert "no rules for 'mamba', which no conversion makes; there are rules for" in outcome.err
 
 
-def verdict(engine: str, **config: Any) -> Rule:
+def verdict(engine: str, **config: Any) -> ServingRule:
     """The rule of one engine."""
     return next(rule for rule in verdicts(CONFIG | config) if rule.engine == engine)
 

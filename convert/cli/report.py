@@ -18,7 +18,7 @@ from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.sizes import common_heads, divisors
 from convert_attn.convert.publish.card import calibrated_on, how_to_load
 from convert_attn.convert.publish.result_config import calibration, provenance
-from convert_attn.convert.serving_rules import Rule
+from convert_attn.convert.serving_rules import ServingRule
 from convert_attn.convert.verification.result import Verified
 
 
@@ -261,7 +261,7 @@ def _encoder_table(found: Inspection) -> Table:
     return table
 
 
-def serving_table(model_type: str, rules: list[Rule]) -> Table:
+def serving_table(model_type: str, rules: list[ServingRule]) -> Table:
     """Tell what each engine makes of a checkpoint, and how that is known."""
     table = Table("engine", f"loads {escape(model_type)}", "small cache")
     for column in ("what to do", "known by"):

@@ -13,7 +13,7 @@ from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
-from convert_attn.convert.maths.rotary import Rotary, prior_offsets
+from convert_attn.convert.maths.rotary import RotaryPlanes, prior_offsets
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.targets.base import Converted
@@ -79,7 +79,7 @@ class Layers:
         rule = block.rule()
         # where other layers turn, a class with a latent has a rotary key in this one, too: its frequencies are zero
         turns = block.turns or (sizes.turns and isinstance(self.plan.form, LatentCache))
-        rotary = Rotary(block.plane_frequencies()) if turns else None
+        rotary = RotaryPlanes(block.plane_frequencies()) if turns else None
         epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)

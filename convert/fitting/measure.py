@@ -26,7 +26,7 @@ _LOSSY, _RUIN = 1.25, 2.0  # times the original's perplexity: from where a sente
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class HeldOut:
     """A mean over windows and its standard error."""
 
     mean: float
@@ -49,11 +49,11 @@ class Measured:
     text: str
     windows: int
     length: int
-    original: Estimate
-    perplexity: Estimate
-    kl: Estimate
-    top1: Estimate
-    log_ratio: Estimate
+    original: HeldOut
+    perplexity: HeldOut
+    kl: HeldOut
+    top1: HeldOut
+    log_ratio: HeldOut
 
     @property
     def ratio(self) -> float:
@@ -71,17 +71,17 @@ class Measured:
         return self.ratio > _LOSSY
 
 
-def estimate(values: list[float]) -> Estimate:
+def estimate(values: list[float]) -> HeldOut:
     """Give the mean of one value a window, with its standard error (0 for a single one)."""
     tensor = torch.tensor(values, dtype=torch.float64)
     error = float(tensor.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
-    return Estimate(mean=float(tensor.mean()), error=error)
+    return HeldOut(mean=float(tensor.mean()), error=error)
 
 
-def _perplexity(losses: list[float]) -> Estimate:
+def _perplexity(losses: list[float]) -> HeldOut:
     loss = estimate(losses)
     value = math.exp(min(loss.mean, 700.0))
-    return Estimate(mean=value, error=value * loss.error)
+    return HeldOut(mean=value, error=value * loss.error)
 
 
 def can_be_measured(source: Source, encoder: bool = False) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from convert_attn.convert.fitting.measure import Estimate, estimate
+from convert_attn.convert.fitting.measure import HeldOut, estimate
 
 _LOSSY, _RUIN = 0.95, 0.8  # below them a sentence says so
 
@@ -26,7 +26,7 @@ class Similarity:
     text: str
     windows: int
     length: int
-    cosine: Estimate
+    cosine: HeldOut
     least: float
 
     @property

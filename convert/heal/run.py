@@ -108,7 +108,7 @@ def heal(
     if target.resolve() == pair.student.origin.folder.resolve():
         raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
     accelerator = _accelerator(settings, cpu)
-    run = _Run(
+    run = _Healing(
         accelerator=accelerator,
         pair=pair,
         settings=settings,
@@ -155,7 +155,7 @@ def _default_output(pair: Pair) -> Path:
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Healing:
     accelerator: Accelerator
     pair: Pair
     settings: Settings

@@ -16,7 +16,7 @@ from convert_attn.convert.planning.plan import Plan, make_plan
 from convert_attn.convert.planning.request import Request
 from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.publish.result_config import result_config
-from convert_attn.convert.serving_rules import Engine, LatentSizes
+from convert_attn.convert.serving_rules import Engine, KernelSizes
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Target
 
@@ -170,7 +170,7 @@ def _unheld(request: Request, arch: Architecture, target: Target | None, sizes: 
     return f"{target.name} has plain rotary frequencies, and this model's are of type '{sizes.rope_type}'"
 
 
-def _as_asked(request: Request, engine: Engine, target: Target) -> list[LatentSizes]:
+def _as_asked(request: Request, engine: Engine, target: Target) -> list[KernelSizes]:
     """The sizes that agree with those that were typed.
 
     Raises:
@@ -192,12 +192,12 @@ def _as_asked(request: Request, engine: Engine, target: Target) -> list[LatentSi
     return fit
 
 
-def _misfit(request: Request, latent: LatentSizes, target: Target, sizes: Geometry) -> str | None:
+def _misfit(request: Request, latent: KernelSizes, target: Target, sizes: Geometry) -> str | None:
     """Why a model cannot have a latent of these sizes; None where it can."""
     return next(_misfits(request, latent, target, sizes), None)
 
 
-def _misfits(request: Request, latent: LatentSizes, target: Target, sizes: Geometry) -> Iterator[str]:
+def _misfits(request: Request, latent: KernelSizes, target: Target, sizes: Geometry) -> Iterator[str]:
     keys, cached = min(sizes.kv_by_layer) * sizes.head_dim, latent.rank + latent.rope_dim
     whole = 2 * keys
     if latent.head_dim not in (None, sizes.head_dim):

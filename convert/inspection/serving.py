@@ -9,13 +9,13 @@ from typing import Any
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.serving_rules import ENGINES, OPTIONS, RULES, Config, Engine, Note, Rule, filled
+from convert_attn.convert.serving_rules import ENGINES, OPTIONS, RULES, Config, Engine, Note, ServingRule, filled
 
 
-def verdict(engine: Engine, config: Config) -> Rule | None:
+def verdict(engine: Engine, config: Config) -> ServingRule | None:
     """Tell what an engine makes of a checkpoint with this config.json, in its own sizes; None: no rule knows it."""
 
-    def concerns(part: Rule | Note) -> bool:
+    def concerns(part: ServingRule | Note) -> bool:
         return config.get("model_type") in part.types and part.applies(config)
 
     rule = next((rule for rule in engine.rules if concerns(rule)), None)
@@ -29,7 +29,7 @@ def verdict(engine: Engine, config: Config) -> Rule | None:
     )
 
 
-def verdicts(config: Config) -> list[Rule]:
+def verdicts(config: Config) -> list[ServingRule]:
     """Give the verdict of every engine; one without a rule is left out."""
     found = (verdict(engine, config) for engine in ENGINES)
     return [rule for rule in found if rule is not None]
@@ -58,7 +58,7 @@ def engines() -> list[str]:
     return [engine.name for engine in ENGINES]
 
 
-def as_dict(rule: Rule) -> dict[str, Any]:
+def as_dict(rule: ServingRule) -> dict[str, Any]:
     """For --json."""
     shown = {key: value for key, value in asdict(rule).items() if key not in ("types", "applies", "notes")}
     return shown | {"notes": [{"text": n.text, "evidence": n.evidence, "where": n.where} for n in rule.notes]}
@@ -66,7 +66,7 @@ def as_dict(rule: Rule) -> dict[str, Any]:
 
 def serving(
     model: str | Path, revision: str | None = None, subfolder: str | None = None, engine: str | None = None
-) -> tuple[str, list[Rule]]:
+) -> tuple[str, list[ServingRule]]:
     """Give the model type of a checkpoint and what engines make of it, from config.json alone.
 
     Args:

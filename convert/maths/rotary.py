@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rotary:
+class RotaryPlanes:
     """The rotation of one head.
 
     Attributes:
@@ -155,7 +155,7 @@ class MeanConjugation:
     plus: Tensor
 
     @classmethod
-    def of(cls, rotary: Rotary, offsets: Offsets) -> MeanConjugation:
+    def of(cls, rotary: RotaryPlanes, offsets: Offsets) -> MeanConjugation:
         """Give the expectations of one layer."""
         theta = rotary.inv_freq.to(torch.float64)
         minus = characteristic(offsets, theta[:, None] - theta[None])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import Stack, damped_solve, normalised_overlap
-from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, Rotary, from_planes, to_planes
+from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPlanes, from_planes, to_planes
 
 _LEAST = 1e-6  # damping that the alternation itself needs
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
@@ -47,7 +47,7 @@ class RotaryKeys:
 
     queries: Tensor
     gram: Tensor
-    rotary: Rotary
+    rotary: RotaryPlanes
     offsets: Offsets
     damping: float
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from convert_attn.convert.maths.moments import Moments
-from convert_attn.convert.maths.rotary import Offsets, Rotary
+from convert_attn.convert.maths.rotary import Offsets, RotaryPlanes
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.head_norm import HeadNorm
 from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
@@ -33,7 +33,7 @@ class LayerContext:
     """
 
     moments: Moments
-    rotary: Rotary | None
+    rotary: RotaryPlanes | None
     offsets: Offsets
     generator: torch.Generator
     keys: Moments | None = None

@@ -10,7 +10,7 @@ An engine is one module here.
 """
 
 from convert_attn.convert.serving_rules import ctranslate2, llama_cpp, mlx_lm, sglang, tgi, transformers, vllm
-from convert_attn.convert.serving_rules.base import CUSTOM, Config, Engine, LatentSizes, Note, Rule, filled
+from convert_attn.convert.serving_rules.base import CUSTOM, Config, Engine, KernelSizes, Note, ServingRule, filled
 
 # in the order in which they are shown
 ENGINES: tuple[Engine, ...] = tuple(
@@ -18,6 +18,6 @@ ENGINES: tuple[Engine, ...] = tuple(
 )
 # the values of --for
 OPTIONS: dict[str, Engine] = {option: meant for engine in ENGINES for option, meant in engine.options().items()}
-RULES: tuple[Rule, ...] = tuple(rule for engine in ENGINES for rule in engine.rules)
+RULES: tuple[ServingRule, ...] = tuple(rule for engine in ENGINES for rule in engine.rules)
 
-__all__ = ["CUSTOM", "ENGINES", "OPTIONS", "RULES", "Config", "Engine", "LatentSizes", "Note", "Rule", "filled"]
+__all__ = ["CUSTOM", "ENGINES", "OPTIONS", "RULES", "Config", "Engine", "KernelSizes", "Note", "ServingRule", "filled"]

@@ -108,7 +108,7 @@ class Note:
 
     Attributes:
         types: values of `model_type`.
-        text: like `Rule.change`.
+        text: like `ServingRule.change`.
     """
 
     types: frozenset[str]
@@ -119,7 +119,7 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class ServingRule:
     """What one engine does with some model types.
 
     Attributes:
@@ -145,7 +145,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class LatentSizes:
+class KernelSizes:
     """Sizes of a native latent that an engine's kernels take.
 
     Attributes:
@@ -183,10 +183,10 @@ class Engine:
 
     name: str
     option: str
-    rules: tuple[Rule, ...]
+    rules: tuple[ServingRule, ...]
     notes: tuple[Note, ...] = ()
-    latents: tuple[LatentSizes, ...] = ()
-    elsewhere: Mapping[str, tuple[LatentSizes, ...]] = field(default_factory=dict)
+    latents: tuple[KernelSizes, ...] = ()
+    elsewhere: Mapping[str, tuple[KernelSizes, ...]] = field(default_factory=dict)
 
     def options(self) -> dict[str, Engine]:
         """Give the engine by each value of `--for` that means it, with the sizes that are meant."""
@@ -244,15 +244,15 @@ def both(first: Condition, second: Condition) -> Condition:
     return lambda config: first(config) and second(config)
 
 
-def latent_in(*taken: LatentSizes) -> Condition:
+def latent_in(*taken: KernelSizes) -> Condition:
     """Give a native latent of one of these sizes."""
     return lambda config: any(sizes.met_by(config) for sizes in taken)
 
 
-def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[Rule]:
+def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[ServingRule]:
     """Give an engine has classes of its own for these types, and they keep as many K/V heads as there are."""
     return [
-        Rule(
+        ServingRule(
             engine=engine,
             version=version,
             types=frozenset({name}),

@@ -9,7 +9,7 @@ from convert_attn.convert.serving_rules.base import (
     PHI3,
     TAKE_NATIVE,
     Engine,
-    Rule,
+    ServingRule,
 )
 
 _NAME, _VERSION = "CTranslate2", "4.8.5"
@@ -18,7 +18,7 @@ ENGINE = Engine(
     name=_NAME,
     option="ctranslate2",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LLAMA_LIKE - PHI3 | BIGCODE,
@@ -28,7 +28,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change="convert with ct2-transformers-converter",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=PHI3,
@@ -38,7 +38,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change="with transformers 5 its converter stops at the rope settings of every Phi-3, the source's too",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=CUSTOM | DEEPSEEK,

@@ -11,7 +11,7 @@ from convert_attn.convert.serving_rules.base import (
     TAKE_GQA,
     TAKE_NATIVE,
     Engine,
-    Rule,
+    ServingRule,
     biased,
 )
 
@@ -21,7 +21,7 @@ ENGINE = Engine(
     name=_NAME,
     option="llama.cpp",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LLAMA_LIKE - GEMMA,
@@ -31,7 +31,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change="convert with convert_hf_to_gguf.py",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GEMMA | BIGCODE,
@@ -41,7 +41,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change="convert with convert_hf_to_gguf.py; on the CPU it computes GELU in fp16, which shows in the logits",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=CUSTOM,
@@ -51,7 +51,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change=TAKE_NATIVE,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,

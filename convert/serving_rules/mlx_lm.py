@@ -11,7 +11,7 @@ from convert_attn.convert.serving_rules.base import (
     TAKE_NATIVE,
     Engine,
     Note,
-    Rule,
+    ServingRule,
     activation,
     heads_not_multiple_of,
 )
@@ -22,7 +22,7 @@ ENGINE = Engine(
     name=_NAME,
     option="mlx-lm",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=BIGCODE,
@@ -33,7 +33,7 @@ ENGINE = Engine(
             change=EXACT_GELU,
             applies=activation("gelu"),
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GEMMA,
@@ -43,7 +43,7 @@ ENGINE = Engine(
             where=ENGINE_TESTS,
             change=EXACT_GELU,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LLAMA_LIKE | BIGCODE | DEEPSEEK,
@@ -52,7 +52,7 @@ ENGINE = Engine(
             evidence="tried",
             where=ENGINE_TESTS,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=CUSTOM,

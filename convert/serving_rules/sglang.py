@@ -11,7 +11,7 @@ from convert_attn.convert.serving_rules.base import (
     ONE_NUMBER,
     TAKE_GQA,
     Engine,
-    Rule,
+    ServingRule,
     biased,
     known,
     uneven_heads,
@@ -37,7 +37,7 @@ ENGINE = Engine(
                 "gpt_bigcode": "gpt_bigcode.py#L63",
             },
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GQA,
@@ -48,7 +48,7 @@ ENGINE = Engine(
             change=ONE_NUMBER,
             applies=uneven_heads,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GQA,
@@ -58,7 +58,7 @@ ENGINE = Engine(
             where=_MODELS + "transformers.py#L948",
             change=BACKEND,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LATENT,
@@ -69,7 +69,7 @@ ENGINE = Engine(
             change=EXPANDED,
         ),
         # of any size: the sizes of its kernels (512 + 64 with heads of 128 in TRT-LLM's) come after this
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,

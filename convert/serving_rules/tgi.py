@@ -12,7 +12,7 @@ from convert_attn.convert.serving_rules.base import (
     TAKE_NATIVE,
     Engine,
     Note,
-    Rule,
+    ServingRule,
     activation,
     biased,
     heads_not_in,
@@ -29,7 +29,7 @@ ENGINE = Engine(
     name=_NAME,
     option="tgi",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=frozenset({"llama", "phi3", "qwen2"}),
@@ -40,7 +40,7 @@ ENGINE = Engine(
             change=HEAD_SIZE,
             applies=odd_heads,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=BIGCODE,
@@ -64,7 +64,7 @@ ENGINE = Engine(
                 "gpt_bigcode": "#L772",
             },
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=CUSTOM,
@@ -74,7 +74,7 @@ ENGINE = Engine(
             where=_CODE + "server/uv.lock#L2990",
             change=f"it comes with transformers 4.51, our classes need 5.16: {TAKE_NATIVE}",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,

@@ -11,7 +11,7 @@ from convert_attn.convert.serving_rules.base import (
     SAME_CLASS,
     Engine,
     Note,
-    Rule,
+    ServingRule,
     uneven_heads,
 )
 
@@ -21,7 +21,7 @@ ENGINE = Engine(
     name=_NAME,
     option="transformers",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LLAMA_LIKE | BIGCODE | SAME_CLASS,
@@ -30,7 +30,7 @@ ENGINE = Engine(
             evidence="tried",
             where="tests/test_identities.py",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,
@@ -41,7 +41,7 @@ ENGINE = Engine(
             change="it expands the latent to all keys and values at every step, which is slow: --layout "
             "custom does not",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=CUSTOM | GROUPED,
@@ -51,7 +51,7 @@ ENGINE = Engine(
             where="tests/test_hub.py",
             change="load with trust_remote_code=True, or import convert_attn first",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=ENCODERS,

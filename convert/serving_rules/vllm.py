@@ -18,9 +18,9 @@ from convert_attn.convert.serving_rules.base import (
     LLAMA_LIKE,
     ONE_NUMBER,
     Engine,
-    LatentSizes,
+    KernelSizes,
     Note,
-    Rule,
+    ServingRule,
     biased,
     both,
     heads_not_multiple_of,
@@ -35,7 +35,7 @@ _CODE = GITHUB + "vllm-project/vllm/blob/v0.33.0/vllm/"
 _MODELS = _CODE + "model_executor/models/"
 _CPU = _CODE + "v1/attention/backends/mla/cpu_mla.py#L64"
 
-_LARGE, _SMALL, _ANY_HEADS = LatentSizes(512, 64, 128), LatentSizes(256, 64, 128), LatentSizes(512, 64)
+_LARGE, _SMALL, _ANY_HEADS = KernelSizes(512, 64, 128), KernelSizes(256, 64, 128), KernelSizes(512, 64)
 _BY_TRANSFORMERS = (
     "start it with --model-impl transformers, which keeps the latent and reads our biases: its own class leaves them "
     "out without a word and computes something else"
@@ -45,7 +45,7 @@ ENGINE = Engine(
     name=_NAME,
     option="vllm",
     rules=(
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=frozenset({"qwen2"}),
@@ -62,7 +62,7 @@ ENGINE = Engine(
             _MODELS + "registry.py",
             {"llama": "#L155", "mistral": "#L179", "qwen2": "#L200", "gemma": "#L112", "phi3": "#L197"},
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=BIGCODE,
@@ -72,7 +72,7 @@ ENGINE = Engine(
             where=_MODELS + "registry.py#L753",
             change="transformers' class, through its transformers backend",
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GQA,
@@ -83,7 +83,7 @@ ENGINE = Engine(
             change=ONE_NUMBER,
             applies=uneven_heads,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=GQA,
@@ -93,7 +93,7 @@ ENGINE = Engine(
             where=_MODELS + "transformers/base.py#L638",
             change=BACKEND,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=LATENT,
@@ -103,7 +103,7 @@ ENGINE = Engine(
             where=_MODELS + "transformers/base.py#L732",
             change=EXPANDED,
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,
@@ -114,7 +114,7 @@ ENGINE = Engine(
             change=_BY_TRANSFORMERS,
             applies=both(biased, latent_in(_LARGE)),
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,
@@ -126,7 +126,7 @@ ENGINE = Engine(
             f"takes any size): a CPU takes {_LARGE}",
             applies=both(biased, latent_in(_SMALL)),
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,
@@ -137,7 +137,7 @@ ENGINE = Engine(
             change=f"{_BY_TRANSFORMERS}; on a CPU only: its GPU kernels take heads of 128, here {{qk_nope_head_dim}}",
             applies=both(biased, latent_in(_ANY_HEADS)),
         ),
-        Rule(
+        ServingRule(
             engine=_NAME,
             version=_VERSION,
             types=DEEPSEEK,

@@ -35,7 +35,7 @@ _ALLOWED = {"ordinary": 1e-3, "large": 2e-2}  # relative; rounding in large scor
 _DTYPE_MARGIN = 12.0  # a result may lose so many times what the source loses by the dtype: it has more products
 
 
-class _EnoughError(Exception):
+class _ProbedError(Exception):
     """Raised to stop a forward pass behind the attention module that was asked."""
 
 
@@ -158,7 +158,7 @@ class _Judge:
 
         def leave(module: nn.Module, args: Any, out: Any) -> None:
             seen["given"] = (out[0] if isinstance(out, tuple) else out).float()
-            raise _EnoughError
+            raise _ProbedError
 
         def after_norm(module: nn.Module, args: Any, out: Tensor) -> None:
             seen["norm"] = out
@@ -180,7 +180,7 @@ class _Judge:
         try:
             with self._skeleton.filled(names, dtype), self._skeleton.passing_before(layer):
                 self._skeleton.model(inputs_embeds=embedded, use_cache=False)
-        except _EnoughError:
+        except _ProbedError:
             pass
         finally:
             for handle in handles:

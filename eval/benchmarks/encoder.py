@@ -45,7 +45,7 @@ WAYS = ("mean:none", "subspace:none", "subspace:auto", "subspace:own")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EncoderRow:
     """One conversion.
 
     Attributes:
@@ -95,7 +95,7 @@ def embeddings(folder: Path, sentences: list[str]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Bench:
+class EncoderBench:
     """What all rows have in common.
 
     Attributes:
@@ -109,7 +109,7 @@ class Bench:
     original: Tensor
 
 
-def measure(bench: Bench, groups: int, way: str, tokens: int | None) -> Row:
+def measure(bench: EncoderBench, groups: int, way: str, tokens: int | None) -> EncoderRow:
     """Convert in one way, METHOD:TEXT, and compare.
 
     Args:
@@ -131,7 +131,7 @@ def measure(bench: Bench, groups: int, way: str, tokens: int | None) -> Row:
         seconds = time.perf_counter() - start
         alike = cosine_similarity(bench.original.double(), embeddings(made.output, bench.sentences).double(), dim=-1)
     mean = estimate(alike.tolist())
-    return Row(
+    return EncoderRow(
         groups=groups,
         method=method,
         calibration=calibration,
@@ -144,7 +144,7 @@ def measure(bench: Bench, groups: int, way: str, tokens: int | None) -> Row:
     )
 
 
-def markdown(rows: list[Row]) -> Iterator[str]:
+def markdown(rows: list[EncoderRow]) -> Iterator[str]:
     """Give the rows as a table."""
     yield "| groups | method | text | tokens | cosine | least | parameters | time |"
     yield "|---|---|---|---|---|---|---|---|"
@@ -155,7 +155,7 @@ def markdown(rows: list[Row]) -> Iterator[str]:
         )
 
 
-def verdicts(rows: list[Row], targets: tuple[str, ...]) -> Iterator[str]:
+def verdicts(rows: list[EncoderRow], targets: tuple[str, ...]) -> Iterator[str]:
     """Say of each target (groups=cosine) whether the best row of that size is better."""
     for target in targets:
         groups, _, wanted = target.partition("=")
@@ -190,11 +190,11 @@ def main(
     lines = sentences_of(documents[::2])
     if sentence_file is not None:
         lines = [line for line in sentence_file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    sentences, rows = spread(lines, count), list[Row]()
+    sentences, rows = spread(lines, count), list[EncoderRow]()
     with tempfile.TemporaryDirectory() as place:
         other = Path(place) / "own.txt"
         other.write_text("\n<|endoftext|>\n".join(documents[1::2]), encoding="utf-8")
-        bench = Bench(folder, own_file or other, sentences, embeddings(folder, sentences))
+        bench = EncoderBench(folder, own_file or other, sentences, embeddings(folder, sentences))
         for number, way in ((number, way) for number in groups for way in options["ways"]):
             rows.append(measure(bench, number, way, options["tokens"]))
             found = {

@@ -58,7 +58,7 @@ _LABELS = {"perplexity": "perplexity", "kl": "KL to the original, nats/token"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class HealRow:
     """One run.
 
     Attributes:
@@ -85,11 +85,11 @@ class Setting:
     calibration: str
     options: dict[str, Any]
 
-    def measured(self, folder: Path, target: str, way: str, tokens: int, lr: float | None = None) -> Row:
+    def measured(self, folder: Path, target: str, way: str, tokens: int, lr: float | None = None) -> HealRow:
         """Give a checkpoint on the test windows."""
         model = load_model(folder)
         found = measure(model, self.windows, self.original)
-        row = Row(
+        row = HealRow(
             model=Path(self.model).name,
             target=target,
             way=way,
@@ -115,7 +115,9 @@ class Setting:
             )
         return folder
 
-    def way(self, target: str, way: str, budgets: list[int], rates: list[float | None], place: Path) -> Iterator[Row]:
+    def way(
+        self, target: str, way: str, budgets: list[int], rates: list[float | None], place: Path
+    ) -> Iterator[HealRow]:
         """Give the conversion, then a run for each budget and rate."""
         start = self.start(target, way, place)
         yield self.measured(start, target, way, 0)
@@ -132,7 +134,7 @@ class Setting:
             yield self.measured(done.output, target, way, budget, rate)
 
 
-def needed(row: Row, rows: list[Row], figure: str) -> str:
+def needed(row: HealRow, rows: list[HealRow], figure: str) -> str:
     """Tell what uptraining needs for as good a figure as one of our rows, as far as its budgets tell.
 
     Args:
@@ -159,7 +161,7 @@ def _share(tokens: int, ours: int) -> str:
     return f"{tokens / ours:.1f}x" if ours else f"{tokens:,} tokens"
 
 
-def markdown(rows: list[Row], originals: dict[str, float]) -> str:
+def markdown(rows: list[HealRow], originals: dict[str, float]) -> str:
     """Give all rows as a Markdown table; the last two columns: tokens that uptraining needs for the same."""
     lines = [
         "| model | target | way | tokens | perplexity | over original | KL, nats/token | same perplexity | same KL |",
@@ -175,18 +177,18 @@ def markdown(rows: list[Row], originals: dict[str, float]) -> str:
     return "\n".join([f"Perplexity of the originals: {named}.", "", *lines])
 
 
-def joined(rows: list[Row]) -> list[Row]:
+def joined(rows: list[HealRow]) -> list[HealRow]:
     """Each once, in the order of models, targets, ways and tokens: runs that are kept apart begin with the same row."""
     models, targets, ways = list(dict.fromkeys(row.model for row in rows)), [*TARGETS], [*WAYS]
 
-    def place(row: Row) -> tuple[int, int, int, int, float]:
+    def place(row: HealRow) -> tuple[int, int, int, int, float]:
         return models.index(row.model), targets.index(row.target), ways.index(row.way), row.tokens, row.lr or 0.0
 
     first = {place(row): row for row in reversed(rows)}
     return [first[key] for key in sorted(first)]
 
 
-def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
+def draw(rows: list[HealRow], originals: dict[str, float], path: Path) -> None:
     """Perplexity and KL against tokens: a column for each target, two lines of panels for each model."""
     from matplotlib.figure import Figure  # of an extra
 
@@ -211,7 +213,7 @@ def draw(rows: list[Row], originals: dict[str, float], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _panel(axes: Any, rows: list[Row], name: str, budgets: list[int], original: float) -> None:
+def _panel(axes: Any, rows: list[HealRow], name: str, budgets: list[int], original: float) -> None:
     """The lines of one figure; a start that is far above all else is written where its line comes in."""
     for way, colour in zip(WAYS, _COLOURS, strict=True):
         best: dict[int, float] = {}
@@ -276,12 +278,12 @@ def main(
         "mixed_precision": mixed_precision,
         "selection_tokens": selection_tokens,
     }
-    rows: list[Row] = []
+    rows: list[HealRow] = []
     originals: dict[str, float] = {}
     for path in earlier:
         kept = json.loads(path.read_text())
         originals |= kept["originals"]
-        rows += [Row(**row) for row in kept["rows"]]
+        rows += [HealRow(**row) for row in kept["rows"]]
     for model in models:
         original = load_model(resolve(model).folder)
         originals[Path(model).name] = measure(original, windows).perplexity

@@ -45,7 +45,7 @@ def _tokens(model: Path, text: Path | None, window_file: Path | None, length: in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class QualityRow:
     """One conversion and what it costs.
 
     Attributes:
@@ -87,11 +87,11 @@ def targets(sizes: Geometry) -> Iterator[tuple[str, float, dict[str, Any]]]:
         yield "mla", share, {"to": "mla", "cache_ratio": share}
 
 
-def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[Row]:
+def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: int | None) -> Iterator[QualityRow]:
     """Give the original, then every target, share and method that fit."""
     original = load_model(resolve(model).folder)
     found, name = inspect(model), Path(model).name
-    yield Row(
+    yield QualityRow(
         model=name,
         target="original",
         share=1.0,
@@ -106,7 +106,7 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
             with tempfile.TemporaryDirectory() as directory:
                 made = convert(model, output=Path(directory) / "converted", **request, **options)
                 quality = measure(load_model(made.output), tokens, original)
-            row = Row(
+            row = QualityRow(
                 model=name,
                 target=target,
                 share=share,
@@ -120,7 +120,7 @@ def rows(model: str, tokens: Tensor, names: list[str], text: str | None, count: 
             yield row
 
 
-def markdown(table: list[Row]) -> str:
+def markdown(table: list[QualityRow]) -> str:
     """Give the rows as a Markdown table; the lowest KL at a model's cache share is bold."""
     best = {
         (row.model, row.target, row.share): min(
@@ -146,7 +146,7 @@ def markdown(table: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw(table: list[Row], path: Path) -> None:
+def draw(table: list[QualityRow], path: Path) -> None:
     """KL against the share of the cache, panels for models and kinds of cache, a line for each method."""
     from matplotlib.figure import Figure  # of an extra
 
@@ -197,7 +197,7 @@ def main(
 ) -> None:
     """Measure every method on MODELS."""
     transformers.logging.set_verbosity_error()
-    table = [Row(**row) for path in earlier for row in json.loads(path.read_text())]
+    table = [QualityRow(**row) for path in earlier for row in json.loads(path.read_text())]
     for model in models:
         tokens = _tokens(resolve(model).folder, text, window_file, length, limit)
         table += rows(model, tokens, list(names or methods()), calibration, calibration_tokens)

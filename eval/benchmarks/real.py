@@ -45,7 +45,7 @@ from convert_attn.convert.samples import calibration_text, heldout_text
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.real_model import NAME, make_model
 from convert_attn.eval.benchmarks.real_report import PROMPTS, completions, draw, markdown, summary, write_between_marks
-from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, Bench, Row, asks, grouped_again
+from convert_attn.eval.benchmarks.real_rows import HEALED, Ask, RealBench, RealRow, asks, grouped_again
 from convert_attn.eval.measures.environment import environment
 from convert_attn.eval.measures.quality import windows
 
@@ -53,7 +53,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
-class Target(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+class Bound(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A row and the highest perplexity that it may have: mqa:subspace:in-domain=18.5."""
 
     name = "ROW=F"
@@ -93,7 +93,7 @@ def _text(given: Path | None, bundled: str, place: Path) -> Path:
     return place
 
 
-def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
+def _earlier(file: Path | None, setting: dict[str, Any]) -> list[RealRow]:
     """Rows of an earlier run with the same setting; those that failed are left out.
 
     Raises:
@@ -105,7 +105,7 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
         return []
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in kept["rows"]]
+        rows = [RealRow(**row) for row in kept["rows"]]
         healed = any(row.name.endswith(f":{HEALED}") for row in rows)
         names = [name for name in setting if healed or not name.startswith("heal_")]
         other = [name for name in names if kept["setting"].get(name) != setting[name]]
@@ -129,7 +129,7 @@ def _earlier(file: Path | None, setting: dict[str, Any]) -> list[Row]:
 @click.option("--heal-data", type=_FILE, help="Text to train them on [default: the in-domain text].")
 @click.option("--heal-options", default="", metavar="WORDS", help="Of heal, as '--mixed-precision bf16'.")
 @click.option("--add", "present", type=_FOLDER, multiple=True, help="A conversion there is, as a row of its own.")
-@click.option("--target", "bounds", type=Target(), multiple=True, help="Highest perplexity a row may have, in float32.")
+@click.option("--target", "bounds", type=Bound(), multiple=True, help="Highest perplexity a row may have, in float32.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where to work [default: temporary].")
 @click.option("--keep", is_flag=True, help="Leave the conversions in --work.")
 @click.option("--resume", is_flag=True, help="Rows that are in --json already are not run again.")
@@ -208,7 +208,7 @@ def _table(
         "heal_options": heal_options,
     }
     rows = _earlier(json_file, setting) if resume else []
-    bench = Bench(
+    bench = RealBench(
         folder=folder,
         work=work,
         windows=tokens,
@@ -237,7 +237,7 @@ def _table(
         write_between_marks(readme, summary(found["original"], rows))
 
 
-def _keep(found: dict[str, Any], rows: list[Row], file: Path | None) -> None:
+def _keep(found: dict[str, Any], rows: list[RealRow], file: Path | None) -> None:
     if file is not None:
         document = found | {"rows": [asdict(row) for row in rows]}
         file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from convert_attn.convert.errors import UsageError
 from convert_attn.eval.benchmarks.common import load_model
-from convert_attn.eval.benchmarks.real_rows import AUTO, DTYPES, HEALED, IN_DOMAIN, MLP, NONE, SELF, Row
+from convert_attn.eval.benchmarks.real_rows import AUTO, DTYPES, HEALED, IN_DOMAIN, MLP, NONE, SELF, RealRow
 
 PROMPTS = (
     "The history of the city begins with",
@@ -31,11 +31,11 @@ _TEXT = {
 _LOWEST = 1e-4  # drawn: a conversion without loss has no place on a logarithmic axis
 
 
-def markdown(original: Mapping[str, Any], rows: Sequence[Row], targets: Mapping[str, float]) -> str:
+def markdown(original: Mapping[str, Any], rows: Sequence[RealRow], targets: Mapping[str, float]) -> str:
     """Write the original and the rows as a Markdown table, and below it what became of the targets.
 
     Args:
-        original: `class_name`, `cache` in bytes per token, and `figures` as in `Row`.
+        original: `class_name`, `cache` in bytes per token, and `figures` as in `RealRow`.
         targets: row name -> the highest perplexity, in float32, that meets it.
     """
     quality = ["perplexity", "KL", "perplexity, stored", "KL, stored"]
@@ -71,7 +71,7 @@ def _with_error(mean: float, error: float | None, digits: int) -> str:
     return f"{mean:.{digits}f}" if error is None else f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
-def verdicts(rows: Sequence[Row], targets: Mapping[str, float]) -> list[str]:
+def verdicts(rows: Sequence[RealRow], targets: Mapping[str, float]) -> list[str]:
     """Say of each target whether it is met or missed, and by how much.
 
     Args:
@@ -90,7 +90,7 @@ def verdicts(rows: Sequence[Row], targets: Mapping[str, float]) -> list[str]:
     return said
 
 
-def summary(original: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def summary(original: Mapping[str, Any], rows: Sequence[RealRow]) -> str:
     """Write what people ask of the rows as a Markdown table: by cache, the largest first, then by perplexity.
 
     Args:
@@ -105,11 +105,11 @@ def summary(original: Mapping[str, Any], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _perplexity(row: Row, dtype: str = "float32") -> float:
+def _perplexity(row: RealRow, dtype: str = "float32") -> float:
     return row.figures[dtype]["perplexity"]["mean"] or 0.0
 
 
-def _line(row: Row) -> str:
+def _line(row: RealRow) -> str:
     typed = " ".join(row.command)
     _, method, text = row.name.split(":") if ":" in row.name else ("", "", "")
     target = re.search(r"--to (\w+)", typed)
@@ -147,7 +147,7 @@ def write_between_marks(file: Path, table: str) -> None:
     file.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
-def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
+def draw(original: Mapping[str, Any], rows: Sequence[RealRow], path: Path) -> None:
     """Draw perplexity and KL in float32 against the cache's share; latents as lines, shared heads as crosses.
 
     Args:
@@ -187,7 +187,7 @@ def draw(original: Mapping[str, Any], rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _way(row: Row) -> str:
+def _way(row: RealRow) -> str:
     """What rows of one line have in common: method and calibration, or the name of a folder."""
     return row.name.partition(":")[2] or row.name
 

@@ -84,7 +84,7 @@ def _fits(method: Method, calibration: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RealRow:
     """A conversion, what it took and what it costs.
 
     Attributes:
@@ -137,7 +137,7 @@ def quality(model: Any, windows: Tensor, reference: Any | None = None) -> dict[s
 
 
 @dataclass(kw_only=True)
-class Bench:
+class RealBench:
     """What all rows share.
 
     Attributes:
@@ -194,7 +194,7 @@ class Bench:
         """Give the folder that a row makes."""
         return self.work / ask.name.replace(":", "-").replace("/", "-")
 
-    def run(self, ask: Ask) -> Row:
+    def run(self, ask: Ask) -> RealRow:
         """Make a row: the real command lines in processes of their own, then the figures of what they made."""
         answers: list[dict[str, Any]] = []
         typed, seconds, peak = [], 0.0, 0
@@ -204,7 +204,7 @@ class Bench:
                 took = run_command(words, self.work)
                 seconds, peak = seconds + took.seconds, max(peak, took.peak)
                 if took.answer is None:
-                    return Row(name=ask.name, command=typed, seconds=seconds, peak_mb=peak / 1e6, failed=took.said)
+                    return RealRow(name=ask.name, command=typed, seconds=seconds, peak_mb=peak / 1e6, failed=took.said)
                 answers.append(took.answer)
             return self._measured(ask, typed, seconds, peak, answers[0])
         finally:
@@ -212,13 +212,13 @@ class Bench:
                 for made in self.work.glob(f"{self.output(ask).name}*"):
                     shutil.rmtree(made, ignore_errors=True)
 
-    def _measured(self, ask: Ask, typed: list[str], seconds: float, peak: int, made: dict[str, Any]) -> Row:
+    def _measured(self, ask: Ask, typed: list[str], seconds: float, peak: int, made: dict[str, Any]) -> RealRow:
         tokens = (made["calibration"] or {}).get("tokens", 0)
         before, after = made["cache_bytes_per_token_before"], made["cache_bytes_per_token_after"]
         figures, model = self._figures(self.output(ask))
         ratio = seconds / self.forward_seconds(tokens) if tokens else None
         kind = type(model).__name__
-        return Row(
+        return RealRow(
             name=ask.name,
             command=typed,
             seconds=seconds,
@@ -240,7 +240,7 @@ class Bench:
             figures[name] = quality(model, self.windows, self._originals[name])
         return figures, model
 
-    def present(self, folder: Path) -> Row:
+    def present(self, folder: Path) -> RealRow:
         """Measure a conversion that was made or healed before, under its folder's name.
 
         Raises:
@@ -256,7 +256,7 @@ class Bench:
         figures, model = self._figures(folder)
         after, before = (cache_bytes_per_token(each) for each in (model, self._originals["stored"]))
         kind, tokens = type(model).__name__, int((made.get("calibration") or {}).get("tokens", 0))
-        return Row(
+        return RealRow(
             name=folder.name,
             command=typed,
             seconds=None,

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.memory.free_memory import free_memory, own_memory
-from convert_attn.convert.heal.memory.prediction import Plan, Predictor, giga
+from convert_attn.convert.heal.memory.prediction import MemoryPlan, Predictor, giga
 from convert_attn.convert.heal.state.settings import Settings
 from convert_attn.convert.heal.state.workplace import Workplace
 
@@ -75,12 +75,12 @@ def decide(predictor: Predictor, settings: Settings, place: Workplace) -> str:
         micro, again = int(facts["micro"]), bool(facts["checkpointing"]) or settings.gradient_checkpointing
         needs = predictor.needs(micro, again)
         if needs.peak <= room.free:
-            plan = Plan(micro, again, needs)
+            plan = MemoryPlan(micro, again, needs)
     place.keep(_KEPT, {}, {"micro": plan.micro, "checkpointing": plan.checkpointing, "peak": plan.needs.peak})
     return plan.sentence(room.held, room.free, 0 if tight(place, room) else _holes(plan, predictor.device))
 
 
-def _holes(plan: Plan, device: torch.device) -> int:
+def _holes(plan: MemoryPlan, device: torch.device) -> int:
     """Bytes that the C library's heap may keep of what is freed, where nothing asks for them back."""
     return int((_HOLES - 1) * plan.needs.peak) if device.type == "cpu" else 0
 

@@ -49,7 +49,7 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How a run goes about it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class ParameterCounts:
     """Numbers of parameters.
 
     Attributes:
@@ -95,7 +95,7 @@ class Sizes:
     outside: int
 
     @classmethod
-    def of(cls, pair: Pair, settings: Settings) -> Sizes:
+    def of(cls, pair: Pair, settings: Settings) -> ParameterCounts:
         """From the classes, without weights."""
         model = _empty(pair.student)
         named = dict(model.named_parameters())
@@ -141,7 +141,7 @@ class Predictor:
     """
 
     settings: Settings
-    sizes: Sizes
+    sizes: ParameterCounts
     block: Activations
     layers: int
     hidden: int
@@ -167,7 +167,7 @@ class Predictor:
         sharded = accelerator.distributed_type == DistributedType.FSDP
         return cls(
             settings=settings,
-            sizes=Sizes.of(pair, settings),
+            sizes=ParameterCounts.of(pair, settings),
             block=measure_block(accelerator, pair.student, settings.learned, length),
             layers=int(config.num_hidden_layers),
             hidden=int(config.hidden_size),
@@ -209,7 +209,7 @@ class Predictor:
         learning = 6 * _FLOAT * self.sizes.block
         return 3 * min(states, IN_MEMORY) + max(learning + work, _FLOAT * self.sizes.outside + work)
 
-    def plans(self) -> Iterator[Plan]:
+    def plans(self) -> Iterator[MemoryPlan]:
         """Tell what could be done, that which takes least time first."""
         settings, own = self.settings, self.own
         sizes = [n for n in range(own, 0, -1) if own % n == 0]
@@ -217,9 +217,9 @@ class Predictor:
             sizes = [min(settings.micro_batch_size, own)]
         for again in [True] if settings.gradient_checkpointing else [False, True]:
             for micro in sizes:
-                yield Plan(micro, again, self.needs(micro, again))
+                yield MemoryPlan(micro, again, self.needs(micro, again))
 
-    def choose(self, room: int, named: str) -> Plan:
+    def choose(self, room: int, named: str) -> MemoryPlan:
         """Give the first plan that fits, activations within bounds if one such does.
 
         Args:
@@ -245,7 +245,7 @@ class Predictor:
             f"has {giga(room)} for it: {self._remedies(least)}"
         )
 
-    def _remedies(self, least: Plan) -> str:
+    def _remedies(self, least: MemoryPlan) -> str:
         """What would make it less."""
         settings, ways = self.settings, []
         if settings.learned == "all" and settings.whole is not None:

@@ -67,7 +67,7 @@ class _Blocks:
 
 
 @dataclass
-class _Text:
+class _LayerText:
     """Windows on their way through both models, [n, T, D] each.
 
     Attributes:
@@ -186,16 +186,16 @@ class Layerwise:
     def _step_windows(self) -> int:
         return min(self.settings.windows_per_step, len(self.windows))
 
-    def _enter(self, stack: ExitStack, teacher: _Blocks, student: _Blocks, tokens: Tensor, size: int) -> _Text:
+    def _enter(self, stack: ExitStack, teacher: _Blocks, student: _Blocks, tokens: Tensor, size: int) -> _LayerText:
         shape = (*tokens.shape, self.pair.config.hidden_size)
         before, after = (stack.enter_context(spool(shape)) for _ in range(2))
-        text = _Text(before, after, before if self._independent else stack.enter_context(spool(shape)))
+        text = _LayerText(before, after, before if self._independent else stack.enter_context(spool(shape)))
         teacher.embed(tokens, size, text.before)
         if not self._independent:  # all that has been trained before, embeddings too, may differ from the original's
             student.embed(tokens, size, text.own)
         return text
 
-    def _settle(self, layer: int, student: _Blocks, text: _Text, selection: _Text) -> None:
+    def _settle(self, layer: int, student: _Blocks, text: _LayerText, selection: _LayerText) -> None:
         """One block, as it was trained before a break or trained now; the student's states go past it."""
         stem = f"{student.skeleton.base}{student.skeleton.stem}{layer}."
         with student.loaded(layer) as block:
@@ -207,7 +207,7 @@ class Layerwise:
                 followed.follow(student, layer, self._size())
 
     def _train(
-        self, layer: int, stem: str, *, student: _Blocks, block: nn.Module, text: _Text, selection: _Text
+        self, layer: int, stem: str, *, student: _Blocks, block: nn.Module, text: _LayerText, selection: _LayerText
     ) -> dict[str, Tensor]:
         """What a block has learned, by full names; what it was where that does no better on the selection text."""
         chosen = {name: p for name, p in block.named_parameters() if learns(name, self.settings.learned)}
@@ -228,7 +228,7 @@ class Layerwise:
             self.journal.write(record)
         return found
 
-    def _error(self, student: _Blocks, layer: int, text: _Text) -> float:
+    def _error(self, student: _Blocks, layer: int, text: _LayerText) -> float:
         """The error of the block's output on a text: see `relative_error`, the mean over tokens."""
         total, device = 0.0, student.skeleton.device
         with torch.no_grad():
@@ -241,7 +241,9 @@ class Layerwise:
             error if self._independent else float(self.accelerator.reduce(torch.tensor(error, device=device), "mean"))
         )
 
-    def _steps(self, layer: int, student: _Blocks, text: _Text, parameters: list[nn.Parameter], rate: float) -> None:
+    def _steps(
+        self, layer: int, student: _Blocks, text: _LayerText, parameters: list[nn.Parameter], rate: float
+    ) -> None:
         """Once over the text."""
         for parameter in parameters:
             parameter.requires_grad_(True)

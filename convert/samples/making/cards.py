@@ -20,7 +20,7 @@ LICENCE_FILE = "LICENSE-PYTHON.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """What the training depends on besides the text and the architecture."""
 
     steps: int
@@ -33,7 +33,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality:
+class CardQuality:
     """A model beside the unigram model, on the same held-out tokens; cross-entropies in nats per token."""
 
     tokens: int
@@ -48,7 +48,13 @@ class Quality:
 
 
 def training_record(
-    model: PreTrainedModel, corpus: Corpus, *, stream: Tensor, quality: Quality, recipe: Recipe, seconds: float
+    model: PreTrainedModel,
+    corpus: Corpus,
+    *,
+    stream: Tensor,
+    quality: CardQuality,
+    recipe: TrainingRecipe,
+    seconds: float,
 ) -> dict[str, Any]:
     """Tell what training.json holds."""
     return {

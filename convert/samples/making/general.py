@@ -40,7 +40,7 @@ from convert_attn.convert.samples.making.general_sources import (
     PICKS,
     SOURCES,
     Pick,
-    Source,
+    TextSource,
 )
 
 LIMIT = 400_000  # bytes of general.txt
@@ -191,7 +191,7 @@ def manifest(chosen: dict[str, list[Document]]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def licenses(chosen: dict[str, list[Document]], sources: Sequence[Source], texts: dict[str, str]) -> str:
+def licenses(chosen: dict[str, list[Document]], sources: Sequence[TextSource], texts: dict[str, str]) -> str:
     """Give the page that names every source of the text, what was taken of it and the terms it is passed on under."""
     lines = [LICENSE_PREFACE]
     for source in sources:
@@ -244,7 +244,7 @@ def words(text: str) -> str:
     return " ".join(re.sub(r"[“”']", '"', bare).split())
 
 
-def check_notices(sources: Sequence[Source], roots: dict[str, Path], texts: dict[str, str]) -> None:
+def check_notices(sources: Sequence[TextSource], roots: dict[str, Path], texts: dict[str, str]) -> None:
     """Check that every notice of copyright, and every licence of `texts`, stands in the files it is said to be from.
 
     Raises:
@@ -270,7 +270,7 @@ def check_notices(sources: Sequence[Source], roots: dict[str, Path], texts: dict
         raise ValueError("\n".join(wrong))
 
 
-def fetch(source: Source, work: Path) -> Path:
+def fetch(source: TextSource, work: Path) -> Path:
     """Download and unpack a package, unless that was done before; where it was unpacked."""
     folder = work / f"{source.name}-{source.version}".replace("/", "+").replace(":", "+")
     if folder.is_dir():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A package of a registry, in one version, and the terms of what is taken of it."""
 
     name: str
@@ -46,9 +46,9 @@ def _debian(
     taken: str,
     remark: str = "",
     files: tuple[str, ...] = (),
-) -> Source:
+) -> TextSource:
     files = (f"usr/share/doc/{package}/copyright", *files)
-    return Source(f"debian/{package}", "Debian", package, version, license, files, copyright, taken, remark)
+    return TextSource(f"debian/{package}", "Debian", package, version, license, files, copyright, taken, remark)
 
 
 def _npm(
@@ -59,8 +59,8 @@ def _npm(
     taken: str,
     remark: str = "",
     files: tuple[str, ...] = ("package/LICENSE",),
-) -> Source:
-    return Source(f"npm/{package}", "npm", package, version, license, files, copyright, taken, remark)
+) -> TextSource:
+    return TextSource(f"npm/{package}", "npm", package, version, license, files, copyright, taken, remark)
 
 
 def _pypi(
@@ -71,14 +71,14 @@ def _pypi(
     taken: str,
     remark: str,
     files: tuple[str, ...],
-) -> Source:
-    return Source(f"pypi/{package}", "PyPI", package, version, license, files, copyright, taken, remark)
+) -> TextSource:
+    return TextSource(f"pypi/{package}", "PyPI", package, version, license, files, copyright, taken, remark)
 
 
 _PLAIN = "not in copyright any more"
 _CARGO = "usr/share/cargo/registry/*/"
 
-SOURCES: tuple[Source, ...] = (
+SOURCES: tuple[TextSource, ...] = (
     # books
     _debian(
         "r-cran-janeaustenr",

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from convert_attn.convert.samples.making.cards import Quality, Recipe, card, training_record, write_texts
+from convert_attn.convert.samples.making.cards import CardQuality, TrainingRecipe, card, training_record, write_texts
 from convert_attn.convert.samples.making.corpus import (
     CONTEXT,
     VOCABULARY,
@@ -111,7 +111,7 @@ def build(name: str, end: int) -> PreTrainedModel:
 # --- training and measuring -------------------------------------------------------------------------------------------
 
 
-def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
     """AdamW that decays matrices only: gains and biases have no scale to give up."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -122,7 +122,7 @@ def optimizer_of(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
+def rate_at(step: int, recipe: TrainingRecipe) -> float:
     """Give the factor on the learning rate: a linear warm-up, then half a cosine down to a hundredth."""
     if step < recipe.warmup:
         return (step + 1) / recipe.warmup
@@ -150,7 +150,7 @@ def unigram_cross_entropy(stream: Tensor, cut: Tensor) -> float:
     return float(-log_probability[cut[:, 1:]].mean())
 
 
-def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: Recipe, report_every: int) -> None:
+def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: TrainingRecipe, report_every: int) -> None:
     """Trains ``model`` in place; ``selection`` windows are only looked at, every ``report_every`` steps."""
     optimizer = optimizer_of(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, recipe))
@@ -175,11 +175,11 @@ def train(model: PreTrainedModel, stream: Tensor, selection: Tensor, recipe: Rec
     model.eval()
 
 
-def measure(model: PreTrainedModel, stream: Tensor, cut: Tensor) -> Quality:
+def measure(model: PreTrainedModel, stream: Tensor, cut: Tensor) -> CardQuality:
     """Held-out quality of the stored fp16 values, computed in fp32 so that only the storage counts."""
     ours = cross_entropy(model.float(), cut)
     unigram = unigram_cross_entropy(stream, cut)
-    return Quality(
+    return CardQuality(
         tokens=cut[:, 1:].numel(),
         cross_entropy=ours,
         perplexity=math.exp(ours),
@@ -212,8 +212,14 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def make_sample(
-    name: str, tokenizer: PreTrainedTokenizerFast, *, corpus: Corpus, recipe: Recipe, folder: Path, report_every: int
-) -> Quality:
+    name: str,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    corpus: Corpus,
+    recipe: TrainingRecipe,
+    folder: Path,
+    report_every: int,
+) -> CardQuality:
     """Trains one model, measures it, and writes its folder."""
     stream = token_stream(tokenizer, corpus.training)
     selection = windows(token_stream(tokenizer, corpus.selection))
@@ -257,7 +263,7 @@ def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    recipe = Recipe(
+    recipe = TrainingRecipe(
         steps=options.steps,
         batch=options.batch,
         learning_rate=options.learning_rate,
