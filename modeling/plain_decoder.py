@@ -144,7 +144,8 @@ def plain_forward(
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give either input_ids or inputs_embeds")
     if inputs_embeds is None:
-        self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        if getattr(self.config, "pad_token_id", None) is not None:  # some configs have no such key
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         inputs_embeds = self.get_input_embeddings()(input_ids)
     if use_cache and kv_cache is None:
         kv_cache = DynamicCache(config=self.config)

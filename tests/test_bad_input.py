@@ -243,7 +243,7 @@ CHECKPOINTS = {
         r"'lama' is not known here, nor to transformers .*; convertible are .*gpt2.*llama.* \(nearest: llama\)",
         USAGE,
     ),
-    "encoder only": Bad(_config(model_type="bert"), r"'bert' is encoder-only: it keeps no KV cache", USAGE),
+    "encoder only": Bad(_config(model_type="esm"), r"'esm' is encoder-only, and an encoder whose attention", USAGE),
     "no config": Bad(_without("config.json"), r"has no config\.json: give a folder with a transformers", USAGE),
     "config no JSON": Bad(_write("config.json", b"{"), r"config\.json of '.*' is no JSON"),
     "config binary": Bad(_write("config.json", b"\xff\xfe\x00"), r"config\.json of '.*' is no JSON"),

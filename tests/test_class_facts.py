@@ -31,7 +31,7 @@ STRAY: dict[str, dict[str, Any]] = {
     "window of qwen2": {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0},
     "layer types": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "chunks": {"attention_chunk_size": 4},
-    "biases": {"attention_bias": True},
+    "biases": {"attention_bias": True, "qkv_bias": True, "bias": True},
     "low-rank query": {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
     "soft-capping": {"attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 2, "attention_multiplier": 3.0},
 }

@@ -68,7 +68,8 @@ def _same(source: Path, result: Path) -> None:
 
 
 KINDS = {name: ["settings"] for name, _, _ in HOMES}
-KINDS["gemma"] = ["GPT2Tokenizer"]  # its own class wants tokens that this vocabulary lacks
+for gemma in ("gemma", "gemma2", "gemma3_text"):  # their own class wants tokens that this vocabulary lacks
+    KINDS[gemma] = ["GPT2Tokenizer"]
 KINDS["gpt2"] += ["nothing else", "vocabulary", "prefix space", "GPT2Tokenizer"]
 KINDS["mistral"] += ["nothing else", "LlamaTokenizerFast", "GPT2Tokenizer"]
 

@@ -260,7 +260,7 @@ def test_half_of_a_small_cache_is_rotary_and_three_eighths_of_a_large_one(ratio:
         num_kv_heads=8,
         head_dim=16,
         context=64,
-        position=Rotary((1.0, 0.5)),
+        position=Rotary(inv_freq=(1.0, 0.5)),
     )
     form = choose_form(Request(to="mla", cache_ratio=ratio), architectures()["llama"], sizes)
     assert form == LatentCache.of(*split, 2)

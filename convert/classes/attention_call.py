@@ -88,7 +88,7 @@ def watch(model: Any, block: nn.Module, attention: nn.Module, call: BlockCall) -
     ALL_ATTENTION_FUNCTIONS[_NAME] = look
     model.config._attn_implementation = _NAME
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has turned off
             hidden = torch.zeros(1, call.tokens, model.config.hidden_size, device="meta")
             kwargs = {key: _on_meta(value) for key, value in call.kwargs.items()}
             block(hidden, *(_on_meta(value) for value in call.args), **kwargs)
