@@ -55,7 +55,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
     "gpt_neo_gqa": Family("GPTNeoGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
     "gpt_neox_gqa": Family("GPTNeoXGQA"),
-    "gptj_gqa": Family("GPTJGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
+    "gptj_gqa": Family("GPTJGQA", LANGUAGE_MODELS),
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),
     "opt_gqa": Family("OPTGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),

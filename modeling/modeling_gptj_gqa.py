@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPTJForCausalLM, GPTJForQuestionAnswering, GPTJForSequenceClassification, GPTJModel
+from transformers import GPTJForCausalLM, GPTJForSequenceClassification, GPTJModel
 from transformers.models.gptj.modeling_gptj import GPTJMLP, GPTJBlock
 
 from .configuration_gptj_gqa import GPTJGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
@@ -91,15 +91,4 @@ class GPTJGQAForSequenceClassification(GPTJGQAPreTrainedModel, GPTJForSequenceCl
         self.score = nn.Linear(config.n_embd, labels, bias=False)
 
 
-class GPTJGQAForQuestionAnswering(GPTJGQAPreTrainedModel, GPTJForQuestionAnswering):
-    """Where in the text an answer starts and ends."""
-
-    forward = answers_like(GPTJForQuestionAnswering.forward)(GPTJForQuestionAnswering.forward)
-
-    def add_head(self, config: GPTJGQAConfig) -> None:
-        """Make the head."""
-        self.num_labels = config.num_labels
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-
-__all__ = ["GPTJGQAForCausalLM", "GPTJGQAForQuestionAnswering", "GPTJGQAForSequenceClassification", "GPTJGQAModel"]
+__all__ = ["GPTJGQAForCausalLM", "GPTJGQAForSequenceClassification", "GPTJGQAModel"]
