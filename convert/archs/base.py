@@ -105,6 +105,11 @@ class Architecture:
     unread: tuple[str, ...] = ()
     legacy_config: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def turns(self) -> bool:
+        """Queries and keys turn with the position, in all layers or in some."""
+        return self.position == "rope"
+
     def of(self, config: PreTrainedConfig) -> Architecture:
         """Give the facts as one config has them: see `norm_key`."""
         if not self.norm_key or getattr(config, self.norm_key):

@@ -50,7 +50,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
             f"model type '{arch.model_type}'"
         )
     turning = any(rotation.inv_freq for rotation in facts.rotations)
-    if turning != (arch.position == "rope"):
+    if turning != arch.turns:
         has = "rotary position" if turning else "no rotary position"
         raise ConvertAttnError(
             f"{facts.name} with the config.json of '{name}' has {has}, which this tool does not expect of model type "
@@ -107,7 +107,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int) -> Position:
             scale=rotation.scale,
             interleaved=arch.interleaved or rotation.pairs,
         )
-    if arch.position == "rope":
+    if arch.turns:
         return Added("none")
     return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()
 

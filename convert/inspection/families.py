@@ -73,7 +73,6 @@ def not_converted() -> dict[str, str]:
 
 
 def _cell(arch: Architecture, to: str) -> Cell:
-    turns = arch.position == "rope"
     frequencies = tuple(10000 ** (-2 * plane / _HEAD_DIM) for plane in range(_HEAD_DIM // 2))
     sizes = Geometry(
         hidden_size=_HEADS * _HEAD_DIM,
@@ -82,9 +81,9 @@ def _cell(arch: Architecture, to: str) -> Cell:
         num_kv_heads=_HEADS,
         head_dim=_HEAD_DIM,
         context=_HEADS * _HEAD_DIM,
-        position=Rotary(inv_freq=frequencies) if turns else Added(),
+        position=Rotary(inv_freq=frequencies) if arch.turns else Added(),
     )
-    form: Form = LatentCache.of(_RANK, _HEAD_DIM if turns else 0, _LAYERS)
+    form: Form = LatentCache.of(_RANK, _HEAD_DIM if arch.turns else 0, _LAYERS)
     if to != "mla":
         form = SharedHeads.of(1 if to == "mqa" else _HEADS // 2, _LAYERS)
     homes = tuple(Home(target.becomes or _SAME, target.layout) for target in fitting(arch, sizes, form))
