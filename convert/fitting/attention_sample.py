@@ -6,12 +6,13 @@ are ahead of it, and what is worked on at once stays near the processor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from convert_attn.convert.maths.products import product
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import Rule, attention_of, distance_bias, keys, may_not_look, queries
 
@@ -123,9 +124,9 @@ def sample_original(
     return found
 
 
-def scores_of(query: Tensor, key: Tensor) -> Tensor:
+def scores_of(query: Tensor, key: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
     """Give products of queries and the keys that they share: [B, H, r, e] on [B, K, T, e]: [B, H, r, T]."""
-    return _by_group(query, key.mT)
+    return _by_group(query, key.mT, multiply)
 
 
 def mixed(attention: Tensor, value: Tensor) -> Tensor:
@@ -133,16 +134,14 @@ def mixed(attention: Tensor, value: Tensor) -> Tensor:
     return _by_group(attention, value)
 
 
-def _by_group(left: Tensor, right: Tensor) -> Tensor:
+def _by_group(left: Tensor, right: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = product) -> Tensor:
     """[B, H, r, m] times the [B, K, m, n] of a head's group: [B, H, r, n], one product for all heads of a group."""
     groups, rows = right.shape[1], left.shape[2]
     grouped = left.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, K, H / K r, m]
-    found: Tensor = (grouped @ right).unflatten(2, (-1, rows)).flatten(1, 2)
-    return found
+    return multiply(grouped, right).unflatten(2, (-1, rows)).flatten(1, 2)
 
 
 def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:
     """The transpose of both, summed over queries and heads that share: [B, H, r, T], [B, H, r, e] -> [B, K, T, e]."""
     left, right = (part.unflatten(1, (heads, -1)).flatten(2, 3) for part in (parts, tokens))
-    summed: Tensor = left.mT @ right
-    return summed
+    return product(left.mT, right)

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from convert_attn.convert.fitting.attention_sample import Tile
+from convert_attn.convert.maths.products import product
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import project, turn
+from convert_attn.convert.weights.functional import turn
 from convert_attn.convert.weights.head_norm import Slope
 from convert_attn.convert.weights.latent import LatentWeights
 
@@ -51,7 +52,8 @@ class Projection:
     def given(self, change: Tensor, batch: int, tile: Tile | None = None) -> Tensor:
         """Tell what a change [n, e, M] of the weight makes of a batch, or of a tile's queries: [B, n, T, e]."""
         rows = slice(None) if tile is None else tile.rows
-        states = project(change, None, self.reads(batch)[:, rows])
+        outputs = product(self.reads(batch)[:, rows], change.flatten(0, 1).T)
+        states = outputs.unflatten(-1, change.shape[:2]).transpose(1, 2)
         if self.slope is not None:
             states = self.slope(batch).rows(rows).along(states)
         return self.turned(states, None if tile is None else tile.positions)
@@ -64,8 +66,7 @@ class Projection:
         if self.slope is not None:
             back = self.slope(batch).rows(part).back(back)
         rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
-        found: Tensor = (rows @ read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
-        return found
+        return product(rows, read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
 
     def moved(self, weights: Weights, change: Tensor) -> Weights:
         """Give the weights with this part changed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ from convert_attn.convert.maths.rotary import Offsets, RotaryPlanes
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.head_norm import HeadNorm
 from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class LayerContext:
         norm: what a norm on queries and keys computes, where the weights have its gains.
         capped: scores stay below a size, so that what is added to all of a query counts.
         epsilon: the spacing of the numbers the result is stored in, relative (`torch.finfo(dtype).eps`).
+        sweeps: of alternating least squares, at most; a few do where sizes are only compared.
+        kept: see `once`.
     """
 
     moments: Moments
@@ -43,6 +48,15 @@ class LayerContext:
     fixed_order: bool = False
     norm: HeadNorm | None = None
     capped: bool = False
+    sweeps: int = 20
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: Hashable, make: Callable[[], Made]) -> Made:
+        """Give what `make` gives, made once for this layer: a step that several sizes of a result share."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        found: Made = self.kept[name]
+        return found
 
     @property
     def key_moments(self) -> Moments:

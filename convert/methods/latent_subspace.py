@@ -68,11 +68,13 @@ def _readings(
 
 def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContext) -> LatentWeights:
     """Give latent attention that minimises the error of scores and outputs under the context's moments."""
-    queries = own_gram(weights.q, weights.q_bias, context.moments)
-    decoupled = decouple(weights, sizes, queries, context)
+    queries = context.once("queries", lambda: own_gram(weights.q, weights.q_bias, context.moments))
+    rotary = ("rotary", sizes.rope_dim, sizes.frequencies)
+    decoupled = context.once(rotary, lambda: decouple(weights, sizes, queries, context))
     latent = exact_latent(_rows(weights, decoupled, sizes.rank), weights.q.shape[-1], sizes.rank)
     if latent is None:
-        latent = fit_latent(*_readings(weights, queries, decoupled, context), sizes.rank)
+        readings = context.once((*rotary, "read"), lambda: _readings(weights, queries, decoupled, context))
+        latent = fit_latent(*readings, sizes.rank, context.sweeps)
     # not centred: attention does not average tokens evenly, and the mean over tokens is not what values meet
     return assemble(weights, decoupled, latent, torch.zeros_like(context.moments.mean))
 
