@@ -132,7 +132,7 @@ class Plan:
 
     def parameter(self, layer: int, local: str) -> str:
         """Give the name in the source's class of what is called `local` below a block."""
-        return self.source.names.base + self.arch.block.format(layer=layer) + local
+        return self.source.names.base + self.arch.stem(layer) + local
 
     def ends_mlp(self, output: OutputTensor) -> bool:
         """Tell whether a tensor of the result is the projection that ends a block's MLP."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.attention_call import passed
+from convert_attn.convert.classes.attention_call import handed_on
 from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
@@ -38,6 +39,17 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
+def silent(arch: Architecture) -> Callable[..., Any]:
+    """Make the forward of an attention module that adds nothing to the residual stream."""
+    return lambda hidden_states, *args, **kwargs: attention_output(torch.zeros_like(hidden_states), arch, kwargs)
+
+
+def attention_output(states: Tensor, arch: Architecture, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give states [B, T, D] as an attention module gives them, with what it hands on."""
+    handed = arch.cross is not None and bool(arch.cross.hands_on)
+    return (states, kwargs.get("position_bias"), None) if handed else (states, None)
+
+
 class Skeleton:
     """A base model on the meta device, float32.
 
@@ -46,9 +58,12 @@ class Skeleton:
         device: where tensors go.
         attention: `attn_implementation`, where the class has it.
         config: of the class; None: the source's own.
+        stack: the module of the base model that has the blocks, of a model with two such; "": the base model itself.
+        hands_on: what a block gives back beside the states: see `CrossAttention`.
 
     Attributes:
         model: the base model.
+        stack: what is called: the base model, or that module of it.
         base: what its names start with in the class of the checkpoint ("model.").
         stem: what names of block tensors start with in it ("layers.", "h.").
         blocks: its blocks.
@@ -60,6 +75,9 @@ class Skeleton:
         device: str = "cpu",
         attention: str = "eager",
         config: PreTrainedConfig | None = None,
+        *,
+        stack: str = "",
+        hands_on: tuple[int, ...] = (),
     ) -> None:
         self._source, self.device = source, device
         config = config or typed_config(source.config, source.origin.name)
@@ -72,10 +90,12 @@ class Skeleton:
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self.model.requires_grad_(False)
-        found = decoder_blocks(self.model)
+        self.stack: Any = self.model.get_submodule(stack)
+        self._within, self._hands_on = f"{stack}." if stack else "", hands_on
+        found = decoder_blocks(self.stack)
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of blocks in its class")
-        self.stem, self.blocks = f"{found[0]}.", found[1]
+        self.stem, self.blocks = f"{self._within}{found[0]}.", found[1]
         self.base = source.names.base
 
     def names(self, inside: Callable[[str], bool]) -> list[str]:
@@ -108,9 +128,13 @@ class Skeleton:
         finally:
             self.empty(names)
 
-    def _outside(self) -> list[str]:
-        """What belongs to no decoder block: embeddings and the last norm."""
-        return self.names(lambda name: not name.startswith(self.stem))
+    def outside(self) -> list[str]:
+        """What of the stack belongs to none of its blocks: embeddings and the last norm."""
+        return self.names(lambda name: name.startswith(self._within) and not name.startswith(self.stem))
+
+    def makes_first(self, layer: int) -> list[str]:
+        """What the first block needs to make what all hand on, for a layer behind it."""
+        return self.names(lambda name: name.startswith(f"{self.stem}0.")) if self._hands_on and layer else []
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Give the states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
@@ -122,10 +146,10 @@ class Skeleton:
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with self.filled(self._outside()):
+            with self.filled(self.outside()):
                 for batch in batches:
                     try:
-                        self.model(input_ids=batch.to(self.device), use_cache=False)
+                        self.stack(input_ids=batch.to(self.device), use_cache=False)
                     except _EnoughError:
                         yield caught.pop()
         finally:
@@ -135,15 +159,17 @@ class Skeleton:
     def passing_before(self, layer: int) -> Iterator[None]:
         """Blocks in front of a layer hand on what they are given."""
 
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return passed(hidden_states)
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return handed_on(hidden_states, args, self._hands_on)
 
+        # the first block makes what all of them hand on
+        first = 1 if self._hands_on else 0
         try:
-            for block in self.blocks[:layer]:
+            for block in self.blocks[first:layer]:
                 block.forward = forward
             yield
         finally:
-            for block in self.blocks[:layer]:
+            for block in self.blocks[first:layer]:
                 vars(block).pop("forward", None)  # the class's own shows again
 
     def calls(self, batch: Tensor) -> list[Call]:
@@ -151,17 +177,17 @@ class Skeleton:
         found = [Call() for _ in self.blocks]
 
         def passing(number: int) -> Callable[..., Tensor]:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 found[number] = Call(args, kwargs)
-                return passed(hidden_states)
+                return handed_on(hidden_states, args, self._hands_on)
 
             return forward
 
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            with self.filled(self._outside()):
-                self.model(input_ids=batch.to(self.device), use_cache=False)
+            with self.filled(self.outside()):
+                self.stack(input_ids=batch.to(self.device), use_cache=False)
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again
