@@ -39,6 +39,7 @@ class CrossAttention:
         encoder_norm: the norm, below the base model, whose output the encoder gives; None where a block gives it.
         layers, heads: the config keys of how many blocks the decoder has, and query heads.
         hands_on: which arguments of a block, the states being number 0, it gives back beside the states.
+        reads: what the encoder is given.
     """
 
     stack: str = "decoder"
@@ -51,6 +52,7 @@ class CrossAttention:
     layers: str = "decoder_layers"
     heads: str = "decoder_attention_heads"
     hands_on: tuple[int, ...] = ()
+    reads: Literal["text", "sounds"] = "text"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         own, of_layer = facts.attention(layer), arch.at(layer)
         stem = arch.stem(layer)
         for path in own:
-            if path.removeprefix(stem) not in of_layer.tensors | {of_layer.table}:
+            if path.removeprefix(stem) not in of_layer.tensors | {f"{of_layer.table}.weight"}:
                 raise ConvertAttnError(
                     f"{facts.name} with the config.json of '{name}' has '{path}' in its attention, which this tool "
                     f"does not know of model type '{arch.model_type}'; it cannot be converted"
@@ -80,7 +80,7 @@ def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[st
     """Shapes of a layer's attention, the size of keys and values left out: it may be each layer's own."""
     stem = arch.stem(layer)
     shapes = {path.removeprefix(stem): shape for path, shape in facts.attention(layer).items()}
-    shapes.pop(arch.table, None)
+    shapes.pop(f"{arch.table}.weight", None)
     heads = {f"{arch.qkv.roles[role]}.{kind}" for role in ("k", "v") for kind in ("weight", "bias")}
     return {path: () if path in heads else shape for path, shape in shapes.items()}
 

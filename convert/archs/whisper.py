@@ -16,6 +16,7 @@ ARCHITECTURE = Architecture(
         qkv=Separate("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj"),
         output="encoder_attn.out_proj",
         norm=Norm("encoder_attn_layer_norm"),
+        reads="sounds",
         encoder_norm=Norm("encoder.layer_norm"),
     ),
     config_kv_heads=None,

@@ -117,12 +117,17 @@ class Plan:
 
     @property
     def cache_bytes(self) -> tuple[int, int]:
-        """KV cache in bytes per token, before and after; none of an encoder."""
+        """KV cache in bytes per token, before and after, of an encoder-decoder of both sides; none of an encoder."""
         if not self.geometry.causal:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
+
+    @property
+    def cached_of(self) -> str:
+        """What `cache_bytes` are the bytes of."""
+        return "token" if self.arch.cross is None else "token of the target and one of the source, together"
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -160,7 +165,15 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
         UsageError: text that is not there or that nothing reads, or options for it that make sense without.
     """
     asked = NONE if request.calibration is None else request.calibration
-    if asked == SELF and not architecture(source.config["model_type"]).causal:
+    arch = architecture(source.config["model_type"])
+    if arch.cross is not None and asked != NONE:
+        if asked != AUTO or request.refit:
+            raise UsageError(
+                f"{arch.model_type} is an encoder-decoder, which is converted from its weights alone: give --calibration "
+                "none, and no --refit"
+            )
+        return None, (no_text(f"'{source.origin.name}' is an encoder-decoder, which is not fitted on text"),)
+    if asked == SELF and not arch.causal:
         raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
         if request.calibration_tokens is not None or request.refit:

@@ -98,6 +98,18 @@ class Skeleton:
         self.stem, self.blocks = f"{self._within}{found[0]}.", found[1]
         self.base = source.names.base
 
+        self._make_own()
+
+    def _make_own(self) -> None:
+        """Fill in what the checkpoint has no tensor for because its class makes it."""
+        known: Any = self._source.names
+        for path, module in self.stack.named_modules():
+            own = [f"{self.base}{self._within}{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if own and all(known.is_made(name) and not known.stored(name) for name in own):
+                module.to_empty(device=self.device)
+                self.model._init_weights(module)
+                module.requires_grad_(False)
+
     def names(self, inside: Callable[[str], bool]) -> list[str]:
         """Give the parameters whose names (within the base model) fit and that the checkpoint has."""
         known = self._source.names
