@@ -11,6 +11,8 @@ class WhisperGQAConfig(WhisperConfig):
     """WhisperConfig plus how many key/value heads the decoder has: see `settle_decoder_heads`."""
 
     model_type = "whisper_gqa"
+    # where the stock class has the encoder's heads by this name, too
+    attribute_map = {key: name for key, name in WhisperConfig.attribute_map.items() if key != "num_key_value_heads"}
 
     num_key_value_heads: int | None = None
 

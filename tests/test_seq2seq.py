@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,19 @@ from tiny import (
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from convert_attn import UsageError, convert, modeling
+from convert_attn.convert import samples
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.conversion.api import plan
+from convert_attn.convert.fitting.measure import Measured
+from convert_attn.convert.text.pair_windows import both_sides
+from convert_attn.convert.text.windows import shipped_windows
 from convert_attn.convert.weights.attention import replicate_kv_heads
 from convert_attn.convert.weights.functional import buckets
 
 STOCK = [name for name in SEQ2SEQ if not architectures()[name].config_kv_heads]
 every_family = pytest.mark.parametrize("family", STOCK)
 FROM_WEIGHTS: dict[str, Any] = {"calibration": None, "measure": False}
+SAMPLES = Path(samples.__file__).parent
 SITES = 4  # two blocks of the decoder, two attentions each
 
 
@@ -176,13 +182,92 @@ def test_buckets_of_distances_are_those_of_the_class(count: int, farthest: int) 
     assert torch.equal(buckets(back, count, farthest), expected)
 
 
+# --- on text
+
+TEXTUAL = [name for name in STOCK if (cross := architectures()[name].cross) and cross.reads == "text"]
+
+
+def with_tokenizer(family: str, folder: Path, **options: Any) -> Any:
+    """A tiny model that reads with the tokenizer of a bundled sample."""
+    vocabulary = config_of(SAMPLES / "gpt2")["vocab_size"]
+    extra = {"decoder_vocab_size": vocabulary} if hasattr(tiny_model(family).config, "decoder_vocab_size") else {}
+    model = tiny_model(family, vocab_size=vocabulary, **extra, **options)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SAMPLES / "gpt2" / name, folder / name)
+    return model
+
+
+def perplexity(model: Any, windows: torch.Tensor) -> float:
+    """Of targets given sources, by the whole class at once."""
+    source, target = both_sides(windows)
+    with torch.no_grad():
+        logits = model(input_ids=source, decoder_input_ids=target).logits[:, :-1].log_softmax(-1)
+    losses = -logits.gather(-1, target[:, 1:, None]).mean((1, 2)).double()
+    return float(losses.mean().exp())
+
+
+@pytest.mark.parametrize("family", TEXTUAL)
+def test_what_is_streamed_is_what_the_class_computes(family: str, tmp_path: Path) -> None:
+    """Encoder, both attentions and head, block by block: figures of original and result are those of whole models."""
+    model = with_tokenizer(family, tmp_path / "in")
+    made = convert(tmp_path / "in", to="gqa", groups=2, output=tmp_path / "out", calibration="auto")
+    assert isinstance(made.made.measured, Measured)
+    start = next(t for t in (model.config.decoder_start_token_id, model.config.bos_token_id) if t is not None)
+    windows, _ = shipped_windows(
+        "auto", tmp_path / "in", "tiny", made.plan.geometry.context, model.config.vocab_size, start=start
+    )
+    found = made.made.measured
+    assert found.original.mean == pytest.approx(perplexity(model, windows), rel=1e-4)
+    assert found.perplexity.mean == pytest.approx(perplexity(load(tmp_path / "out"), windows), rel=1e-4)
+    assert made.made.tokens > 0
+    assert any("plain text has no pairs" in warning for warning in made.warnings)
+    assert "as source and target" in found.text
+
+
+@pytest.mark.parametrize("family", TEXTUAL[:1] + TEXTUAL[-2:])
+def test_text_and_its_refit_bring_the_result_nearer(family: str, tmp_path: Path) -> None:
+    with_tokenizer(family, tmp_path / "in")
+    lost = {}
+    for name, options in {"weights": {"calibration": None}, "fit": {"refit": False}, "refit": {}}.items():
+        made = convert(tmp_path / "in", to="mqa", output=tmp_path / name, **({"calibration": "auto"} | options))
+        assert isinstance(made.made.measured, Measured)
+        lost[name] = made.made.measured.kl.mean
+    assert lost["refit"] < lost["fit"] < lost["weights"]
+
+
+@pytest.mark.parametrize("family", TEXTUAL[:1] + TEXTUAL[-1:])
+def test_equal_heads_lose_nothing_on_text_either(family: str, tmp_path: Path) -> None:
+    model = with_tokenizer(family, tmp_path / "in")
+    for site in range(SITES):
+        _equal_heads(model, 4, list(range(HEADS)), layers=[site])
+    model.save_pretrained(tmp_path / "in")
+    made = convert(tmp_path / "in", to="gqa", groups=4, output=tmp_path / "out", calibration="auto")
+    assert isinstance(made.made.measured, Measured)
+    assert abs(made.made.measured.kl.mean) < 1e-5
+    assert made.made.measured.top1.mean > 0.999
+
+
+def test_what_is_no_text_of_pairs_is_refused(tmp_path: Path) -> None:
+    for family in STOCK:
+        saved(family, tmp_path / family)
+    for asked in ("self", "tokens.npy"):
+        with pytest.raises(UsageError, match="encoder-decoder, whose source and target are made of text"):
+            plan(tmp_path / "bart", to="mqa", calibration=asked)
+    with pytest.raises(UsageError, match="bart has two"):
+        plan(tmp_path / "bart", to="mqa", calibration="auto", refit="mlp")
+    with pytest.raises(UsageError, match="whisper reads sounds, of which there is no calibration"):
+        plan(tmp_path / "whisper", to="mqa", calibration="sample")
+    assert any("reads sounds" in warning for warning in plan(tmp_path / "whisper", to="mqa", calibration="auto").warnings)
+
+
 def test_it_says_what_the_cache_is_of(command: Command, tmp_path: Path) -> None:
     saved("t5", tmp_path / "in")
     done = command("convert", str(tmp_path / "in"), "--to", "mqa", "--output", str(tmp_path / "out"), "--no-measure")
     assert done.code == 0
     said = "KV cache: 2,048 -> 256 bytes per token of the target and one of the source, together (12.5%)."
     assert said in " ".join(done.out.split())
-    assert "not fitted on text" in " ".join((done.out + done.err).split())
+    assert "has no tokenizer" in " ".join((done.out + done.err).split())
     assert '"cache_of": "token of the target' in (tmp_path / "out/config.json").read_text()
     assert command("verify", str(tmp_path / "out"), "--against", str(tmp_path / "in")).code == 0
     assert command("inspect", str(tmp_path / "in")).code == 0

@@ -231,8 +231,11 @@ def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options:
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
     model = auto_class(arch).from_config(config).eval()
+    made = tuple(getattr(model, "_keys_to_ignore_on_save", None) or ())  # by the class: no checkpoint has it
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name in made:
+                continue
             if parameter.ndim == 1 or "norm" in name:  # some have a weight for each head
                 centre = 0.0 if name.endswith("bias") or (arch.norm and arch.norm.gain_offset) else 1.0
                 parameter.normal_(centre, 0.2)

@@ -106,7 +106,7 @@ class Layers:
                 norm=rule.norm,
                 capped=rule.softcap is not None,
             )
-        tokens, keys, attended = seen.damped(prior)
+        tokens, keys, attended = seen.damped(prior, self.prior_of_others() if block.across else None)
         offsets = seen.offsets(sizes.context)
         return LayerContext(
             moments=tokens,

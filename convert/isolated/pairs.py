@@ -217,7 +217,11 @@ def attention_outputs(
 
 @torch.inference_mode()
 def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], sites: Sequence[Sequence[str]]) -> Tensor:
-    """Run a model whose decoder's attention modules give what they are told, [1, S, D] each: all that is not they."""
+    """Run a model whose decoder's attention modules give what they are told, [1, S, D] each: all that is not they.
+
+    Returns:
+        [1, n] all that it gives, and the states of its encoder, which no other module then reads.
+    """
 
     def replaced(y: Tensor) -> Any:
         def hook(module: Any, args: Any, out: Any) -> Any:
@@ -230,4 +234,5 @@ def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], sites: 
     modules = [base.get_submodule(gives) for _, gives in sites]
     handles = [module.register_forward_hook(replaced(y)) for module, y in zip(modules, outputs, strict=True)]
     with hooked(handles):
-        return forward(model, source_of(model, ids), ids)[0].values
+        step, states = forward(model, source_of(model, ids), ids)
+    return torch.cat([step.values.flatten(1), states.flatten(1)], 1)

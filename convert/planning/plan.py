@@ -28,7 +28,7 @@ from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
-from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, check_calibration
+from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +166,19 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
     """
     asked = NONE if request.calibration is None else request.calibration
     arch = architecture(source.config["model_type"])
-    if arch.cross is not None and asked != NONE:
-        if asked != AUTO or request.refit:
+    if arch.cross is not None:
+        if asked == SELF or asked.endswith(TOKEN_FILE):
             raise UsageError(
-                f"{arch.model_type} is an encoder-decoder, which is converted from its weights alone: give --calibration "
-                "none, and no --refit"
+                f"--calibration {asked}: {arch.model_type} is an encoder-decoder, whose source and target are made of "
+                "text; give --calibration auto or FILE"
             )
-        return None, (no_text(f"'{source.origin.name}' is an encoder-decoder, which is not fitted on text"),)
+        if arch.cross.reads != "text" and asked != NONE:
+            if asked != AUTO or request.refit:
+                raise UsageError(
+                    f"{arch.model_type} reads {arch.cross.reads}, of which there is no calibration: give --calibration "
+                    "none, and no --refit"
+                )
+            return None, (no_text(f"'{source.origin.name}' reads {arch.cross.reads}"),)
     if asked == SELF and not arch.causal:
         raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
@@ -233,6 +239,10 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"]).of(typed_config(source.config, source.origin.name))
     method = choose_method(request.method, request.to)
+    if request.refit == "mlp" and arch.cross is not None:
+        raise UsageError(
+            f"--refit mlp solves what follows a block's one attention, and {arch.model_type} has two; give --refit"
+        )
     if request.refit == "mlp" and arch.mlp_output is None:
         raise UsageError(
             f"--refit mlp solves the projection that ends an MLP, and no single one does in {arch.model_type}: its MLP "

@@ -39,7 +39,7 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
-def silent(arch: Architecture) -> Callable[..., Any]:
+def adding_nothing(arch: Architecture) -> Callable[..., Any]:
     """Make the forward of an attention module that adds nothing to the residual stream."""
     return lambda hidden_states, *args, **kwargs: attention_output(torch.zeros_like(hidden_states), arch, kwargs)
 
@@ -103,12 +103,14 @@ class Skeleton:
     def _make_own(self) -> None:
         """Fill in what the checkpoint has no tensor for because its class makes it."""
         known: Any = self._source.names
+        self._own: list[str] = []
         for path, module in self.stack.named_modules():
             own = [f"{self.base}{self._within}{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
             if own and all(known.is_made(name) and not known.stored(name) for name in own):
                 module.to_empty(device=self.device)
                 self.model._init_weights(module)
                 module.requires_grad_(False)
+                self._own += [name.removeprefix(self.base) for name in own]
 
     def names(self, inside: Callable[[str], bool]) -> list[str]:
         """Give the parameters whose names (within the base model) fit and that the checkpoint has."""
@@ -116,8 +118,10 @@ class Skeleton:
         return [name for name, _ in self.model.named_parameters() if inside(name) and known.stored(self.base + name)]
 
     def fill(self, names: list[str], dtype: torch.dtype = torch.float32) -> None:
-        """Read parameters."""
+        """Read parameters; what the class makes itself is there, in the same dtype."""
         source = self._source
+        for name in self._own:
+            self._put(name, self.model.get_parameter(name).to(dtype))
         for name, value in source.names.read_all([self.base + name for name in names], source.weights.read):
             self._put(name.removeprefix(self.base), value.to(self.device, dtype))
 
@@ -166,6 +170,38 @@ class Skeleton:
                         yield caught.pop()
         finally:
             handle.remove()
+
+    def run(self, number: int, states: Tensor, call: Call, handed: dict[int, tuple[Any, ...]]) -> Tensor:
+        """Run one block on states [B, T, D], in order of the blocks.
+
+        Args:
+            call: see `calls`.
+            handed: what blocks have handed on besides, by the size of the batch; changed.
+        """
+        args = list(call.args)
+        for place, value in zip(self._hands_on, handed.get(len(states), ()), strict=False):
+            args[place - 1] = value
+        out = self.blocks[number](states, *args, **call.kwargs)
+        if self._hands_on:
+            handed[len(states)] = tuple(out[1:])
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    def finish(self, batch: Tensor, states: Tensor) -> Tensor:
+        """Give what the stack gives for token ids [B, T], whose last block has given states [B, T, D]."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return handed_on(states, args, self._hands_on)
+
+        try:
+            for block in self.blocks:
+                block.forward = forward
+            with self.filled(self.outside()):
+                found: Tensor = self.stack(input_ids=batch.to(self.device), use_cache=False)[0]
+        finally:
+            for block in self.blocks:
+                vars(block).pop("forward", None)  # the class's own shows again
+        return found.as_subclass(Tensor)
 
     @contextmanager
     def passing_before(self, layer: int) -> Iterator[None]:

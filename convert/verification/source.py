@@ -25,7 +25,7 @@ from convert_attn.convert.isolated.pairs import OTHERS, OTHERS_SEED
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.streaming.rules import layer_rule
-from convert_attn.convert.streaming.skeleton import Skeleton, silent
+from convert_attn.convert.streaming.skeleton import Skeleton, adding_nothing
 from convert_attn.convert.verification.cut import checked_layers
 from convert_attn.convert.verification.other_readings import other_readings
 from convert_attn.convert.weights.attention import AttentionWeights
@@ -233,7 +233,7 @@ class _Judge:
             return
         block, arch = self._skeleton.blocks[layer // per_block], self._plan.arch
         module = block.get_submodule(arch.mixer)
-        module.forward = silent(arch)
+        module.forward = adding_nothing(arch)
         try:
             yield
         finally:
