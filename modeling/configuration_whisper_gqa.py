@@ -12,7 +12,9 @@ class WhisperGQAConfig(WhisperConfig):
 
     model_type = "whisper_gqa"
     # where the stock class has the encoder's heads by this name, too
-    attribute_map = {key: name for key, name in WhisperConfig.attribute_map.items() if key != "num_key_value_heads"}
+    attribute_map = {  # noqa: RUF012
+        key: name for key, name in WhisperConfig.attribute_map.items() if key != "num_key_value_heads"
+    }
 
     num_key_value_heads: int | None = None
 

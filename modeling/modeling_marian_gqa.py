@@ -1,8 +1,8 @@
-"""Marian whose decoder's query heads share key and value heads in groups (GQA; MQA is one group): see seq2seq_heads.py."""
+"""Marian whose decoder's query heads share key and value heads in groups: see seq2seq_heads.py."""
 
 from typing import Any
 
-from transformers import MarianMTModel, MarianModel
+from transformers import MarianModel, MarianMTModel
 from transformers.models.marian.modeling_marian import MarianAttention
 
 from .configuration_marian_gqa import MarianGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too

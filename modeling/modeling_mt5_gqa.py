@@ -1,4 +1,4 @@
-"""mT5 whose decoder's query heads share key and value heads in groups (GQA; MQA is one group): see seq2seq_heads.py."""
+"""mT5 whose decoder's query heads share key and value heads in groups: see seq2seq_heads.py."""
 
 from typing import Any
 

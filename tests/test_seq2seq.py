@@ -70,7 +70,9 @@ def test_heads_that_are_equal_already_convert_without_loss(family: str, groups: 
     convert(tmp_path / "in", to="gqa", groups=groups, output=tmp_path / "out", **FROM_WEIGHTS)
     assert_same_logits(logits_of(load(tmp_path / "out")), logits_of(model))
     before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
-    changed = {name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()}
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or (before[name] != after[name]).any()
+    }
     assert before.keys() == after.keys()
     assert changed
     attentions = ("self_attn.", "encoder_attn.", "SelfAttention.", "EncDecAttention.")
@@ -258,7 +260,9 @@ def test_what_is_no_text_of_pairs_is_refused(tmp_path: Path) -> None:
         plan(tmp_path / "bart", to="mqa", calibration="auto", refit="mlp")
     with pytest.raises(UsageError, match="whisper reads sounds, of which there is no calibration"):
         plan(tmp_path / "whisper", to="mqa", calibration="sample")
-    assert any("reads sounds" in warning for warning in plan(tmp_path / "whisper", to="mqa", calibration="auto").warnings)
+    assert any(
+        "reads sounds" in warning for warning in plan(tmp_path / "whisper", to="mqa", calibration="auto").warnings
+    )
 
 
 def test_it_says_what_the_cache_is_of(command: Command, tmp_path: Path) -> None:

@@ -129,9 +129,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int, config: PreT
     if arch.turns:
         return Added("none")
     if arch.position == "relative":
-        return Relative(
-            buckets=config.relative_attention_num_buckets, farthest=config.relative_attention_max_distance
-        )
+        return Relative(buckets=config.relative_attention_num_buckets, farthest=config.relative_attention_max_distance)
     return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()
 
 

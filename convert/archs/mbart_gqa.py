@@ -1,4 +1,4 @@
-"""Our own mBART with shared heads (modeling/modeling_mbart_gqa.py): its names, fewer rows of the decoder's k and v."""
+"""Our own mBART with shared heads (modeling/modeling_mbart_gqa.py): fewer rows of the decoder's k and v."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Our own mT5 with shared heads (modeling/modeling_mt5_gqa.py): its names, fewer rows of the decoder's k and v."""
+"""Our own mT5 with shared heads (modeling/modeling_mt5_gqa.py): fewer rows of the decoder's k and v."""
 
 from dataclasses import replace
 

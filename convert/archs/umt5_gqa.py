@@ -1,4 +1,4 @@
-"""Our own umT5 with shared heads (modeling/modeling_umt5_gqa.py): its names, fewer rows of the decoder's k and v."""
+"""Our own umT5 with shared heads (modeling/modeling_umt5_gqa.py): fewer rows of the decoder's k and v."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Our own Whisper with shared heads (modeling/modeling_whisper_gqa.py): its names, fewer rows of the decoder's k and v."""
+"""Our own Whisper with shared heads (modeling/modeling_whisper_gqa.py): fewer rows of the decoder's k and v."""
 
 from dataclasses import replace
 

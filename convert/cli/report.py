@@ -246,7 +246,8 @@ def inspection_tables(found: Inspection) -> list[Table]:
     cache = Table(
         "cache as",
         "class (layout)",
-        "bytes per token" if sizes.attentions == 1 else "bytes per token of the target and one of the source", *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS)
+        "bytes per token" if sizes.attentions == 1 else "bytes per token of the target and one of the source",
+        *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS),
     )
     for row in found.rows:
         sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)

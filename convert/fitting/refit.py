@@ -19,7 +19,13 @@ from torch import Tensor
 
 from convert_attn.convert.calibration.calibrate import batches, spool
 from convert_attn.convert.fitting.attention_refit import LayerRefit
-from convert_attn.convert.fitting.attention_sample import Batch, Sample, sample_original, sampled_windows, windows_at_once
+from convert_attn.convert.fitting.attention_sample import (
+    Batch,
+    Sample,
+    sample_original,
+    sampled_windows,
+    windows_at_once,
+)
 from convert_attn.convert.fitting.mlp_refit import MlpOutput, solve_mlp
 from convert_attn.convert.maths.output_ridge import Regression, solve
 from convert_attn.convert.methods.base import LayerContext
@@ -31,6 +37,8 @@ from convert_attn.convert.weights.relative_error import relative_error
 
 Watch = Callable[[Attention], Tensor]
 """The original's attention on a batch -> its output [B, T, D]; may count what it sees."""
+Given = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Of a batch: the stream, where the attention's output and the stream after it go, and what an encoder gives."""
 
 
 def single(weights: Converted) -> Converted:
@@ -60,7 +68,7 @@ class NewLayer:
     mlp: MlpOutput | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Text:
     """The same windows in the original and in the conversion, [n, T, D] each.
 
@@ -130,7 +138,8 @@ class SideBySide:
                 continue
             shape = (len(tokens), self._stream.length(tokens), self._stream.hidden_size)
             count = 2 if name == "held" else 4
-            text = _Text(*(self._stack.enter_context(spool(shape)) for _ in range(count)))
+            places = ("original", "converted", "own", "attended")[:count]
+            text = _Text(**{place: self._stack.enter_context(spool(shape)) for place in places})
             self._sizes[name] = len(batches(tokens, self._heads)[0])
             if self._stream.across:
                 text.others = self._stack.enter_context(spool(shape))
@@ -214,14 +223,10 @@ class SideBySide:
             for original, out_place, after, met in places:
                 states = original.to(self._stream.device)
 
-                def attend(
-                    x: Tensor,
-                    before: Tensor = states,
-                    out_place: Tensor = out_place,
-                    after: Tensor = after,
-                    name: str = name,
-                    met: Tensor | None = met,
-                ) -> Tensor:
+                given = (states, out_place, after, met)
+
+                def attend(x: Tensor, name: str = name, given: Given = given) -> Tensor:
+                    before, out_place, after, met = given
                     attention = block.computed(of_layer, x, met)
                     out = watch(attention) if watch is not None and name == "fit" else attention.output()
                     if name != "held":

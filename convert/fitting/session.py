@@ -202,8 +202,8 @@ def _chooses_sizes(plan: Plan) -> bool:
 
 
 _HALVES = (
-    "plain text has no pairs: the first half of each window was the source and the second the target, which is not what "
-    "a translator or a summariser reads"
+    "plain text has no pairs: the first half of each window was the source and the second the target, which is not "
+    "what a translator or a summariser reads"
 )
 
 

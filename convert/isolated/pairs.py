@@ -1,4 +1,4 @@
-"""What an encoder-decoder does, found by running it: a text, or sounds, on one side, and tokens that follow on the other.
+"""What an encoder-decoder does, found by running it: a text or sounds on one side, tokens that follow on the other.
 
 Letters in shapes: B pairs, S tokens of the target, M states that the encoder gives, D hidden size, V as in behaviour.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, EncoderDecoderCache, GenerationConfig
 
-from .behaviour import Held, MisbehaviourError, Step, hooked, schedules, check_equal, feed, layer_tensors
+from .behaviour import Held, MisbehaviourError, Step, check_equal, feed, hooked, layer_tensors, schedules
 
 OTHERS, OTHERS_SEED = 11, 4242  # states that take the place of an encoder's, and what they are drawn by
 _NEW, _BEAMS = 4, 3
@@ -27,7 +27,8 @@ def source_of(model: Any, ids: Tensor) -> Given:
     if model.main_input_name == "input_ids":
         return {"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}
     size = (1, config.num_mel_bins, 2 * config.max_source_positions)
-    return {model.main_input_name: torch.randn(size, generator=torch.Generator().manual_seed(6))}
+    sounds = torch.randn(size, generator=torch.Generator().manual_seed(6))
+    return {model.main_input_name: sounds.to(next(model.parameters()).dtype)}
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""BART with G K/V heads in its decoder: our modeling/modeling_bart_gqa.py, since no class of transformers is that."""
+"""BART with G K/V heads in its decoder: our modeling/modeling_bart_gqa.py, as no stock class is that."""
 
 from convert_attn.convert.targets.seq2seq import seq2seq_target
 

@@ -1,4 +1,4 @@
-"""mT5 with G K/V heads in its decoder: our modeling/modeling_mt5_gqa.py, since no class of transformers is that."""
+"""mT5 with G K/V heads in its decoder: our modeling/modeling_mt5_gqa.py, as no stock class is that."""
 
 from convert_attn.convert.targets.seq2seq import seq2seq_target
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders whose decoder has G K/V heads: our modeling/modeling_<family>_gqa.py, as no class of transformers."""
+"""Encoder-decoders with G K/V heads in the decoder: our modeling/modeling_<family>_gqa.py; no stock class is that."""
 
 from convert_attn import modeling
 from convert_attn.convert.archs.cache_form import SharedHeads

@@ -1,4 +1,4 @@
-"""Whisper with G K/V heads in its decoder: our modeling/modeling_whisper_gqa.py, since no class of transformers is that."""
+"""Whisper with G K/V heads in its decoder: our modeling/modeling_whisper_gqa.py, as no stock class is that."""
 
 from convert_attn.convert.targets.seq2seq import seq2seq_target
 

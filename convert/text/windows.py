@@ -198,7 +198,7 @@ def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Te
 
 
 def _drawn(windows: Tensor, wanted: int, most: int, seed: int, length: int) -> tuple[Tensor, Tensor | None]:
-    """Windows from all over a text, and others of it, `most` of this length at most, to measure on where there is more than wanted."""
+    """Windows from all over a text, and others, `most` of this length at most, to measure on where there is more."""
     window = windows.shape[1]
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))

@@ -287,7 +287,9 @@ def _is_table(module: nn.Module, vocabulary: int | None) -> bool:
 def _score_size(weights: AttentionWeights, read: _Read, rule: Rule) -> float:
     """Standard deviation of a layer's scores."""
     query = queries(weights, read.x, rule)
-    key = keys(weights, read.x if read.others is None else read.others, rule).repeat_interleave(weights.queries_per_kv, 1)
+    key = keys(weights, read.x if read.others is None else read.others, rule).repeat_interleave(
+        weights.queries_per_kv, 1
+    )
     return max(float((query @ key.mT).std()) * rule.scale, 1e-6)
 
 
