@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def settle_decoder_heads(config: Any, heads: int) -> None:
+def settle_decoder_heads(config: Any, heads: Any) -> None:
     """Fill in and check num_key_value_heads, the key/value heads of each of the decoder's attention modules.
 
     The default, one for each query head, is the family's own attention and 1 is multi-query attention. Query head i

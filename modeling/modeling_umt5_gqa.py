@@ -13,7 +13,7 @@ from .seq2seq_heads import BiasedAttention, GroupedDecoder  # noqa: TID251
 class UMT5GQAAttention(BiasedAttention, UMT5Attention):
     """Attention of a decoder block, on its own tokens or on the encoder's; every block has a table of its own."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # of the stock class, not of its relatives
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,

@@ -149,6 +149,16 @@ class Architecture:
         """How many attention sites a block has."""
         return 1 if self.cross is None else 2
 
+    @property
+    def stack(self) -> str:
+        """The module of the base model that has the blocks, "" where that is the base model."""
+        return "" if self.cross is None else self.cross.stack
+
+    @property
+    def hands_on(self) -> tuple[int, ...]:
+        """See `CrossAttention`."""
+        return () if self.cross is None else self.cross.hands_on
+
     def at(self, site: int) -> Architecture:
         """Give the facts of one attention site."""
         cross = self.cross

@@ -88,10 +88,7 @@ def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[st
 def place_of(arch: Architecture) -> Place:
     """Tell where the class has its attention, by the facts of its family."""
     sites = tuple(arch.at(site).parts for site in range(arch.attentions))
-    cross = arch.cross
-    hands_on = () if cross is None else cross.hands_on
-    stack = "" if cross is None else cross.stack
-    return Place(block=arch.block, sites=sites, root=arch.scale == "root", stack=stack, hands_on=hands_on)
+    return Place(block=arch.block, sites=sites, root=arch.scale == "root", stack=arch.stack, hands_on=arch.hands_on)
 
 
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:

@@ -208,8 +208,8 @@ def _calls(model: nn.Module, blocks: list[nn.Module], place: Place, name: str) -
     """What each block is called with, besides the states; neither weights nor blocks are used."""
     calls: list[BlockCall] = []
 
-    def passing(last: bool) -> Callable[..., Tensor]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def passing(last: bool) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append(BlockCall(args, kwargs, hidden_states.shape[1]))
             if last:
                 raise EnoughError

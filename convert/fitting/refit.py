@@ -206,8 +206,8 @@ class SideBySide:
     def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """Of sampled windows: what both attentions read, and what of an encoder they look at, if of one."""
         text = self._texts["fit"]
-        across = block.rule.across and text.others is not None
-        sampled = self._sampled(text.original, text.converted, *([text.others] if across else []))
+        met = [text.others] if block.rule.across and text.others is not None else []
+        sampled = self._sampled(text.original, text.converted, *met)
         return [
             (block.normalised(original), block.normalised(converted), others[0] if others else None)
             for original, converted, *others in sampled

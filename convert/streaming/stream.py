@@ -151,9 +151,7 @@ class Stream:
     def __init__(self, source: Source, arch: Architecture, sizes: Geometry, device: str = "cpu") -> None:
         self._source, self._arch, self._sizes = source, arch, sizes
         self.device, self.hidden_size = device, sizes.hidden_size
-        cross = arch.cross
-        at = {} if cross is None else {"stack": cross.stack, "hands_on": cross.hands_on}
-        self._skeleton = Skeleton(source, device, **at)
+        self._skeleton = Skeleton(source, device, stack=arch.stack, hands_on=arch.hands_on)
 
     @property
     def across(self) -> bool:

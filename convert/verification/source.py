@@ -121,9 +121,7 @@ class _Judge:
         window = getattr(config, key, None)
         if isinstance(window, int):
             setattr(config, key, min(window, _WINDOW))
-        cross = plan.arch.cross
-        at = {} if cross is None else {"stack": cross.stack, "hands_on": cross.hands_on}
-        self._skeleton = Skeleton(plan.source, config=config, **at)
+        self._skeleton = Skeleton(plan.source, config=config, stack=plan.arch.stack, hands_on=plan.arch.hands_on)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]
