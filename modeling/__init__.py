@@ -28,6 +28,9 @@ ENCODERS = (
     "AutoModelForMultipleChoice",
 )
 PRETRAINED_ENCODERS = (*ENCODERS, "AutoModelForPreTraining")
+TRANSLATORS = ("AutoModel", "AutoModelForSeq2SeqLM")
+SPEECH = ("AutoModel", "AutoModelForSpeechSeq2Seq")
+_TWO_STACKS = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Family:
 
     def class_name(self, auto_class: str) -> str:
         """`AutoModelForCausalLM` -> `<prefix>ForCausalLM`, `AutoModel` -> `<prefix>Model`."""
+        if auto_class in _TWO_STACKS:
+            return f"{self.prefix}ForConditionalGeneration"
         return self.prefix + (auto_class.removeprefix("AutoModel") or "Model")
 
     @property
@@ -46,8 +51,19 @@ class Family:
         """Whether it is a language model, with a cache; an encoder has none."""
         return "AutoModelForCausalLM" in self.auto_models
 
+    @property
+    def two_stacks(self) -> bool:
+        """Whether it is an encoder-decoder, with a cache of its own tokens and one of the encoder's."""
+        return any(auto in _TWO_STACKS for auto in self.auto_models)
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it has no cache."""
+        return not self.causal and not self.two_stacks
+
 
 FAMILIES: dict[str, Family] = {
+    "bart_gqa": Family("BartGQA", TRANSLATORS),
     "bert_gqa": Family("BertGQA", PRETRAINED_ENCODERS),
     "distilbert_gqa": Family("DistilBertGQA", ENCODERS),
     "electra_gqa": Family("ElectraGQA", PRETRAINED_ENCODERS),
@@ -59,7 +75,14 @@ FAMILIES: dict[str, Family] = {
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),
     "opt_gqa": Family("OPTGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
+    "marian_gqa": Family("MarianGQA", TRANSLATORS),
+    "mbart_gqa": Family("MBartGQA", TRANSLATORS),
+    "mt5_gqa": Family("MT5GQA", TRANSLATORS),
+    "pegasus_gqa": Family("PegasusGQA", TRANSLATORS),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
+    "t5_gqa": Family("T5GQA", TRANSLATORS),
+    "umt5_gqa": Family("UMT5GQA", TRANSLATORS),
+    "whisper_gqa": Family("WhisperGQA", SPEECH),
     "xlm_roberta_gqa": Family("XLMRobertaGQA", ENCODERS),
 }
 

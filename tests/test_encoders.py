@@ -34,7 +34,7 @@ from convert_attn.convert.weights.functional import Attention
 
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 every_source = pytest.mark.parametrize("encoder", [n for n in ENCODERS if not architectures()[n].config_kv_heads])
-FAMILIES = {name: family for name, family in modeling.FAMILIES.items() if not family.causal}
+FAMILIES = {name: family for name, family in modeling.FAMILIES.items() if family.encoder}
 CLASSES = [(name, auto) for name, family in FAMILIES.items() for auto in family.auto_models]
 every_class = pytest.mark.parametrize(("family", "auto"), CLASSES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def test_as_many_groups_as_heads_returns_the_tensors_bit_for_bit(model_type: str
         assert torch.equal(before[name], after[name]), name
 
 
-def _equal_heads(model: object, groups: int, order: list[int]) -> None:
+def _equal_heads(model: object, groups: int, order: list[int], layers: Sequence[int] = range(LAYERS)) -> None:
     """Make the K/V heads of each group equal, in place, the heads then shuffled by `order`."""
-    for layer in range(LAYERS):
+    for layer in layers:
         weights = get_attention(model, layer)
         shared = map_kv_heads(weights, lambda heads: heads[:groups])
         set_attention(model, layer, permute_kv_heads(replicate_kv_heads(shared, HEADS), order))

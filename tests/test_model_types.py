@@ -15,8 +15,8 @@ from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.targets import convertible
 
 KINDS = {
-    "is an encoder-decoder: ": ("t5", "bart", "mbart", "marian", "pegasus", "led", "m2m_100", "encoder-decoder"),
-    "is a speech-to-text model with an encoder and a decoder: ": ("whisper", "speech_to_text"),
+    "is an encoder-decoder whose attention": ("led", "m2m_100", "blenderbot", "encoder-decoder"),
+    "is a speech-to-text model with an encoder and a decoder whose attention": ("speech_to_text",),
     "is a speech model": ("wav2vec2", "hubert"),
     "is a state-space, recurrent or hybrid model": ("mamba", "mamba2", "falcon_mamba", "rwkv", "jamba", "qwen3_next"),
     "is a vision-language": ("llava", "qwen2_vl", "blip-2", "idefics", "mllama", "paligemma"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convert_attn.convert.fitting import attention_sample
 from convert_attn.convert.fitting.attention_refit import LayerRefit
-from convert_attn.convert.fitting.attention_sample import Sample, sample_original, sampled_rows
+from convert_attn.convert.fitting.attention_sample import Batch, Sample, sample_original, sampled_rows
 from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients
 from convert_attn.convert.maths.output_ridge import Regression, solve
 from convert_attn.convert.weights.attention import AttentionWeights
@@ -23,6 +23,7 @@ RULES = {
     "rotary": Rule(scale=SIZE**-0.5, inv_freq=_TURNS),
     "rotary, window": Rule(scale=SIZE**-0.5, inv_freq=_TURNS, rotary_scale=1.1, window=7),
     "none": Rule(scale=SIZE**-0.5),
+    "across": Rule(scale=SIZE**-0.5, causal=False, across=True),
     "slopes": Rule(scale=SIZE**-0.5, slopes=torch.tensor([0.5, 0.1, 0.02, 0.3])),
 }
 
@@ -51,10 +52,12 @@ def latent(rotary: bool) -> LatentWeights:
     )
 
 
-def seen(original: AttentionWeights, x: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def seen(original: AttentionWeights, x: Tensor, rule: Rule) -> Batch:
     """What both read, the same here, with what the original makes of it."""
-    output = Attention(original, x, rule).output()
-    return x, x, output, torch.randn_like(output) + output
+    others = torch.randn(len(x), LENGTH - 5, D) if rule.across else None
+    output = Attention(original, x, rule, others).output()
+    after = torch.randn_like(output) + output
+    return Batch(original=x, converted=x, output=output, attended=after, others=others)
 
 
 def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights, rule: Rule) -> LayerRefit:
@@ -67,7 +70,8 @@ def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights,
 def output_error(weights: AttentionWeights | LatentWeights, made: LayerRefit) -> float:
     total = 0.0
     for tile in made.sample.tiles:
-        found = Attention(weights, made.sample.inputs[tile.batch], made.rule).output()[:, tile.rows]
+        others = made.sample.looked_at[tile.batch] if made.rule.across else None
+        found = Attention(weights, made.sample.inputs[tile.batch], made.rule, others).output()[:, tile.rows]
         total += float((found - tile.output).square().sum())
     return total
 
@@ -80,7 +84,7 @@ def seed() -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("form", ["heads", "biased", "latent"])
 def test_what_a_projection_gives_and_what_it_is_pulled_by_are_transposes(form: str, rule: str) -> None:
-    rotary = rule != "none"
+    rotary = rule not in ("none", "across")
     weights = latent(rotary) if form == "latent" else heads(form == "biased")
     made = layer(weights, heads(), RULES[rule])
     parts = [(part, made.sample.tiles[0]) for part in made._parts.queries()]
@@ -98,15 +102,16 @@ def test_tiles_are_the_whole_attention_cut_in_pieces(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(attention_sample, "_TILE_ROWS", 3)
     original, x = heads(), torch.randn(2, LENGTH, D)
     for rule in RULES.values():
-        sample = sample_original(original, [seen(original, x, rule)], rule, range(H))
-        whole = torch.cat([part for _, part in Attention(original, x, rule).probabilities()], 1)
+        batch = seen(original, x, rule)
+        sample = sample_original(original, [batch], rule, range(H))
+        whole = torch.cat([part for _, part in Attention(original, x, rule, batch.others).probabilities()], 1)
         rows = torch.cat([tile.positions for tile in sample.tiles])
         assert torch.equal(rows, torch.arange(LENGTH))
         for tile in sample.tiles:
             assert torch.equal(tile.positions, torch.arange(LENGTH)[tile.rows])
             assert not whole[:, :, tile.rows, tile.length :].any()
             torch.testing.assert_close(tile.importance, whole[:, :, tile.rows, : tile.length])
-            torch.testing.assert_close(tile.output, Attention(original, x, rule).output()[:, tile.rows])
+            torch.testing.assert_close(tile.output, batch.output[:, tile.rows])
 
 
 @pytest.mark.parametrize("rule", RULES)

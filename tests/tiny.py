@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+)
 
 import convert_attn  # noqa: F401  registers our classes
 from convert_attn.convert.archs import architectures
@@ -132,10 +138,53 @@ OWN: dict[str, dict[str, Any]] = {
     "opt_gqa": {"ffn_dim": 96},
 }
 
+# encoder-decoders: three blocks on one side, two on the other, and another number of heads
+_DECODER: dict[str, Any] = {
+    "encoder_layers": 3,
+    "encoder_attention_heads": HEADS // 2,
+    "decoder_layers": 2,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+_BIASED: dict[str, Any] = {
+    "d_kv": 8,
+    "d_ff": 96,
+    "num_decoder_layers": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+_SOUNDS: dict[str, Any] = {
+    "num_mel_bins": 8,
+    "max_source_positions": 12,
+    "max_target_positions": 64,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+for _name, _own in {
+    "bart": _DECODER,
+    "mbart": _DECODER,
+    "pegasus": _DECODER,
+    "marian": _DECODER | {"decoder_vocab_size": 97},
+    "t5": _BIASED,
+    "mt5": _BIASED,
+    "umt5": _BIASED,
+    "whisper": _DECODER | _SOUNDS,
+}.items():
+    OWN[_name] = OWN[f"{_name}_gqa"] = _own
+
 # every architecture that some target can hold: language models, and encoders, which have no cache and no next token
 _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
 _HELD = {name: arch for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))}
-CONVERTIBLE = [name for name, arch in _HELD.items() if arch.causal]
+SEQ2SEQ = [name for name, arch in _HELD.items() if arch.cross]
+CONVERTIBLE = [name for name, arch in _HELD.items() if arch.causal and not arch.cross]
 ENCODERS = [name for name, arch in _HELD.items() if not arch.causal]
 
 
@@ -163,10 +212,17 @@ def _kinds() -> list[str]:
 KINDS = _kinds()
 
 
+def auto_class(arch: Architecture | None) -> Any:
+    """The Auto class of what `tiny_model` makes of a family."""
+    if arch is not None and arch.cross:
+        return AutoModelForSeq2SeqLM if arch.context_key != "max_target_positions" else AutoModelForSpeechSeq2Seq
+    return AutoModelForCausalLM if arch is None or arch.causal else AutoModelForMaskedLM
+
+
 def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options: Any) -> Any:
     """A random model, fp32, with norms and biases away from one and zero; 2 layers, 8 heads of 8.
 
-    A language model, or an encoder with the head that fills in words.
+    A language model, an encoder with the head that fills in words, or an encoder-decoder.
     """
     arch = architectures()[model_type]
     values = (
@@ -174,9 +230,12 @@ def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options:
     )
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(seed)
-    model = (AutoModelForCausalLM if arch.causal else AutoModelForMaskedLM).from_config(config).eval()
+    model = auto_class(arch).from_config(config).eval()
+    made = tuple(getattr(model, "_keys_to_ignore_on_save", None) or ())  # by the class: no checkpoint has it
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if name in made:
+                continue
             if parameter.ndim == 1 or "norm" in name:  # some have a weight for each head
                 centre = 0.0 if name.endswith("bias") or (arch.norm and arch.norm.gain_offset) else 1.0
                 parameter.normal_(centre, 0.2)
@@ -194,22 +253,22 @@ def tiny_geometry(model: Any) -> tuple[Architecture, Geometry]:
 def block_tensors(model: Any, layer: int) -> dict[str, torch.Tensor]:
     """A block's attention tensors by name below the block."""
     arch, _ = tiny_geometry(model)
-    prefix = arch.base + arch.block.format(layer=layer)
+    prefix = arch.base + arch.stem(layer)
     state = model.state_dict()
-    return {name: state[prefix + name].clone() for name in sorted(arch.tensors) if prefix + name in state}
+    return {name: state[prefix + name].clone() for name in sorted(arch.at(layer).tensors) if prefix + name in state}
 
 
 def get_attention(model: Any, layer: int) -> AttentionWeights:
     """A block's attention weights in float64."""
     arch, sizes = tiny_geometry(model)
-    return split(arch, sizes, block_tensors(model, layer)).to(torch.float64)
+    return split(arch.at(layer), sizes, block_tensors(model, layer)).to(torch.float64)
 
 
 def set_attention(model: Any, layer: int, weights: AttentionWeights) -> None:
     """Write attention weights (as many K/V heads as the model has) into a block."""
     arch, sizes = tiny_geometry(model)
-    prefix = arch.base + arch.block.format(layer=layer)
-    new = {prefix + name: tensor.float() for name, tensor in join(arch, sizes, weights).items()}
+    prefix = arch.base + arch.stem(layer)
+    new = {prefix + name: tensor.float() for name, tensor in join(arch.at(layer), sizes, weights).items()}
     _, unexpected = model.load_state_dict(new, strict=False)
     assert not unexpected
 
@@ -218,8 +277,19 @@ def logits_of(model: Any, length: int = 24, batch: int = 2) -> torch.Tensor:
     """Logits [batch, length, vocabulary] on fixed random tokens."""
     generator = torch.Generator().manual_seed(7)
     tokens = torch.randint(1, SIZES["vocab_size"], (batch, length), generator=generator)
+    given = {"input_ids": tokens}
+    if model.config.is_encoder_decoder:
+        given = source_of(model, tokens) | {"decoder_input_ids": tokens}
     with torch.no_grad():
-        return model(input_ids=tokens).logits
+        return model(**given).logits
+
+
+def source_of(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an encoder-decoder reads on the side of its encoder: the tokens the other way round, or random sounds."""
+    if model.main_input_name == "input_ids":
+        return {"input_ids": tokens.flip(1)}
+    size = (len(tokens), model.config.num_mel_bins, 2 * model.config.max_source_positions)
+    return {model.main_input_name: torch.randn(size, generator=torch.Generator().manual_seed(8))}
 
 
 def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -230,5 +300,4 @@ def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
 def load(folder: Path, **options: Any) -> Any:
     """A checkpoint folder in fp32, without remote code: our classes are registered."""
     arch = architectures().get(AutoConfig.from_pretrained(folder).model_type)
-    auto = AutoModelForCausalLM if arch is None or arch.causal else AutoModelForMaskedLM
-    return auto.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return auto_class(arch).from_pretrained(folder, dtype=torch.float32, **options).eval()

@@ -27,6 +27,35 @@ class Norm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """The second attention of a decoder's blocks, whose keys and values come from what an encoder gives.
+
+    Names are below the block where nothing else is said.
+
+    Attributes:
+        stack, encoder: both stacks, below the base model; each can be called by itself.
+        qkv, output, norm: as of `Architecture`, of this attention.
+        post_norm: that norm is behind the self-attention, and what it gives is the residual stream.
+        encoder_norm: the norm, below the base model, whose output the encoder gives; None where a block gives it.
+        layers, heads: the config keys of how many blocks the decoder has, and query heads.
+        hands_on: which arguments of a block, the states being number 0, it gives back beside the states.
+        reads: what the encoder is given.
+    """
+
+    stack: str = "decoder"
+    encoder: str = "encoder"
+    qkv: Packing
+    output: str
+    norm: Norm
+    post_norm: bool = False
+    encoder_norm: Norm | None = None
+    layers: str = "decoder_layers"
+    heads: str = "decoder_attention_heads"
+    hands_on: tuple[int, ...] = ()
+    reads: Literal["text", "sounds"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The facts of one `model_type`. Tensor names are without ".weight" / ".bias", below the block.
 
@@ -41,8 +70,14 @@ class Architecture:
             None where no single one does: an MLP of experts, or with a norm behind it.
         norm_key: the config key that, where it is false, says that the norms of a block stand behind what they follow:
             then there is none in front of attention, and one behind the MLP; "" where no key says so.
-        position: "rope" (q and k turn with the position, in all layers or in some), "learned" (added to the input) or
-            "alibi" (scores fall with the distance); `Geometry.block` says it of a layer.
+        position: "rope" (q and k turn with the position, in all layers or in some), "learned" (added to the input),
+            "alibi" (scores fall with the distance) or "relative" (scores gain a table's number for the distance);
+            `Geometry.block` says it of a layer.
+        table: where position is "relative", the table [buckets, H]; blocks without have the first one's.
+        cross: the second attention of an encoder-decoder's blocks. Then attention sites are counted in place of layers:
+            2 n is the self-attention of block n and 2 n + 1 this one; see `at` and `stem`.
+        context_key: the config key of how many tokens a text may have; "" where there is no such bound.
+        trained_context: how many tokens texts of the training had, where there is no bound.
         scale: what scores are multiplied by where the class's attention keeps no number `scaling`: "root", the inverse
             root of a head's size, or "one".
         window_key: the config key that holds a window.
@@ -78,7 +113,11 @@ class Architecture:
     qkv: Packing
     output: str
     norm: Norm | None
-    position: Literal["rope", "learned", "alibi"]
+    position: Literal["rope", "learned", "alibi", "relative"]
+    table: str = ""
+    cross: CrossAttention | None = None
+    context_key: str = "max_position_embeddings"
+    trained_context: int = 0
     mlp_output: str | None = "mlp.down_proj"
     norm_key: str = ""
     scale: Literal["root", "one"] = "root"
@@ -104,6 +143,40 @@ class Architecture:
     buffers: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     legacy_config: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def attentions(self) -> int:
+        """How many attention sites a block has."""
+        return 1 if self.cross is None else 2
+
+    @property
+    def stack(self) -> str:
+        """The module of the base model that has the blocks, "" where that is the base model."""
+        return "" if self.cross is None else self.cross.stack
+
+    @property
+    def hands_on(self) -> tuple[int, ...]:
+        """See `CrossAttention`."""
+        return () if self.cross is None else self.cross.hands_on
+
+    def at(self, site: int) -> Architecture:
+        """Give the facts of one attention site."""
+        cross = self.cross
+        if cross is None or site % self.attentions == 0:
+            return self
+        return replace(
+            self,
+            qkv=cross.qkv,
+            output=cross.output,
+            norm=cross.norm,
+            position="learned",
+            table="",
+            keys_from="cross",
+        )
+
+    def stem(self, site: int) -> str:
+        """Give what the names of the block that a site is in begin with, in the base model."""
+        return self.block.format(layer=site // self.attentions)
 
     @property
     def turns(self) -> bool:

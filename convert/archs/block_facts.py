@@ -55,7 +55,21 @@ class Alibi:
     kind: str = "alibi"
 
 
-Position = Added | Rotary | Alibi
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """Scores gain a number of each query head's own for the distance (Raffel et al., arXiv:1910.10683, section 2.1).
+
+    Attributes:
+        buckets: how many numbers a head has: half of them for one distance each, the others for ranges that grow.
+        farthest: the distance from which on the last one holds.
+    """
+
+    buckets: int
+    farthest: int
+    kind: str = "relative"
+
+
+Position = Added | Rotary | Alibi | Relative
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:
@@ -103,6 +117,7 @@ class BlockFacts:
         norm: on queries and keys.
         sinks: every query head may look at something besides its tokens.
         causal: a token sees itself and those before it; else all.
+        across: keys and values come from another text than queries.
     """
 
     heads: int
@@ -116,6 +131,7 @@ class BlockFacts:
     norm: QueryKeyNorm | None = None
     sinks: bool = False
     causal: bool = True
+    across: bool = False
 
     @property
     def turns(self) -> bool:
@@ -125,7 +141,7 @@ class BlockFacts:
     @property
     def fixed_order(self) -> bool:
         """Whether a query head has something that does not travel with it: its number in the class counts."""
-        return isinstance(self.position, Alibi)
+        return isinstance(self.position, Alibi | Relative)
 
     @property
     def _interleaved(self) -> bool:
@@ -143,6 +159,8 @@ class BlockFacts:
             softcap=self.softcap,
             norm=None if self.norm is None else self.norm.computes,
             causal=self.causal,
+            across=self.across,
+            farthest=position.farthest if isinstance(position, Relative) else 0,
         )
 
     def plane_frequencies(self) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.geometry import Geometry
 
 HEADS_BY_LAYER = "num_key_value_heads_per_layer"  # in the config of a class whose layers may differ
@@ -182,6 +183,13 @@ class LatentCache:
 Form = SharedHeads | LatentCache
 
 
+def query_heads(config: Any) -> int:
+    """Give the query heads of a layer of the class of a config: of an encoder-decoder, of its decoder."""
+    arch = architectures().get(config.model_type)
+    key = "num_attention_heads" if arch is None or arch.cross is None else arch.cross.heads
+    return int(getattr(config, key))
+
+
 def form_of(config: Any) -> Form:
     """Tell what the class of a config caches.
 
@@ -196,4 +204,4 @@ def form_of(config: Any) -> Form:
     if getattr(config, "multi_query", False):
         return SharedHeads.of(1, layers)
     heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)
-    return SharedHeads.of(heads or config.num_attention_heads, layers)
+    return SharedHeads.of(heads or query_heads(config), layers)

@@ -9,8 +9,16 @@ from typing import Any, Literal
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.block_facts import Added, Alibi, Position, QueryKeyNorm, Rotary, alibi_slopes
-from convert_attn.convert.classes.class_facts import ClassFacts, class_facts
+from convert_attn.convert.archs.block_facts import (
+    Added,
+    Alibi,
+    Position,
+    QueryKeyNorm,
+    Relative,
+    Rotary,
+    alibi_slopes,
+)
+from convert_attn.convert.classes.class_facts import ClassFacts, Place, class_facts
 from convert_attn.convert.classes.rotation import Rotation
 from convert_attn.convert.errors import ConvertAttnError
 
@@ -21,27 +29,27 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
-    facts = class_facts(raw, name, arch.block, arch.parts, arch.scale == "root")
-    known = arch.tensors
+    facts = class_facts(raw, name, place_of(arch))
     for layer in range(len(facts.modules)):
-        own = facts.attention(layer)
-        stem = arch.block.format(layer=layer)
+        own, of_layer = facts.attention(layer), arch.at(layer)
+        stem = arch.stem(layer)
         for path in own:
-            if path.removeprefix(stem) not in known:
+            if path.removeprefix(stem) not in of_layer.tensors | {f"{of_layer.table}.weight"}:
                 raise ConvertAttnError(
                     f"{facts.name} with the config.json of '{name}' has '{path}' in its attention, which this tool "
                     f"does not know of model type '{arch.model_type}'; it cannot be converted"
                 )
-        for projection in arch.projections:
+        for projection in of_layer.projections:
             if f"{stem}{projection}.weight" not in own:
                 raise ConvertAttnError(
                     f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
                     f"'{arch.model_type}'; the installed transformers is not one that it knows"
                 )
-        if _besides_heads(arch, facts, layer) != _besides_heads(arch, facts, 0):
+        first = layer % arch.attentions
+        if _besides_heads(of_layer, facts, layer) != _besides_heads(of_layer, facts, first):
             raise ConvertAttnError(
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
-                f"{layer} from layer 0), which this tool cannot convert"
+                f"{layer} from layer {first}), which this tool cannot convert"
             )
     if facts.causal != arch.causal:
         sees = "only itself and those before it" if facts.causal else "all tokens"
@@ -70,15 +78,22 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
 
 def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's attention, the size of keys and values left out: it may be each layer's own."""
-    stem = arch.block.format(layer=layer)
+    stem = arch.stem(layer)
     shapes = {path.removeprefix(stem): shape for path, shape in facts.attention(layer).items()}
+    shapes.pop(f"{arch.table}.weight", None)
     heads = {f"{arch.qkv.roles[role]}.{kind}" for role in ("k", "v") for kind in ("weight", "bias")}
     return {path: () if path in heads else shape for path, shape in shapes.items()}
 
 
+def place_of(arch: Architecture) -> Place:
+    """Tell where the class has its attention, by the facts of its family."""
+    sites = tuple(arch.at(site).parts for site in range(arch.attentions))
+    return Place(block=arch.block, sites=sites, root=arch.scale == "root", stack=arch.stack, hands_on=arch.hands_on)
+
+
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
     """Tell which of "q", "k", "v", "o" have a bias in the class."""
-    block, names = arch.block.format(layer=0), arch.qkv.roles | {"o": arch.output}
+    block, names = arch.stem(0), arch.qkv.roles | {"o": arch.output}
     return frozenset(role for role, name in names.items() if f"{block}{name}.bias" in facts.parameters)
 
 
@@ -99,7 +114,8 @@ def check_rotations(facts: ClassFacts, head_dim: int, config: PreTrainedConfig, 
         raise ConvertAttnError(f"{facts.name} turns other shares of a head in some layers, which cannot be converted")
 
 
-def position_of(arch: Architecture, rotation: Rotation, heads: int) -> Position:
+def position_of(arch: Architecture, rotation: Rotation, heads: int, config: PreTrainedConfig) -> Position:
+    """Tell how a layer's attention knows where a token stands."""
     if rotation.inv_freq:
         return Rotary(
             inv_freq=rotation.inv_freq,
@@ -109,6 +125,8 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int) -> Position:
         )
     if arch.turns:
         return Added("none")
+    if arch.position == "relative":
+        return Relative(buckets=config.relative_attention_num_buckets, farthest=config.relative_attention_max_distance)
     return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()
 
 
@@ -121,7 +139,7 @@ def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], 
     Raises:
         ConvertAttnError: one without the other, two that differ, or weights for no whole head.
     """
-    stem, module = arch.block.format(layer=0), arch.mixer
+    stem, module = arch.stem(0), arch.mixer
     head_dim, *counts = heads
     shapes = [facts.parameters.get(f"{stem}{own}.weight") for own in (arch.q_norm, arch.k_norm) if own]
     if not any(shapes):

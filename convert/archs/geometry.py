@@ -34,6 +34,8 @@ class Geometry:
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
         outside_biases: whether a block has biases outside its attention.
         causal: a token sees itself and those before it; else every token sees all, and nothing is cached.
+        attentions: sites of attention in a block, which are what is counted as layers here: with 2, each second one
+            reads keys and values of what an encoder gives.
     """
 
     hidden_size: int
@@ -52,6 +54,11 @@ class Geometry:
     sinks: bool = False
     outside_biases: bool = False
     causal: bool = True
+    attentions: int = 1
+
+    def across(self, layer: int) -> bool:
+        """Whether a layer, an attention site, reads keys and values of what an encoder gives."""
+        return layer % self.attentions == 1
 
     @property
     def kv_by_layer(self) -> tuple[int, ...]:
@@ -103,6 +110,7 @@ class Geometry:
 
     def block(self, layer: int) -> BlockFacts:
         """Tell what a layer's attention is."""
+        across = self.across(layer)
         return BlockFacts(
             heads=self.num_heads,
             kv_heads=self.kv_by_layer[layer],
@@ -114,18 +122,19 @@ class Geometry:
             softcap=self.softcaps[layer] if self.softcaps else None,
             norm=self.norm,
             sinks=self.sinks,
-            causal=self.causal,
+            causal=self.causal and not across,
+            across=across,
         )
 
 
 def _outside_biases(arch: Architecture, facts: ClassFacts) -> bool:
-    block, attention = arch.block.format(layer=0), facts.attention(0)
-    return any(path.startswith(block) and path.endswith(".bias") for path in facts.parameters.keys() - attention.keys())
+    block, attention = arch.stem(0), {path for site in range(arch.attentions) for path in facts.attention(site)}
+    return any(path.startswith(block) and path.endswith(".bias") for path in facts.parameters.keys() - attention)
 
 
 def _rows(arch: Architecture, facts: ClassFacts, projection: str, layer: int = 0) -> tuple[int, int]:
     """Outputs and inputs of a projection of the class."""
-    shape = facts.parameters[f"{arch.block.format(layer=layer)}{projection}.weight"]
+    shape = facts.parameters[f"{arch.stem(layer)}{projection}.weight"]
     rows, columns = arch.row_shape(shape)
     return rows, columns
 
@@ -139,6 +148,7 @@ def _heads(arch: Architecture, facts: ClassFacts, heads: int, name: str, layer: 
     Raises:
         ConvertAttnError: shapes that are no whole number of heads.
     """
+    arch = arch.at(layer)
     _, mixed = _rows(arch, facts, arch.output, layer)
     head_dim = facts.head_dim or mixed // heads
     rows = {stored: _rows(arch, facts, stored, layer)[0] for stored in arch.qkv.roles.values()}
@@ -158,14 +168,14 @@ def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> N
     Raises:
         ConvertAttnError: naming one that is none.
     """
-    heads = config.num_attention_heads
+    heads = _query_heads(arch, config)
     kv_heads = getattr(config, arch.config_kv_heads, None) or heads if arch.config_kv_heads else heads
     for what, value in (
-        ("num_attention_heads", heads),
+        (arch.cross.heads if arch.cross else "num_attention_heads", heads),
         ("hidden_size", config.hidden_size),
         ("num_key_value_heads", kv_heads),
         ("num_hidden_layers", config.num_hidden_layers),
-        ("max_position_embeddings", config.max_position_embeddings),
+        (arch.context_key, getattr(config, arch.context_key) if arch.context_key else 1),
         ("head_dim", getattr(config, "head_dim", None) or 1),
         ("sliding_window", getattr(config, "sliding_window", None) or 1),
     ):
@@ -181,6 +191,11 @@ def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> N
         )
 
 
+def _query_heads(arch: Architecture, config: PreTrainedConfig) -> Any:
+    """Query heads of a layer, as the config has them."""
+    return getattr(config, arch.cross.heads if arch.cross else "num_attention_heads")
+
+
 def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     """Give sizes of the class that config.json names, with that config.
 
@@ -190,26 +205,29 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
     config = typed_config(raw, name)
     _check_numbers(arch, config, name)
     facts = facts_of(arch, raw, name)
-    heads, layers = config.num_attention_heads, range(config.num_hidden_layers)
+    heads, layers = _query_heads(arch, config), range(len(facts.modules))
     found = [_heads(arch, facts, heads, name, layer) for layer in layers]
     head_dim, kv_heads = found[0][0], tuple(shared for _, shared in found)
     check_rotations(facts, head_dim, config, name)
-    positions = tuple(position_of(arch, rotation, heads) for rotation in facts.rotations)
+    positions = tuple(
+        position_of(arch.at(layer), rotation, heads, config) for layer, rotation in enumerate(facts.rotations)
+    )
     return Geometry(
         hidden_size=_rows(arch, facts, arch.output)[0],
-        num_layers=config.num_hidden_layers,
+        num_layers=len(layers),
         num_heads=heads,
         num_kv_heads=max(kv_heads),
         kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
-        context=config.max_position_embeddings - arch.first_position,
+        context=getattr(config, arch.context_key, arch.trained_context) - arch.first_position,
         position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
         positions=positions if len(set(positions)) > 1 else (),
         windows=arch.windows(config) or facts.windows,
         scales=facts.scales,
         softcaps=facts.softcaps if any(facts.softcaps) else (),
         norm=norm_of(arch, facts, (head_dim, heads, max(kv_heads)), name),
-        sinks=bool(arch.sinks) and f"{arch.block.format(layer=0)}{arch.sinks}" in facts.parameters,
+        sinks=bool(arch.sinks) and f"{arch.stem(0)}{arch.sinks}" in facts.parameters,
         outside_biases=_outside_biases(arch, facts),
         causal=facts.causal,
+        attentions=arch.attentions,
     )

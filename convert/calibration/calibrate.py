@@ -140,7 +140,8 @@ class Collecting:
     def watch(self, attention: Attention) -> Tensor:
         """Give the attention's output [B, T, D] on a batch, which counts."""
         if self._gathering is None:
-            self._gathering = Gathering(self.stream.hidden_size, self.heads, self.windows.shape[1], self.stream.device)
+            length = self.stream.length(self.windows)
+            self._gathering = Gathering(self.stream.hidden_size, self.heads, length, self.stream.device)
         return self._gathering.attend(attention)
 
     def layer(self, layer: int) -> LayerStatistics:
@@ -215,19 +216,24 @@ def _measure(
     progress: Progress,
 ) -> None:
     parts = batches(windows, heads)
-    with spool((windows.shape[0], windows.shape[1], stream.hidden_size)) as states:
+    shape = (windows.shape[0], stream.length(windows), stream.hidden_size)
+    with spool(shape) as states, spool(shape if stream.across else (0,)) as others:
         places = states.split([len(part) for part in parts])
         for place, embedded in zip(places, stream.embed(parts), strict=True):
             place.copy_(embedded)
+        met: list[Tensor | None] = [None] * len(parts)
+        if stream.across:
+            stream.encode(windows, others, len(parts[0]))
+            met = list(others.split([len(part) for part in parts]))
         for layer in range(layers):
             weights = read(layer).to(torch.float32)
             with stream.block(layer) as block:
-                for done, place in enumerate(places):
+                for done, (place, given) in enumerate(zip(places, met, strict=True)):
                     progress("calibration", layer * len(places) + done, layers * len(places))
                     place.copy_(
                         block.run(
                             place.to(stream.device),
-                            lambda x: found.watch(Attention(weights, x, block.rule)),  # noqa: B023
+                            lambda x: found.watch(block.computed(weights, x, given)),  # noqa: B023
                         )
                     )
             found.layer(layer)

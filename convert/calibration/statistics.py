@@ -21,6 +21,8 @@ _ROWS = 128  # queries of a window whose attention is looked at: evenly spaced w
 class LayerStatistics:
     """Of one layer, float64; x is the block's input after the norm, p_its how head i weighs token s for query t.
 
+    Where keys and values come from what an encoder gives, tokens s are its, and no distance is counted.
+
     Attributes:
         tokens: how many were seen.
         mean: [D] E[x].
@@ -43,22 +45,25 @@ class LayerStatistics:
         """Tell how far back the heads look, with a floor of the prior up to `context`."""
         return measured_offsets(self.histogram, context, OFFSET_FLOOR)
 
-    def damped(self, prior: Moments) -> tuple[Moments, Moments, Moments]:
+    def damped(self, prior: Moments, others: Moments | None = None) -> tuple[Moments, Moments, Moments]:
         """Give moments of tokens, keys and attended inputs, leaning on the prior where the text is short.
 
         D directions cannot be told from fewer tokens: the prior counts like D / 16 of them, and is scaled to the
         measured size. Every result then has full rank, whatever the text.
+
+        Args:
+            others: of what keys and values read, where that is not what queries read.
         """
         hidden = self.mean.shape[0]
         share = hidden / (hidden + 16 * self.tokens)
-        guess = prior.matrix()
-        size = guess.diagonal().sum().clamp_min(1e-200)
 
-        def lean(measured: Tensor, mean: Tensor) -> Moments:
+        def lean(measured: Tensor, mean: Tensor, guessed: Moments | None = others) -> Moments:
+            guess = (prior if guessed is None else guessed).matrix()
+            size = guess.diagonal().sum().clamp_min(1e-200)
             return Moments(mean, (1 - share) * measured + share * (measured.diagonal().sum() / size) * guess)
 
         return (
-            lean(self.second, self.mean),
+            lean(self.second, self.mean, prior),
             lean(self.keys, self.keys_mean),
             lean(self.attended, self.keys_mean),
         )
@@ -77,24 +82,28 @@ class Gathering:
 
     def attend(self, attention: Attention) -> Tensor:
         """Give the attention's output [B, T, D], its statistics added to the sums."""
-        x = attention.x
+        x, looked_at = attention.x, attention.looked_at
         length, flat = x.shape[1], x.flatten(0, 1)
         stride = -(-length // _ROWS)
         rows = torch.arange(stride - 1, length, stride, device=x.device)
-        received = torch.zeros_like(x[..., 0])  # [B, T] attention that each token gets
+        received = torch.zeros_like(looked_at[..., 0])  # [B, T] attention that each token gets
         for part, probabilities in attention.probabilities(rows):
             received += probabilities.sum((1, 2))
-            mixed = (probabilities.flatten(1, 2) @ x).flatten(0, 1)  # [B h r, D]
+            mixed = (probabilities.flatten(1, 2) @ looked_at).flatten(0, 1)  # [B h r, D]
             self._attended += mixed.mT @ mixed
-            self._histogram[part] += _by_offset(probabilities.sum(0), rows, both=not attention.rule.causal)
+            if attention.rule.across:
+                self._histogram[part] += 1
+            else:
+                self._histogram[part] += _by_offset(probabilities.sum(0), rows, both=not attention.rule.causal)
         heads = self._histogram.shape[0]
         self._tokens += flat.shape[0]
         self._rows += heads * x.shape[0] * len(rows)
         self._queries += x.shape[0] * len(rows)
         self._mean += flat.sum(0)
         self._second += flat.mT @ flat
-        weighted = flat * received.flatten()[:, None] / heads
-        self._keys += flat.mT @ weighted
+        met = looked_at.flatten(0, 1)
+        weighted = met * received.flatten()[:, None] / heads
+        self._keys += met.mT @ weighted
         self._keys_mean += weighted.sum(0)
         return attention.output()
 

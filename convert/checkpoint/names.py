@@ -26,7 +26,7 @@ def check_names_of_blocks(arch: Architecture, source: Source) -> None:
         UsageError: the names are those of a wrapper, an adapter or a larger model.
         ConvertAttnError: there is no first block.
     """
-    first = arch.block.format(layer=0) + arch.projections[0] + ".weight"
+    first = arch.stem(0) + arch.projections[0] + ".weight"
     if not source.names.stored(source.names.base + first):
         raise _misnamed(arch, list(source.weights.infos), source.origin.name, first)
 

@@ -32,6 +32,18 @@ def passed(states: Tensor) -> Passed:
     return states.as_subclass(Passed)
 
 
+def handed_on(states: Tensor, args: tuple[Any, ...], numbers: tuple[int, ...]) -> Any:
+    """Give states as a block hands them on, with what else of its arguments it gives back.
+
+    Args:
+        args: what it is called with besides the states.
+        numbers: which of all its arguments, the states being number 0.
+    """
+    if not numbers:
+        return passed(states)
+    return (states, *(args[number - 1] for number in numbers))
+
+
 @dataclass(frozen=True)
 class BlockCall:
     """What a block is called with besides the states of so many tokens."""

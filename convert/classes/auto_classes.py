@@ -7,7 +7,11 @@ from typing import Any
 import torch
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
@@ -23,8 +27,17 @@ _TASKS = {
 }
 
 
+# Auto classes of encoder-decoders: what transformers has for them, and what the Hub calls them
+_TWO_STACKS = {
+    "AutoModelForSeq2SeqLM": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "text2text-generation"),
+    "AutoModelForSpeechSeq2Seq": (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "automatic-speech-recognition"),
+}
+
+
 def hub_task(auto_class: str) -> str:
-    """Tell what the Hub calls what an encoder's class is for."""
+    """Tell what the Hub calls what the class of an encoder, or of an encoder-decoder, is for."""
+    if auto_class in _TWO_STACKS:
+        return _TWO_STACKS[auto_class][1]
     return _TASKS.get(auto_class.removeprefix("AutoModelFor"), "feature-extraction")
 
 
@@ -35,9 +48,25 @@ def _generates(model_type: str) -> bool:
     return model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
+def _of_two_stacks(model_type: str) -> tuple[str, str] | None:
+    """The Auto class of an encoder-decoder that generates, and that class; None of other model types."""
+    family = modeling.FAMILIES.get(model_type)
+    for auto, (known, _) in _TWO_STACKS.items():
+        if family is not None and auto in family.auto_models:
+            return auto, family.class_name(auto)
+        named = known.get(model_type)
+        if isinstance(named, str):
+            return auto, named
+    return None
+
+
 def auto_class_of(config: dict[str, Any]) -> str:
     """Give the Auto class that fits the `architectures` of a config.json."""
-    names = config.get("architectures") or ["ForCausalLM" if _generates(config["model_type"]) else "Model"]
+    names = config.get("architectures")
+    two_stacks = _of_two_stacks(config["model_type"])
+    if two_stacks is not None and (not names or names[0] == two_stacks[1]):
+        return two_stacks[0]
+    names = names or ["ForCausalLM" if _generates(config["model_type"]) else "Model"]
     for task in _TASKS:
         if names[0].endswith(f"For{task}"):
             return f"AutoModelFor{task}"

@@ -21,19 +21,42 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, passed, watch
+from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, handed_on, watch
 from convert_attn.convert.classes.norm_facts import norm_facts
 from convert_attn.convert.classes.rotation import Rotation, frequencies, rotations
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.weights.head_norm import HeadNorm
 
 _TOKENS = 8  # that the class is called on
+_OTHERS = 5  # states of an encoder that a decoder is called on
 _WINDOW = 3  # what a sliding window is set to for the call: shorter than the call, so that it shows
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a class has its attention.
+
+    Attributes:
+        block: prefix of a block's names in the base model, with {layer}.
+        sites: of each attention of a block its module's name below the block, and the output projection's where it is
+            not inside.
+        root: where a module keeps no number `scaling`, scores are multiplied by the inverse root of a head's size, else
+            1.
+        stack: the module of the base model that has the blocks and is called with an encoder's states, "" where that
+            is the base model.
+        hands_on: see `CrossAttention`.
+    """
+
+    block: str
+    sites: tuple[tuple[str, ...], ...]
+    root: bool = True
+    stack: str = ""
+    hands_on: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassFacts:
-    """A base model's attention, as its class builds it from a config.
+    """A base model's attention, as its class builds it from a config; a layer is an attention site.
 
     Attributes:
         name: of the class.
@@ -41,7 +64,7 @@ class ClassFacts:
         buffers: names of its buffers.
         modules: names of the attention modules, block by block.
         apart: what belongs to the attention beside them, block by block: "" or the output projection.
-        causal: a token sees itself and those before it; else every token sees all.
+        causal: a token sees itself and those before it; else every token sees all; of a block's first attention.
         scales: per layer, what scores are multiplied by.
         windows: per layer, how many tokens back a token sees, itself included; None: all.
         rotations: per layer, how queries and keys turn.
@@ -86,17 +109,13 @@ def typed_config(raw: dict[str, Any], name: str) -> PreTrainedConfig:
     return config
 
 
-def class_facts(
-    raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...], root: bool = True
-) -> ClassFacts:
+def class_facts(raw: dict[str, Any], name: str, place: Place) -> ClassFacts:
     """Build the class of a config on the meta device, call it without its blocks, and say what was seen.
 
     Args:
         raw: config.json.
         name: the checkpoint's, for messages.
-        block: prefix of a block's names in the base model, with {layer}.
-        attention: the attention module's name below the block, and the output projection's where it is not inside.
-        root: where that keeps no number `scaling`, scores are multiplied by the inverse root of a head's size, else 1.
+        place: where it has its attention.
 
     Raises:
         ConvertAttnError: the class refuses the config, has no such attention, or masks it in a way that is no window.
@@ -104,36 +123,39 @@ def class_facts(
     try:
         text = json.dumps(raw, sort_keys=True)
     except TypeError:  # not from a file: a config made in Python can hold a dtype
-        return _class_facts(raw, name, block, attention, root)
-    return _cached(text, name, block, attention, root)
+        return _class_facts(raw, name, place)
+    return _cached(text, name, place)
 
 
 @lru_cache(maxsize=32)
-def _cached(text: str, name: str, block: str, attention: tuple[str, ...], root: bool) -> ClassFacts:
-    return _class_facts(json.loads(text), name, block, attention, root)
+def _cached(text: str, name: str, place: Place) -> ClassFacts:
+    return _class_facts(json.loads(text), name, place)
 
 
-def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[str, ...], root: bool) -> ClassFacts:
+def _class_facts(raw: dict[str, Any], name: str, place: Place) -> ClassFacts:
     config = typed_config(raw, name)
     window = getattr(config, "sliding_window", None)
     if isinstance(window, int):
         config.sliding_window = min(window, _WINDOW)
-    model = _empty_model(config, name)
-    stems = [block.format(layer=layer).rstrip(".") for layer in range(config.num_hidden_layers)]
-    modules, apart = (tuple(f"{stem}.{part}" if part else "" for stem in stems) for part in (*attention, "")[:2])
+    model, sites = _empty_model(config, name), place.sites
     try:
+        stems = [place.block.format(layer=layer).rstrip(".") for layer in range(_count(model, place, config))]
+        named = [(f"{stem}.{first}", *(f"{stem}.{part}" for part in rest)) for stem in stems for first, *rest in sites]
+        modules, apart = (tuple((*parts, "")[n] for parts in named) for n in (0, 1))
         blocks = [model.get_submodule(stem) for stem in stems]
         attentions = [model.get_submodule(module) for module in modules]
-        scales = tuple(_scale(module, root) for module in attentions)
+        scales = tuple(_scale(module, place.root) for module in attentions)
     except (AttributeError, TypeError) as error:
         raise ConvertAttnError(
             f"{type(model).__name__} has no attention with a scale of its scores as this tool knows it: {_words(error)}"
         ) from None
-    causal = _is_causal(model, attentions)
-    calls = _calls(model, blocks, name)
+    causal = _is_causal(model, attentions[:: len(sites)])
+    of_blocks = _calls(model, blocks, place, name)
+    calls = [call for call in of_blocks for _ in sites]
     model.requires_grad_(False)
     known = frequencies(model, calls)
-    seen = [watch(model, *of_layer) for of_layer in zip(blocks, attentions, calls, strict=True)]
+    of_sites = [block for block in blocks for _ in sites]
+    seen = [watch(model, *of_layer) for of_layer in zip(of_sites, attentions, calls, strict=True)]
     head_dim = getattr(attentions[0], "head_dim", None)
     return ClassFacts(
         name=type(model).__name__,
@@ -143,12 +165,24 @@ def _class_facts(raw: dict[str, Any], name: str, block: str, attention: tuple[st
         apart=apart,
         causal=causal,
         scales=scales,
-        windows=tuple(_seen(call.values, window, type(model).__name__, causal) for call in calls),
+        windows=tuple(
+            _seen(call.values, window, type(model).__name__, causal) if site == 0 else None
+            for call in of_blocks
+            for site in range(len(sites))
+        ),
         rotations=rotations(model, known, calls, seen, name),
         softcaps=tuple(one.softcap for one in seen),
         norms=_norms(attentions[0]),
         head_dim=head_dim if isinstance(head_dim, int) else None,
     )
+
+
+def _count(model: nn.Module, place: Place, config: PreTrainedConfig) -> int:
+    """How many blocks there are; a config that names one number for two stacks may mean the other one."""
+    if not place.stack:
+        return int(config.num_hidden_layers)
+    blocks: Any = model.get_submodule(place.block.partition("{layer}")[0].rstrip("."))
+    return len(blocks)
 
 
 def _scale(attention: nn.Module, root: bool) -> float:
@@ -170,16 +204,16 @@ def _empty_model(config: PreTrainedConfig, name: str) -> nn.Module:
     return model.eval()
 
 
-def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCall]:
+def _calls(model: nn.Module, blocks: list[nn.Module], place: Place, name: str) -> list[BlockCall]:
     """What each block is called with, besides the states; neither weights nor blocks are used."""
     calls: list[BlockCall] = []
 
-    def passing(last: bool) -> Callable[..., Tensor]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def passing(last: bool) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append(BlockCall(args, kwargs, hidden_states.shape[1]))
             if last:
                 raise EnoughError
-            return passed(hidden_states)
+            return handed_on(hidden_states, args, place.hands_on)
 
         return forward
 
@@ -192,7 +226,10 @@ def _calls(model: nn.Module, blocks: list[nn.Module], name: str) -> list[BlockCa
         block.forward = passing(block is blocks[-1])
     try:
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, _TOKENS, dtype=torch.long), use_cache=False)
+            stack, ids = model.get_submodule(place.stack), torch.zeros(1, _TOKENS, dtype=torch.long)
+            width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]  # of transformers' models
+            others = {"encoder_hidden_states": torch.zeros(1, _OTHERS, width)} if place.stack else {}
+            stack(input_ids=ids, use_cache=False, **others)
     except EnoughError:
         return calls
     except Exception as error:  # the class decides what it raises
@@ -244,7 +281,8 @@ def _window(call: list[Any], window: object, name: str) -> int | None:
 def _without_weights(module: nn.Module) -> Callable[..., Tensor] | None:
     """What a module in front of the blocks does to zeros, None where it needs no weights for that."""
     if isinstance(module, nn.Embedding):
-        return lambda ids, *args, **kwargs: torch.zeros(*ids.shape, module.embedding_dim)
+        # some are given the shape of the ids
+        return lambda ids, *args, **kwargs: torch.zeros(*getattr(ids, "shape", ids), module.embedding_dim)
     if isinstance(module, nn.Linear):
         return lambda states: torch.zeros(*states.shape[:-1], module.out_features)
     if "Norm" in type(module).__name__:

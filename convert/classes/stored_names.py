@@ -7,6 +7,7 @@ operations, which `from_pretrained` goes by, are asked here, and nothing else is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -184,6 +185,11 @@ class StoredNames:
     def has(self, parameter: str) -> bool:
         """Tell whether the checkpoint stores a tensor of the class by itself."""
         return parameter in self._of_parameter
+
+    def is_made(self, parameter: str) -> bool:
+        """Tell whether the class makes a tensor by itself where a checkpoint has none (sines of positions)."""
+        patterns = getattr(self._model, "_keys_to_ignore_on_load_missing", None) or ()
+        return any(re.search(pattern, parameter) for pattern in patterns)
 
     def twins(self, parameter: str) -> list[str]:
         """Give the tensors that one is tied to."""

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numbers_of
+from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.made import UNMEASURED, Made
@@ -57,7 +58,9 @@ def plan_table(plan: Plan) -> Table:
     # escaped: rich would take "[...]" in them for markup
     table.add_row("model", escape(f"{plan.source.origin.name}{commit}"), escape(str(plan.output)))
     table.add_row("class", plan.arch.model_type, f"{plan.result_type} ({plan.target.layout})")
-    table.add_row("layers x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", "")
+    table.add_row(
+        f"{_counted(sizes)} x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", ""
+    )
     table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.form.label(sizes.num_heads))
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
@@ -68,18 +71,23 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
+def _counted(sizes: Geometry) -> str:
+    """What layers are: where a block has two attentions, each of them."""
+    return "layers" if sizes.attentions == 1 else "attentions of the decoder, to itself and to the encoder,"
+
+
 def _gain_row(plan: Plan) -> tuple[str, str, str]:
     """What becomes less: the cache, or of an encoder, which has none, the parameters."""
     causal = plan.geometry.causal
     before, after = plan.cache_bytes if causal else plan.parameters
-    unit, what = (" B", f"cache per token ({plan.cache_dtype})") if causal else ("", "parameters (no cache)")
+    unit, what = (" B", f"cache per {plan.cached_of} ({plan.cache_dtype})") if causal else ("", "parameters (no cache)")
     return what, f"{before:,}{unit}", f"{after:,}{unit} ({after / before:.1%})"
 
 
 def _gain_line(plan: Plan) -> str:
     if plan.geometry.causal:
         before, after = plan.cache_bytes
-        return f"KV cache: {before:,} -> {after:,} bytes per token ({after / before:.1%})."
+        return f"KV cache: {before:,} -> {after:,} bytes per {plan.cached_of} ({after / before:.1%})."
     before, after = plan.parameters
     return (
         f"KV cache: none, as an encoder keeps none. Parameters: {before:,} -> {after:,}, {before - after:,} fewer "
@@ -162,6 +170,8 @@ def _remedies(plan: Plan) -> list[str]:
     found, (before, after) = [], plan.cache_bytes
     if plan.text is None:
         found.append("give --calibration TEXT, text like that which the model will see")
+    if plan.arch.cross is not None:
+        return [*found, *_more_groups(plan), "train it further on your task"]
     found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data TEXT`)")
     if isinstance(plan.form, SharedHeads):
         found.append(
@@ -219,7 +229,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
     facts = Table(escape(found.model + (f" at {found.commit[:12]}" if found.commit else "")), "")
     rows = {
         "model_type": found.model_type,
-        "layers": sizes.num_layers,
+        _counted(sizes).rstrip(","): sizes.num_layers,
         "hidden_size": sizes.hidden_size,
         "query heads": sizes.num_heads,
         "K/V heads": numbers_of(sizes.kv_by_layer),
@@ -234,7 +244,10 @@ def inspection_tables(found: Inspection) -> list[Table]:
     if not sizes.causal:
         return [facts, _encoder_table(found)]
     cache = Table(
-        "cache as", "class (layout)", "bytes per token", *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS)
+        "cache as",
+        "class (layout)",
+        "bytes per token" if sizes.attentions == 1 else "bytes per token of the target and one of the source",
+        *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS),
     )
     for row in found.rows:
         sized = (megabytes(row.at(tokens)) for tokens in CONTEXTS)

@@ -84,6 +84,7 @@ class LayerRefit:
         return Parts(
             weights=self.weights,
             inputs=self.sample.inputs,
+            looked_at=self.sample.looked_at,
             rule=self.rule,
             tokens=self.tokens,
             key_tokens=self.key_tokens,
@@ -97,7 +98,7 @@ class LayerRefit:
         return queries(self.weights, read, self.rule, tile.positions) * self.rule.scale
 
     def _keys(self) -> list[Tensor]:
-        return [keys(self.weights, read, self.rule) for read in self.sample.inputs]
+        return [keys(self.weights, read, self.rule) for read in self.sample.looked_at]
 
     def _seen(self, tile: Tile, query: Tensor, key: Tensor) -> Tensor:
         """The conversion's own attention [B, H, r, length]."""
@@ -187,7 +188,7 @@ class LayerRefit:
                     scores = scores + scores_of(query[..., part.columns], key[:, :, : tile.length], product)
                 yield _centred(tile.importance, scores)
 
-        inputs = self.sample.inputs
+        inputs = self.sample.looked_at
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
         lefts = [self._spread_of_queries(part, asked) for part in parts]
         with rough():
@@ -268,7 +269,7 @@ class LayerRefit:
         found = []
         for tile, attention in zip(self.sample.tiles, seen, strict=True):
             if tile.batch not in made:
-                made = {tile.batch: values(self.weights, self.sample.inputs[tile.batch])}
+                made = {tile.batch: values(self.weights, self.sample.looked_at[tile.batch])}
             found.append(mixed(attention, made[tile.batch][:, :, : tile.length]).transpose(1, 2))
         return found
 
@@ -304,7 +305,7 @@ class LayerRefit:
 
     def _solve_value(self, seen: list[Tensor], heads_out: list[Tensor]) -> None:
         part, o, rows = self._parts.values(), self.weights.o, self._o_rows
-        n, inputs = part.weight.shape[0], self.sample.inputs
+        n, inputs = part.weight.shape[0], self.sample.looked_at
 
         def pull(pulls: Iterable[Tensor]) -> list[Tensor]:
             """Of the heads' outputs [B, r, H a]."""

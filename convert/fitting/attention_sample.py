@@ -52,16 +52,36 @@ class Tile:
         self.scores = self.importance = self.scores.new_empty(0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some windows of the text at one layer, [B, T, D] each.
+
+    Attributes:
+        original, converted: inputs after the norm in the original and in the conversion.
+        output: what the original's attention gives.
+        attended: the residual stream after it.
+        others: [B, M, D] what an encoder gives, where keys and values come from that; None: from the inputs.
+    """
+
+    original: Tensor
+    converted: Tensor
+    output: Tensor
+    attended: Tensor
+    others: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Sample:
     """Windows of the text at one layer.
 
     Attributes:
         inputs: [B, T, D] batches of what the converted attention reads.
+        looked_at: [B, M, D] of what its keys and values are made of.
         tiles: batch by batch.
     """
 
     inputs: list[Tensor]
+    looked_at: list[Tensor]
     tiles: list[Tile]
 
 
@@ -84,25 +104,26 @@ def windows_at_once(length: int, heads: int) -> int:
 
 def sample_original(
     weights: AttentionWeights,
-    batches: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    batches: Sequence[Batch],
     rule: Rule,
     order: Sequence[int],
 ) -> Sample:
     """Tell what the original's attention does on a sample.
 
     Args:
-        batches: [B, T, D] of inputs after the norm in the original and in the conversion, of what the original's
-            attention gives, and of the residual stream after it.
         order: the original's query heads in the order of the conversion's.
     """
-    windows, length = sum(len(part) for part, *_ in batches), batches[0][0].shape[1]
+    windows, length = sum(len(part.original) for part in batches), batches[0].original.shape[1]
     every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
-    found = Sample([converted for _, converted, _, _ in batches], [])
-    for number, (original, _, output, attended) in enumerate(batches):
-        key = keys(weights, original, rule)
+    inputs = [part.converted for part in batches]
+    looked_at = [part.converted if part.others is None else part.others for part in batches]
+    found = Sample(inputs, looked_at, [])
+    for number, batch in enumerate(batches):
+        original, output, attended = batch.original, batch.output, batch.attended
+        key = keys(weights, original if batch.others is None else batch.others, rule)
         for begin in range(0, len(every), _TILE_ROWS):
             part = every[begin : begin + _TILE_ROWS]
-            rows, seen = slice(part.start, part[-1] + 1, part.step), rule.seen(part[-1], length)
+            rows, seen = slice(part.start, part[-1] + 1, part.step), rule.seen(part[-1], key.shape[2])
             positions = torch.tensor(part, device=original.device)
             hidden = may_not_look(rule, seen, positions)
             query = queries(weights, original[:, rows], rule, positions)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.archs.attention_tensors import split
+from convert_attn.convert.archs.base import Norm
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -43,10 +44,11 @@ class Layers:
     def read(self, layer: int) -> AttentionWeights:
         """Give a block's attention weights, in float32 or wider: nothing is rounded until it is written."""
         plan = self.plan
-        of_class = {plan.parameter(layer, name): name for name in sorted(plan.arch.tensors)}
+        arch = plan.arch.at(layer)
+        of_class = {plan.parameter(layer, name): name for name in sorted(arch.tensors)}
         known = plan.source.names
         found = known.read_all((path for path in of_class if known.stored(path)), self._finite)
-        return split(plan.arch, plan.geometry, {of_class[path]: _widened(tensor) for path, tensor in found})
+        return split(arch, plan.geometry, {of_class[path]: _widened(tensor) for path, tensor in found})
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.plan.source.weights.read(name).to(self.plan.request.device)
@@ -60,11 +62,19 @@ class Layers:
 
     def prior(self, layer: int) -> Moments:
         """Give the moments that the block's norm alone lets one guess."""
-        sizes, of_norm = self.plan.geometry, self.plan.arch.norm
+        return self._behind(self.plan.arch.at(layer).norm, self.plan.parameter(layer, ""))
+
+    def prior_of_others(self) -> Moments:
+        """Give the moments that the encoder's last norm alone lets one guess of what it gives."""
+        cross = self.plan.arch.cross
+        return self._behind(None if cross is None else cross.encoder_norm, self.plan.source.names.base)
+
+    def _behind(self, of_norm: Norm | None, stem: str) -> Moments:
+        """Moments of what a norm gives, whose name in the source's class begins so."""
         if of_norm is None or not of_norm.weighted:
-            return moments_from_norm(torch.ones(sizes.hidden_size, dtype=torch.float64), None)
+            return moments_from_norm(torch.ones(self.plan.geometry.hidden_size, dtype=torch.float64), None)
         names = self.plan.source.names
-        weight, bias = (self.plan.parameter(layer, f"{of_norm.name}.{kind}") for kind in ("weight", "bias"))
+        weight, bias = (f"{stem}{of_norm.name}.{kind}" for kind in ("weight", "bias"))
         gain = names.read(weight, self._finite).to(torch.float64) + of_norm.gain_offset
         return moments_from_norm(gain, names.read(bias, self._finite) if names.stored(bias) else None)
 
@@ -83,8 +93,11 @@ class Layers:
         epsilon = self.plan.epsilon
         if seen is None:
             offsets = prior_offsets(sizes.num_heads, sizes.context)
+            others = self.prior_of_others() if block.across else None
             return LayerContext(
                 moments=prior,
+                keys=others,
+                attended=others,
                 rotary=rotary,
                 offsets=offsets,
                 generator=self.generator,
@@ -93,7 +106,7 @@ class Layers:
                 norm=rule.norm,
                 capped=rule.softcap is not None,
             )
-        tokens, keys, attended = seen.damped(prior)
+        tokens, keys, attended = seen.damped(prior, self.prior_of_others() if block.across else None)
         offsets = seen.offsets(sizes.context)
         return LayerContext(
             moments=tokens,

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.attention_call import passed
+from convert_attn.convert.classes.attention_call import handed_on
 from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
@@ -86,7 +87,7 @@ def _perplexity(losses: list[float]) -> HeldOut:
 
 def can_be_measured(source: Source, encoder: bool = False) -> str | None:
     """Give a sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
-    if not encoder and auto_class_of(source.config) != "AutoModelForCausalLM":
+    if not encoder and auto_class_of(source.config) not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
         return f"'{source.origin.name}' has no language-model head"
     return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
 
@@ -96,46 +97,63 @@ class Head:
 
     Args:
         device: where it runs; in float32.
+        arch: facts of the source.
     """
 
-    def __init__(self, source: Source, device: str) -> None:
-        self._device = device
+    def __init__(self, source: Source, device: str, arch: Architecture) -> None:
+        self._device, cross = device, arch.cross
+        self._two_stacks, self._hands_on = cross is not None, () if cross is None else cross.hands_on
+        auto: Any = AutoModelForCausalLM if cross is None else AutoModelForSeq2SeqLM
         config = typed_config(source.config, source.origin.name)
         try:
             with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+                model: Any = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
         except Exception as error:  # the class decides what it raises
             raise ConvertAttnError(
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self._model = model.eval()
         base = model.base_model
-        found = decoder_blocks(base)
+        within = "" if cross is None else f"{cross.stack}."
+        found = decoder_blocks(base.get_submodule(within.rstrip(".")))
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
         stem, blocks = found
-        own = f"{model.base_model_prefix}."
-        outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{own}{stem}.")]
-        if missing := next((name for name in outside if not source.names.stored(name)), None):
+        own = f"{model.base_model_prefix}." if base is not model else ""
+        left_out = [f"{own}{within}{stem}.", *([] if cross is None else [f"{own}{cross.encoder}."])]
+        outside = [name for name, _ in model.named_parameters() if not name.startswith(tuple(left_out))]
+        known = source.names
+        made = [name for name in outside if not known.stored(name) and known.is_made(name)]
+        for name in made:
+            module = model.get_submodule(name.rpartition(".")[0]).to_empty(device=device)
+            model._init_weights(module)
+        outside = [name for name in outside if name not in made]
+        if missing := next((name for name in outside if not known.stored(name)), None):
             raise ConvertAttnError(f"'{source.origin.name}' has no tensor for '{missing}', which its class needs")
         for name, value in source.names.read_all(outside, source.weights.read):
             parent, _, last = name.rpartition(".")
             wide = nn.Parameter(value.to(device, torch.float32), requires_grad=False)
             setattr(model.get_submodule(parent), last, wide)
+        for name, buffer in model.named_buffers():
+            if known.stored(name):
+                buffer.copy_(known.read(name, source.weights.read))
         model.tie_weights()
         self._states: Tensor | None = None
         for block in blocks:
             block.forward = self._pass_on
 
-    def _pass_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _pass_on(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         assert self._states is not None
-        return passed(self._states)
+        return handed_on(self._states, args, self._hands_on)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor, states: Tensor) -> Tensor:
         """Give logits [B, T, words] in float32 of token ids [B, T] from the last block's states [B, T, D]."""
         self._states = states.to(self._device)
-        found: Tensor = self._model(input_ids=tokens.to(self._device), use_cache=False).logits
+        given: dict[str, Any] = {"input_ids": tokens.to(self._device)}
+        if self._two_stacks:  # blocks hand on what they are given: nothing reads the encoder's
+            given = {"decoder_input_ids": given["input_ids"], "encoder_outputs": (self._states,)}
+        found: Tensor = self._model(**given, use_cache=False).logits
         return found.float()
 
 

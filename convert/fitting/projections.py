@@ -21,11 +21,13 @@ class Parts:
     Attributes:
         weights: of the conversion, float32.
         inputs: [B, T, D] batches of what the attention reads.
+        looked_at: [B, M, D] of what keys and values are made of.
         tokens, key_tokens, value_tokens: [D, D] second moments of what queries, keys and values read.
     """
 
     weights: Weights
     inputs: list[Tensor]
+    looked_at: list[Tensor]
     rule: Rule
     tokens: Tensor
     key_tokens: Tensor
@@ -38,7 +40,7 @@ class Parts:
         bias: Tensor | None = getattr(self.weights, f"{name}_bias", None)
         if weight.ndim == 2:  # a rotary key that all heads share
             weight, bias = weight[None], None if bias is None else bias[None]
-        inputs = self.inputs
+        inputs = self.inputs if name.startswith("q") else self.looked_at
         held: dict[int, Tensor] = {}
         if latent:
             inputs = [latent_of(self.weights, x) for x in inputs if isinstance(self.weights, LatentWeights)]

@@ -9,7 +9,7 @@ where it does better on the selection text. The held-out text only looks on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,13 @@ from torch import Tensor
 
 from convert_attn.convert.calibration.calibrate import batches, spool
 from convert_attn.convert.fitting.attention_refit import LayerRefit
-from convert_attn.convert.fitting.attention_sample import Sample, sample_original, sampled_windows, windows_at_once
+from convert_attn.convert.fitting.attention_sample import (
+    Batch,
+    Sample,
+    sample_original,
+    sampled_windows,
+    windows_at_once,
+)
 from convert_attn.convert.fitting.mlp_refit import MlpOutput, solve_mlp
 from convert_attn.convert.maths.output_ridge import Regression, solve
 from convert_attn.convert.methods.base import LayerContext
@@ -31,6 +37,8 @@ from convert_attn.convert.weights.relative_error import relative_error
 
 Watch = Callable[[Attention], Tensor]
 """The original's attention on a batch -> its output [B, T, D]; may count what it sees."""
+Given = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Of a batch: the stream, where the attention's output and the stream after it go, and what an encoder gives."""
 
 
 def single(weights: Converted) -> Converted:
@@ -60,7 +68,7 @@ class NewLayer:
     mlp: MlpOutput | None = None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Text:
     """The same windows in the original and in the conversion, [n, T, D] each.
 
@@ -68,22 +76,30 @@ class _Text:
         original, converted: the residual streams between two blocks.
         own: what the original's attention gave at the layer; None where nothing is fitted or chosen.
         attended: the original's residual stream after it.
+        others: [n, M, D] what the encoder gives, the same in both; None without one.
     """
 
     original: Tensor
     converted: Tensor
     own: Tensor | None = None
     attended: Tensor | None = None
+    others: Tensor | None = None
+
+    def met(self, size: int) -> Sequence[Tensor | None]:
+        """Give batches of what the encoder gives; of None without one."""
+        count = -(-len(self.original) // size)
+        return [None] * count if self.others is None else self.others.split(size)
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Give batches of both streams."""
         return zip(self.original.split(size), self.converted.split(size), strict=True)
 
-    def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give batches of the conversion's stream and of what the original's attention made."""
+    def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Give batches of the conversion's stream, of what the original's attention made, and of `met`."""
         if self.own is None or self.attended is None:
             raise ValueError("this text only looks on")
-        return zip(self.converted.split(size), self.own.split(size), self.attended.split(size), strict=True)
+        streams = (part.split(size) for part in (self.converted, self.own, self.attended))
+        return zip(*streams, self.met(size), strict=True)
 
 
 class SideBySide:
@@ -120,10 +136,14 @@ class SideBySide:
         for name, tokens in self._tokens.items():
             if tokens is None:
                 continue
-            shape = (*tokens.shape, self._stream.hidden_size)
+            shape = (len(tokens), self._stream.length(tokens), self._stream.hidden_size)
             count = 2 if name == "held" else 4
-            text = _Text(*(self._stack.enter_context(spool(shape)) for _ in range(count)))
+            places = ("original", "converted", "own", "attended")[:count]
+            text = _Text(**{place: self._stack.enter_context(spool(shape)) for place in places})
             self._sizes[name] = len(batches(tokens, self._heads)[0])
+            if self._stream.across:
+                text.others = self._stack.enter_context(spool(shape))
+                self._stream.encode(tokens, text.others, self._sizes[name])
             embedded = self._stream.embed(tokens.split(self._sizes[name]))
             for (original, converted), states in zip(text.parts(self._sizes[name]), embedded, strict=True):
                 original.copy_(states)
@@ -183,11 +203,15 @@ class SideBySide:
         for part in chosen.split(windows_at_once(length, self._heads)):
             yield [of_all[part].to(self._stream.device) for of_all in states]
 
-    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor]]:
-        """Of sampled windows: what both attentions read."""
+    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Of sampled windows: what both attentions read, and what of an encoder they look at, if of one."""
         text = self._texts["fit"]
-        sampled = self._sampled(text.original, text.converted)
-        return [(block.normalised(original), block.normalised(converted)) for original, converted in sampled]
+        met = [text.others] if block.rule.across and text.others is not None else []
+        sampled = self._sampled(text.original, text.converted, *met)
+        return [
+            (block.normalised(original), block.normalised(converted), others[0] if others else None)
+            for original, converted, *others in sampled
+        ]
 
     def _advance_original(self, block: Block, weights: AttentionWeights, watch: Watch | None) -> None:
         of_layer = single(weights)
@@ -195,17 +219,15 @@ class SideBySide:
             size = self._sizes[name]
             own = text.original.split(size) if text.own is None else text.own.split(size)
             attended = own if text.attended is None else text.attended.split(size)
-            for original, out_place, after in zip(text.original.split(size), own, attended, strict=True):
+            places = zip(text.original.split(size), own, attended, text.met(size), strict=True)
+            for original, out_place, after, met in places:
                 states = original.to(self._stream.device)
 
-                def attend(
-                    x: Tensor,
-                    before: Tensor = states,
-                    out_place: Tensor = out_place,
-                    after: Tensor = after,
-                    name: str = name,
-                ) -> Tensor:
-                    attention = Attention(of_layer, x, block.rule)
+                given = (states, out_place, after, met)
+
+                def attend(x: Tensor, name: str = name, given: Given = given) -> Tensor:
+                    before, out_place, after, met = given
+                    attention = block.computed(of_layer, x, met)
                     out = watch(attention) if watch is not None and name == "fit" else attention.output()
                     if name != "held":
                         out_place.copy_(out)
@@ -217,8 +239,12 @@ class SideBySide:
     def _advance_converted(self, block: Block, converted: Converted) -> None:
         weights = rounded(converted, self._dtype)
         for name, text in self._texts.items():
-            for states in text.converted.split(self._sizes[name]):
-                moved = block.run(states.to(self._stream.device), lambda x: Attention(weights, x, block.rule).output())
+            size = self._sizes[name]
+            for states, met in zip(text.converted.split(size), text.met(size), strict=True):
+                moved = block.run(
+                    states.to(self._stream.device),
+                    lambda x, met=met: block.computed(weights, x, met).output(),  # type: ignore[misc]
+                )
                 states.copy_(moved)
 
     def _solved(
@@ -227,7 +253,7 @@ class SideBySide:
         weights: AttentionWeights,
         converted: Converted,
         context: LayerContext,
-        inputs: list[tuple[Tensor, Tensor]],
+        inputs: list[tuple[Tensor, Tensor, Tensor | None]],
     ) -> Converted:
         """The layer with its queries, keys, values and output projection solved anew, in its own dtype."""
         plain = single(converted)
@@ -238,7 +264,10 @@ class SideBySide:
         assert text.own is not None
         assert text.attended is not None
         outputs = self._sampled(text.own, text.attended)
-        batches = [(*read, own, attended) for read, (own, attended) in zip(inputs, outputs, strict=True)]
+        batches = [
+            Batch(original=read, converted=ours, output=own, attended=after, others=others)
+            for (read, ours, others), (own, after) in zip(inputs, outputs, strict=True)
+        ]
         sample: Sample = sample_original(original, batches, block.rule, order)
         solved = LayerRefit(
             weights=plain,
@@ -272,9 +301,9 @@ class SideBySide:
 
     def _misses(self, name: str, block: Block, weights: Converted) -> Iterator[tuple[Tensor, ...]]:
         """Head outputs [n, H a], what the attention and the stream before it lack, the stream [n, D]; by batch."""
-        for states, own, attended in self._texts[name].targets(self._sizes[name]):
+        for states, own, attended, met in self._texts[name].targets(self._sizes[name]):
             read, own, attended = (part.to(self._stream.device) for part in (states, own, attended))
-            attention = Attention(weights, block.normalised(read), block.rule)
+            attention = block.computed(weights, block.normalised(read), met)
             heads = attention.head_outputs()
             lost = own - attention.output(heads)
             inherited = attended - own - block.joined(read)

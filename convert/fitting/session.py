@@ -83,6 +83,7 @@ class _Session:
         known: Calibration | None = None
         if windows is not None:
             warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
+            warnings += (_HALVES,) if stream.across else ()
             layers = Layers(plan)
             if not plan.refit or _chooses_sizes(plan):
                 read = layers.read
@@ -122,7 +123,9 @@ class _Session:
             original, converted = pair.held
             if not sizes.causal:
                 return compare_embeddings(original, converted, called)
-            return measure(Head(plan.source, stream.device), held, original, converted, called)
+            head = Head(plan.source, stream.device, plan.arch)
+            called_so = f"{called}, halves of windows as source and target" if stream.across else called
+            return measure(head, stream.targets(held), original, converted, called_so)
 
         return Fitting(
             plan=plan,
@@ -131,6 +134,16 @@ class _Session:
             warnings=warnings,
             measure=report,
         )
+
+    def _start(self) -> int | None:
+        """The token that targets begin with; None of what is no encoder-decoder."""
+        source = self.plan.source
+        if self.plan.arch.cross is None:
+            return None
+        config = typed_config(source.config, source.origin.name)
+        keys = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+        found = (getattr(config, key, None) for key in keys)
+        return next((token for token in found if isinstance(token, int)), 0)
 
     def _windows(self) -> tuple[Windows | None, str]:
         """The calibration text, and why there is none where the default could not be read."""
@@ -151,6 +164,7 @@ class _Session:
                 tokens=tokens,
                 seed=seed,
                 encoder=not sizes.causal,
+                start=self._start(),
             )
         except ConvertAttnError as error:
             if request.calibration != AUTO or plan.method.calibration == "needed":
@@ -174,7 +188,9 @@ class _Session:
         own = SAMPLE if origin.name.startswith("sample:") else plan.text
         try:
             context = plan.geometry.context
-            return shipped_windows(own, origin.folder, origin.name, context, vocabulary, encoder=encoder)
+            return shipped_windows(
+                own, origin.folder, origin.name, context, vocabulary, encoder=encoder, start=self._start()
+            )
         except ConvertAttnError as error:
             return None, str(error)
 
@@ -183,6 +199,12 @@ def _chooses_sizes(plan: Plan) -> bool:
     """Whether sizes are chosen on the text, before any layer is converted."""
     asked = plan.request.cache_ratio is not None and plan.method.chooses_sizes
     return asked and isinstance(plan.form, LatentCache)
+
+
+_HALVES = (
+    "plain text has no pairs: the first half of each window was the source and the second the target, which is not "
+    "what a translator or a summariser reads"
+)
 
 
 def _short(tokens: int, hidden: int) -> tuple[str, ...]:

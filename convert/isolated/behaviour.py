@@ -164,7 +164,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
         check_equal(
             decode(model, ids, schedule), whole, f"does not decode with its cache {way} what it computes in one pass"
         )
-        for way, schedule in _schedules(ids.shape[1]).items()
+        for way, schedule in schedules(ids.shape[1]).items()
     ]
     batch, mask, padding = padded_batch(ids)
     last = min(_NEW, ids.shape[1] - 1)
@@ -175,7 +175,7 @@ def check_decode(model: Any, ids: Tensor) -> float:
     return max(gaps)
 
 
-def _schedules(length: int) -> dict[str, list[int]]:
+def schedules(length: int) -> dict[str, list[int]]:
     """Ways to hand over so many tokens, as lengths of pieces."""
     chunks = [min(5, length), *([1, max(length - 9, 0), 3] if length > 9 else [length - min(5, length)])]
     return {"token by token": [1] * length, "in chunks": [size for size in chunks if size]}
@@ -272,7 +272,7 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
+def hooked(handles: list[Any]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -319,7 +319,7 @@ def attention_outputs(
         reads, gives = (modules[number].get_submodule(path) for path in inside)
         handles.append(reads.register_forward_pre_hook(feed(x), with_kwargs=True))
         handles.append(gives.register_forward_hook(keep(number)))
-    with _hooks(handles):
+    with hooked(handles):
         forward(model, ids)
     return found
 
@@ -341,5 +341,5 @@ def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: 
 
     modules = [module.get_submodule(gives) for module in attention_modules(model)]
     handles = [module.register_forward_hook(replaced(y)) for module, y in zip(modules, outputs, strict=True)]
-    with _hooks(handles):
+    with hooked(handles):
         return forward(model, ids).values

@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig
 
-from . import behaviour, encoder, tokenizer
+from . import behaviour, encoder, pairs, tokenizer
 from .behaviour import MisbehaviourError
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
 _SAME = 2e-3  # standard deviations, of outputs that the same arithmetic makes of the same numbers in float32
+_GENERATING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
 _NOT_COMPARED = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
@@ -58,7 +59,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
             cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
-            `behaviour.attention_outputs`).
+            `behaviour.attention_outputs`), `sites` (of an encoder-decoder: see `pairs.attention_outputs`).
 
     Returns:
         the fields of `Report`.
@@ -123,7 +124,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     if model is None:
         return None
     ids = behaviour.probe_tokens(model.config)
-    language = job["auto_class"] == "AutoModelForCausalLM"
+    language = job["auto_class"] in _GENERATING
     if job.get("encoder"):
         with report.step("it reads a padded batch"):
             report.figures["padding"] = encoder.check_padding(_base(model), ids)
@@ -134,7 +135,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     with report.step("it runs with given numbers in the place of attention"):
         given = [
             torch.randn(1, ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(layer))
-            for layer in range(len(behaviour.attention_modules(model)))
+            for layer in range(len(job.get("sites") or behaviour.attention_modules(model)))
         ]
         settings = _settings(model.generation_config) if language else {}
         return Outside(ids, given, _around(job, model, ids, given), settings)
@@ -143,12 +144,13 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
 
 def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
     """What a model with a cache does with it."""
-    language = job["auto_class"] == "AutoModelForCausalLM"
+    language = job["auto_class"] in _GENERATING
+    kind = pairs if job.get("sites") else behaviour
     with report.step("it decodes"):
-        report.figures["decodes"] = behaviour.check_decode(model if language else _base(model), ids)
+        report.figures["decodes"] = kind.check_decode(model if language else _base(model), ids)
     if language:
         with report.step("it generates"):
-            report.figures["generates"] = behaviour.check_generate(model, ids)
+            report.figures["generates"] = kind.check_generate(model, ids)
     with report.step("its cache is measured"):
         _cache(job, _base(model), ids, report)
 
@@ -159,6 +161,8 @@ def _inside(job: dict[str, Any]) -> tuple[str, str]:
 
 
 def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor]) -> Tensor:
+    if sites := job.get("sites"):
+        return pairs.around_attention(model, ids, given, sites)
     return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1])
 
 
@@ -168,7 +172,7 @@ def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
 
 
 def _cache(job: dict[str, Any], base: Any, ids: Tensor, report: Report) -> None:
-    found = behaviour.cached_numbers(base, ids)
+    found = (pairs if job.get("sites") else behaviour).cached_numbers(base, ids)
     report.figures["cached_numbers"] = found
     expected = job.get("numbers")
     if expected is not None and found != expected:
@@ -188,7 +192,10 @@ def _probes(job: dict[str, Any], kind: str) -> dict[int, Tensor]:
 def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str, where: str) -> dict[str, float]:
     """Each probed attention module gives what its converted weights give, but for rounding; the relative errors."""
     expected, rounding = _probes(job, "y"), job.get(allowance, {})
-    found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job))
+    if sites := job.get("sites"):
+        found = pairs.attention_outputs(model, ids, _probes(job, "x"), _probes(job, "o"), sites)
+    else:
+        found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job))
     errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
     for number, error in errors.items():
         allowed = max(rounding.get(number, 0.0), _EXACT)
@@ -240,10 +247,17 @@ def _run_stored(job: dict[str, Any], report: Report) -> None:
     with report.step("it runs in the dtype it is stored in"), torch.inference_mode():
         dtype = next(model.parameters()).dtype
         report.figures["dtype"] = name = str(dtype).removeprefix("torch.")
-        if not torch.isfinite(behaviour.forward(model, _asked(job, ids)).values).all():
+        if not torch.isfinite(_values(job, model, ids)).all():
             raise MisbehaviourError(f"gives numbers that are not finite in {name}, the dtype it is stored in")
         if dtype != torch.float32:
             report.figures["block_errors_stored"] = _compare_blocks(job, model, ids, "stored_rounding", f"in {name}")
+
+
+def _values(job: dict[str, Any], model: Any, ids: Tensor) -> Tensor:
+    """What a model gives, [B, S, V]."""
+    if job.get("sites"):
+        return pairs.forward(model, pairs.source_of(model, ids), ids)[0].values
+    return behaviour.forward(model, _asked(job, ids)).values
 
 
 def _tokenizer(job: dict[str, Any], report: Report) -> None:

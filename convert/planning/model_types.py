@@ -49,7 +49,7 @@ def _instead(model_type: str) -> str:
     tasks = _tasks(model_type)
     if _is_encoder_decoder(model_type):
         what = "a speech-to-text model with an encoder and a decoder" if tasks & {*_SPEECH} else "an encoder-decoder"
-        return f"is {what}: its cross-attention is not converted; give a decoder-only model: {could}"
+        return f"is {what} whose attention convert-attn has no facts of; {could}"
     if tasks & {*_SIGHT}:
         return (
             "is a vision-language (multimodal) model: convert its language model, saved as a checkpoint of its own "

@@ -92,7 +92,7 @@ def _of_stored(source: Source, blueprint: Blueprint, info: TensorInfo, layer: in
     """What becomes of a stored tensor; the shape of what is computed is still the stored one."""
     if layer is None:
         return OutputTensor(info=info, origin="copy", source=info.name)
-    arch = blueprint.arch
+    arch = blueprint.arch.at(layer)
     stem, _, kind = local.rpartition(".")
     output = OutputTensor(info=info, origin="copy", source=info.name, layer=layer, local=local)
     if (local in arch.tensors or stem in arch.projections) and not _is_copied(blueprint, layer):
@@ -110,8 +110,8 @@ def _added(
     for layer, wanted in enumerate(shapes):
         if _is_copied(blueprint, layer):
             continue
-        block = names.base + arch.block.format(layer=layer)
-        beside = source.weights.infos[names.stored(f"{block}{arch.output}.weight")[0]]
+        block = names.base + arch.stem(layer)
+        beside = source.weights.infos[names.stored(f"{block}{arch.at(layer).output}.weight")[0]]
         for local, shape in wanted.items():
             if (layer, local) not in written:
                 info = replace(beside, name=names.place(block + local), shape=shape)
@@ -137,11 +137,15 @@ def _name_in_base(source: Source, name: str) -> str:
 
 
 def _locate(arch: Architecture, sizes: Geometry, name: str) -> tuple[int | None, str]:
-    """The block of a name in the base model and the name below the block; (None, name) outside the blocks."""
+    """The layer, an attention site, of a name in the base model and the name below the block; else (None, name).
+
+    What of a block belongs to none of its attentions is counted to the first.
+    """
     head, _, tail = arch.block.partition("{layer}")
     if not name.startswith(head):
         return None, name
     number, dot, local = name.removeprefix(head).partition(tail)
-    if not (dot and number.isdecimal() and int(number) < sizes.num_layers):
+    if not (dot and number.isdecimal() and int(number) < sizes.num_layers // sizes.attentions):
         return None, name
-    return int(number), local
+    sites = range(int(number) * sizes.attentions, (int(number) + 1) * sizes.attentions)
+    return next((site for site in sites if local in arch.at(site).tensors), sites[0]), local

@@ -19,8 +19,9 @@ def check_attention(arch: Architecture, facts: ClassFacts, source: Source) -> No
     for layer in range(len(facts.modules)):
         for path, shape in facts.attention(layer).items():
             _check_tensor(source, names.base + path, shape)
-        if arch.norm is not None and arch.norm.weighted:
-            norm = f"{arch.block.format(layer=layer)}{arch.norm.name}.weight"
+        of_layer = arch.at(layer)
+        if of_layer.norm is not None and of_layer.norm.weighted:
+            norm = f"{arch.stem(layer)}{of_layer.norm.name}.weight"
             _check_tensor(source, names.base + norm, facts.parameters[norm])
     for name, of_class in names.unknown.items():
         path = of_class.removeprefix(names.base)

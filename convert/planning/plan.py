@@ -28,7 +28,7 @@ from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose
 from convert_attn.convert.targets.base import Blueprint, Target
-from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, check_calibration
+from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +117,17 @@ class Plan:
 
     @property
     def cache_bytes(self) -> tuple[int, int]:
-        """KV cache in bytes per token, before and after; none of an encoder."""
+        """KV cache in bytes per token, before and after, of an encoder-decoder of both sides; none of an encoder."""
         if not self.geometry.causal:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
+
+    @property
+    def cached_of(self) -> str:
+        """What `cache_bytes` are the bytes of."""
+        return "token" if self.arch.cross is None else "token of the target and one of the source, together"
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -132,7 +137,7 @@ class Plan:
 
     def parameter(self, layer: int, local: str) -> str:
         """Give the name in the source's class of what is called `local` below a block."""
-        return self.source.names.base + self.arch.block.format(layer=layer) + local
+        return self.source.names.base + self.arch.stem(layer) + local
 
     def ends_mlp(self, output: OutputTensor) -> bool:
         """Tell whether a tensor of the result is the projection that ends a block's MLP."""
@@ -160,7 +165,21 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
         UsageError: text that is not there or that nothing reads, or options for it that make sense without.
     """
     asked = NONE if request.calibration is None else request.calibration
-    if asked == SELF and not architecture(source.config["model_type"]).causal:
+    arch = architecture(source.config["model_type"])
+    if arch.cross is not None:
+        if asked == SELF or asked.endswith(TOKEN_FILE):
+            raise UsageError(
+                f"--calibration {asked}: {arch.model_type} is an encoder-decoder, whose source and target are made of "
+                "text; give --calibration auto or FILE"
+            )
+        if arch.cross.reads != "text" and asked != NONE:
+            if asked != AUTO or request.refit:
+                raise UsageError(
+                    f"{arch.model_type} reads {arch.cross.reads}, of which there is no calibration: give --calibration "
+                    "none, and no --refit"
+                )
+            return None, (no_text(f"'{source.origin.name}' reads {arch.cross.reads}"),)
+    if asked == SELF and not arch.causal:
         raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
         if request.calibration_tokens is not None or request.refit:
@@ -220,6 +239,10 @@ def make_plan(source: Source, request: Request) -> Plan:
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
     arch = architecture(source.config["model_type"]).of(typed_config(source.config, source.origin.name))
     method = choose_method(request.method, request.to)
+    if request.refit == "mlp" and arch.cross is not None:
+        raise UsageError(
+            f"--refit mlp solves what follows a block's one attention, and {arch.model_type} has two; give --refit"
+        )
     if request.refit == "mlp" and arch.mlp_output is None:
         raise UsageError(
             f"--refit mlp solves the projection that ends an MLP, and no single one does in {arch.model_type}: its MLP "

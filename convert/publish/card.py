@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.cache_form import SharedHeads, form_of
+from convert_attn.convert.archs.cache_form import SharedHeads, form_of, query_heads
 from convert_attn.convert.classes.auto_classes import auto_class_of, hub_task
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.methods import methods
@@ -48,10 +48,15 @@ def header(plan: Plan) -> str:
         **carried,
         **_base_model(plan),
         library_name="transformers",
-        pipeline_tag=hub_task(auto_class_of(plan.source.config)) if not plan.geometry.causal else _WRITES,
+        pipeline_tag=_WRITES if _is_language_model(plan) else hub_task(auto_class_of(plan.source.config)),
         tags=["convert-attn", plan.request.to, *(["kv-cache"] if plan.geometry.causal else []), plan.result_type],
     )
     return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _is_language_model(plan: Plan) -> bool:
+    """Whether it goes on with a text: neither an encoder nor one with an encoder."""
+    return plan.geometry.causal and plan.arch.cross is None
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def render(config: Mapping[str, Any], name: str) -> str:
 def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     block: dict[str, Any] = config["convert_attn"]
     typed = typed_config(dict(config), name)
-    form, heads = form_of(typed), typed.num_attention_heads
+    form, heads = form_of(typed), query_heads(typed)
     before = SharedHeads.of(block["source_num_key_value_heads"], typed.num_hidden_layers)
     commit = f" at commit `{block['source_commit']}`" if block["source_commit"] else ""
     below = f" (folder `{block['source_subfolder']}`)" if block["source_subfolder"] else ""
@@ -110,7 +115,7 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield f"| attention | {before.label(heads)} | {form.label(heads)} |"
     if cache := block.get("cache"):
         was, now = cache["bytes_per_token"]
-        yield f"| KV cache, bytes per token ({cache['dtype']}) | {was:,} | {now:,} |"
+        yield f"| KV cache, bytes per {block.get('cache_of', 'token')} ({cache['dtype']}) | {was:,} | {now:,} |"
     if parameters := block.get("parameters"):
         yield "| KV cache | none (an encoder) | none |"
         yield "| parameters | {:,} | {:,} |".format(*parameters)

@@ -93,7 +93,8 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
 def gained(plan: Plan) -> dict[str, Any]:
     """Tell what becomes less, before and after: the cache per token; of an encoder, which has none, its parameters."""
     if plan.geometry.causal:
-        return {"cache": {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}}
+        cache = {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}
+        return {"cache": cache} if plan.arch.cross is None else {"cache": cache, "cache_of": plan.cached_of}
     return {"cache": None, "parameters": [*plan.parameters]}
 
 

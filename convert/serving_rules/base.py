@@ -73,8 +73,9 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
 )
 # our classes of which only transformers was tried
 GROUPED = frozenset({"codegen_gqa", "gpt_neo_gqa", "gpt_neox_gqa", "gptj_gqa", "opt_gqa"})
-ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if not family.causal)
-CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - GROUPED
+ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
+TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
+CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - TWO_STACKS - GROUPED
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
 BIGCODE = frozenset({"gpt_bigcode"})

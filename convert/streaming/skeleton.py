@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.attention_call import passed
+from convert_attn.convert.classes.attention_call import handed_on
 from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
@@ -38,6 +39,17 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     return min(lists, key=lambda found: found[0].count("."), default=None)
 
 
+def adding_nothing(arch: Architecture) -> Callable[..., Any]:
+    """Make the forward of an attention module that adds nothing to the residual stream."""
+    return lambda hidden_states, *args, **kwargs: attention_output(torch.zeros_like(hidden_states), arch, kwargs)
+
+
+def attention_output(states: Tensor, arch: Architecture, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give states [B, T, D] as an attention module gives them, with what it hands on."""
+    handed = arch.cross is not None and bool(arch.cross.hands_on)
+    return (states, kwargs.get("position_bias"), None) if handed else (states, None)
+
+
 class Skeleton:
     """A base model on the meta device, float32.
 
@@ -46,9 +58,12 @@ class Skeleton:
         device: where tensors go.
         attention: `attn_implementation`, where the class has it.
         config: of the class; None: the source's own.
+        stack: the module of the base model that has the blocks, of a model with two such; "": the base model itself.
+        hands_on: what a block gives back beside the states: see `CrossAttention`.
 
     Attributes:
         model: the base model.
+        stack: what is called: the base model, or that module of it.
         base: what its names start with in the class of the checkpoint ("model.").
         stem: what names of block tensors start with in it ("layers.", "h.").
         blocks: its blocks.
@@ -60,6 +75,9 @@ class Skeleton:
         device: str = "cpu",
         attention: str = "eager",
         config: PreTrainedConfig | None = None,
+        *,
+        stack: str = "",
+        hands_on: tuple[int, ...] = (),
     ) -> None:
         self._source, self.device = source, device
         config = config or typed_config(source.config, source.origin.name)
@@ -72,11 +90,27 @@ class Skeleton:
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self.model.requires_grad_(False)
-        found = decoder_blocks(self.model)
+        self.stack: Any = self.model.get_submodule(stack)
+        self._within, self._hands_on = f"{stack}." if stack else "", hands_on
+        found = decoder_blocks(self.stack)
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of blocks in its class")
-        self.stem, self.blocks = f"{found[0]}.", found[1]
+        self.stem, self.blocks = f"{self._within}{found[0]}.", found[1]
         self.base = source.names.base
+
+        self._make_own()
+
+    def _make_own(self) -> None:
+        """Fill in what the checkpoint has no tensor for because its class makes it."""
+        known: Any = self._source.names
+        self._own: list[str] = []
+        for path, module in self.stack.named_modules():
+            own = [f"{self.base}{self._within}{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+            if own and all(known.is_made(name) and not known.stored(name) for name in own):
+                module.to_empty(device=self.device)
+                self.model._init_weights(module)
+                module.requires_grad_(False)
+                self._own += [name.removeprefix(self.base) for name in own]
 
     def names(self, inside: Callable[[str], bool]) -> list[str]:
         """Give the parameters whose names (within the base model) fit and that the checkpoint has."""
@@ -84,8 +118,10 @@ class Skeleton:
         return [name for name, _ in self.model.named_parameters() if inside(name) and known.stored(self.base + name)]
 
     def fill(self, names: list[str], dtype: torch.dtype = torch.float32) -> None:
-        """Read parameters."""
+        """Read parameters; what the class makes itself is there, in the same dtype."""
         source = self._source
+        for name in self._own:
+            self._put(name, self.model.get_parameter(name).to(dtype))
         for name, value in source.names.read_all([self.base + name for name in names], source.weights.read):
             self._put(name.removeprefix(self.base), value.to(self.device, dtype))
 
@@ -108,9 +144,13 @@ class Skeleton:
         finally:
             self.empty(names)
 
-    def _outside(self) -> list[str]:
-        """What belongs to no decoder block: embeddings and the last norm."""
-        return self.names(lambda name: not name.startswith(self.stem))
+    def outside(self) -> list[str]:
+        """What of the stack belongs to none of its blocks: embeddings and the last norm."""
+        return self.names(lambda name: name.startswith(self._within) and not name.startswith(self.stem))
+
+    def makes_first(self, layer: int) -> list[str]:
+        """What the first block needs to make what all hand on, for a layer behind it."""
+        return self.names(lambda name: name.startswith(f"{self.stem}0.")) if self._hands_on and layer else []
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Give the states that enter the first block: token ids [B, T] -> [B, T, D], batch by batch."""
@@ -122,28 +162,62 @@ class Skeleton:
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with self.filled(self._outside()):
+            with self.filled(self.outside()):
                 for batch in batches:
                     try:
-                        self.model(input_ids=batch.to(self.device), use_cache=False)
+                        self.stack(input_ids=batch.to(self.device), use_cache=False)
                     except _EnoughError:
                         yield caught.pop()
         finally:
             handle.remove()
 
+    def run(self, number: int, states: Tensor, call: Call, handed: dict[int, tuple[Any, ...]]) -> Tensor:
+        """Run one block on states [B, T, D], in order of the blocks.
+
+        Args:
+            call: see `calls`.
+            handed: what blocks have handed on besides, by the size of the batch; changed.
+        """
+        args = list(call.args)
+        for place, value in zip(self._hands_on, handed.get(len(states), ()), strict=False):
+            args[place - 1] = value
+        out = self.blocks[number](states, *args, **call.kwargs)
+        if self._hands_on:
+            handed[len(states)] = tuple(out[1:])
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+    def finish(self, batch: Tensor, states: Tensor) -> Tensor:
+        """Give what the stack gives for token ids [B, T], whose last block has given states [B, T, D]."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return handed_on(states, args, self._hands_on)
+
+        try:
+            for block in self.blocks:
+                block.forward = forward
+            with self.filled(self.outside()):
+                found: Tensor = self.stack(input_ids=batch.to(self.device), use_cache=False)[0]
+        finally:
+            for block in self.blocks:
+                vars(block).pop("forward", None)  # the class's own shows again
+        return found.as_subclass(Tensor)
+
     @contextmanager
     def passing_before(self, layer: int) -> Iterator[None]:
         """Blocks in front of a layer hand on what they are given."""
 
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return passed(hidden_states)
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return handed_on(hidden_states, args, self._hands_on)
 
+        # the first block makes what all of them hand on
+        first = 1 if self._hands_on else 0
         try:
-            for block in self.blocks[:layer]:
+            for block in self.blocks[first:layer]:
                 block.forward = forward
             yield
         finally:
-            for block in self.blocks[:layer]:
+            for block in self.blocks[first:layer]:
                 vars(block).pop("forward", None)  # the class's own shows again
 
     def calls(self, batch: Tensor) -> list[Call]:
@@ -151,17 +225,17 @@ class Skeleton:
         found = [Call() for _ in self.blocks]
 
         def passing(number: int) -> Callable[..., Tensor]:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 found[number] = Call(args, kwargs)
-                return passed(hidden_states)
+                return handed_on(hidden_states, args, self._hands_on)
 
             return forward
 
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            with self.filled(self._outside()):
-                self.model(input_ids=batch.to(self.device), use_cache=False)
+            with self.filled(self.outside()):
+                self.stack(input_ids=batch.to(self.device), use_cache=False)
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again

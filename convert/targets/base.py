@@ -43,7 +43,7 @@ class Blueprint:
 
 def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
     """Give shared heads keep the names of the result's architecture, with what the source has besides projections."""
-    arch, form = blueprint.result_arch, blueprint.form
+    arch, form = blueprint.result_arch.at(layer), blueprint.form
     groups = form.groups if isinstance(form, SharedHeads) else blueprint.sizes.kv_by_layer
     weights = weight_shapes(arch, blueprint.sizes, groups[layer])
     biased = {arch.output: "o"} | {name: role for role, name in arch.qkv.roles.items()}
@@ -57,7 +57,7 @@ def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> di
     """Give shared heads in the layout of the result's architecture."""
     if not isinstance(converted, AttentionWeights):
         raise TypeError("a class with K/V heads cannot hold a latent")
-    return join(blueprint.result_arch, blueprint.sizes, converted)
+    return join(blueprint.result_arch.at(layer), blueprint.sizes, converted)
 
 
 @dataclass(frozen=True, kw_only=True)

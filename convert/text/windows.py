@@ -17,7 +17,7 @@ import convert_attn.modeling  # noqa: F401  registers our classes, which a sourc
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
-from convert_attn.convert.text import encoder_windows
+from convert_attn.convert.text import encoder_windows, pair_windows
 from convert_attn.convert.text.documents import read_documents, split_documents
 
 AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
@@ -31,6 +31,19 @@ _MORE_SHORT = 8  # times as many windows are measured on where they are those of
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
 CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or give --calibration none"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How documents become windows.
+
+    Attributes:
+        encoder: short texts with the tokenizer's special tokens around them.
+        start: of an encoder-decoder, the token that targets begin with; None of others.
+    """
+
+    encoder: bool = False
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ def calibration_windows(
     tokens: int | None,
     seed: int,
     encoder: bool = False,
+    start: int | None = None,
 ) -> Windows:
     """Calibration text of a checkpoint as windows of its tokens.
 
@@ -89,6 +103,8 @@ def calibration_windows(
         tokens: how many at most; None: `TOKENS`, `AUTO_TOKENS` for "auto", `SELF_TOKENS` for "self".
         seed: of which windows are taken, or of what the model writes.
         encoder: windows are short texts with the tokenizer's special tokens around them.
+        start: of an encoder-decoder, the token that targets begin with: windows are sources and targets, see
+            `pair_windows`.
 
     Raises:
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
@@ -101,9 +117,10 @@ def calibration_windows(
     else:
         wanted = tokens or (AUTO_TOKENS if spec == AUTO else TOKENS)
         tokenizer = load_tokenizer(folder, name)
-        windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, encoder)
+        windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, _Kind(encoder, start))
         most = _HELD * _MORE_SHORT if encoder else _HELD
-        windows, held = _drawn(windows, wanted, most if spec not in (AUTO, SAMPLE) else 0, seed)
+        length = windows.shape[1] if start is not None else min(windows.shape[1], _HELD_WINDOW)
+        windows, held = _drawn(windows, wanted, most if spec not in (AUTO, SAMPLE) else 0, seed, length)
     strange = windows[(windows < 0) | (windows >= vocabulary)]
     if strange.numel():
         raise ConvertAttnError(
@@ -114,13 +131,20 @@ def calibration_windows(
 
 
 def shipped_windows(
-    spec: str | None, folder: Path, name: str, context: int, vocabulary: int, *, encoder: bool = False
+    spec: str | None,
+    folder: Path,
+    name: str,
+    context: int,
+    vocabulary: int,
+    *,
+    encoder: bool = False,
+    start: int | None = None,
 ) -> tuple[Tensor, str]:
     """Give windows [N, T] of the package's held-out text to measure on, and what to call it.
 
     Args:
         spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
-        encoder: as for `calibration_windows`.
+        encoder, start: as for `calibration_windows`.
 
     Raises:
         ConvertAttnError: no tokenizer, or tokens that the model does not know.
@@ -128,7 +152,7 @@ def shipped_windows(
     text, called = (heldout_text(), "Python modules") if spec == SAMPLE else (general_heldout_text(), "general text")
     longest, most = (encoder_windows.WINDOW, _HELD * _MORE_SHORT) if encoder else (_HELD_WINDOW, _HELD)
     tokenizer, wanted = load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW
-    windows = _windows_of(split_documents(text), tokenizer, min(context, longest), wanted, encoder)
+    windows = _windows_of(split_documents(text), tokenizer, min(context, longest), wanted, _Kind(encoder, start))
     if windows.shape[1] < 2:
         raise ConvertAttnError(f"the tokenizer of '{name}' makes {windows.numel()} tokens of the held-out text")
     strange = windows[windows >= vocabulary]
@@ -146,9 +170,12 @@ def _documents(spec: str) -> Iterable[str]:
     return split_documents(general_text()) if spec == AUTO else read_documents(spec)
 
 
-def _windows_of(documents: Iterable[str], tokenizer: Any, window: int, wanted: int, encoder: bool) -> Tensor:
+def _windows_of(documents: Iterable[str], tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Tensor:
     """Documents as windows [N, T] of token ids, of some tokens at most; none where there is no token."""
-    if encoder:
+    if kind.start is not None:
+        ids = encoder_windows.plain_tokens(documents, tokenizer, wanted)
+        return pair_windows.halves(ids, tokenizer, window, kind.start) if ids else torch.zeros(0, 0, dtype=torch.long)
+    if kind.encoder:
         ids = encoder_windows.plain_tokens(documents, tokenizer, wanted)
         return encoder_windows.framed(ids, tokenizer, window) if ids else torch.zeros(0, 0, dtype=torch.long)
     ids = _token_ids(documents, tokenizer, wanted)
@@ -156,13 +183,13 @@ def _windows_of(documents: Iterable[str], tokenizer: Any, window: int, wanted: i
     return torch.tensor(ids[: len(ids) // max(1, window) * window], dtype=torch.long).reshape(-1, max(1, window))
 
 
-def _cut(spec: str, tokenizer: Any, window: int, wanted: int, encoder: bool) -> Tensor:
+def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Tensor:
     """A calibration text as windows [N, T].
 
     Raises:
         ConvertAttnError: hardly any text.
     """
-    windows = _windows_of(_documents(spec), tokenizer, window, wanted, encoder)
+    windows = _windows_of(_documents(spec), tokenizer, window, wanted, kind)
     if windows.shape[1] < 2 or not len(windows):
         raise ConvertAttnError(
             f"calibration text '{spec}' has {windows.numel()} tokens, expected at least 2: give more text"
@@ -170,13 +197,12 @@ def _cut(spec: str, tokenizer: Any, window: int, wanted: int, encoder: bool) -> 
     return windows
 
 
-def _drawn(windows: Tensor, wanted: int, most: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Windows from all over a text, and others of it, `most` at most, to measure on where there is more than wanted."""
+def _drawn(windows: Tensor, wanted: int, most: int, seed: int, length: int) -> tuple[Tensor, Tensor | None]:
+    """Windows from all over a text, and others, `most` of this length at most, to measure on where there is more."""
     window = windows.shape[1]
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     count = max(1, wanted // window)
-    length = min(window, _HELD_WINDOW)
     more = windows[order[count : count + -(-most * length // window)].sort().values]
     held = more[:, : window // length * length].reshape(-1, length)[:most]
     measured = held if most and len(held) >= min(most, 4) else None

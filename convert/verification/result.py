@@ -19,6 +19,7 @@ from torch import Tensor
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.errors import ConvertAttnError
@@ -43,6 +44,7 @@ class Answer:
         x, y: [1, S, D] in float32, the attention's input and output.
         rounding: relative error that the dtype may cost.
         lost: relative error of y against the source, what the conversion itself costs.
+        others: [1, M, D], what an encoder gives, where keys and values come from that.
     """
 
     layer: int
@@ -50,6 +52,7 @@ class Answer:
     y: Tensor
     rounding: float
     lost: float = 0.0
+    others: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def answer(probe: Probe, converted: Converted) -> Answer:
     """Compute what converted weights give for a probe, in float64."""
     wide: dict[str, Any] = {name: part.double() for name, part in vars(converted).items() if isinstance(part, Tensor)}
     x = probe.x.to(converted.o.device, torch.float64)
-    y = Attention(replace(converted, **wide), x, probe.rule).output().float().cpu()
+    others = None if probe.others is None else probe.others.to(x)
+    y = Attention(replace(converted, **wide), x, probe.rule, others).output().float().cpu()
     lost = 0.0 if probe.y is None else float((y - probe.y).norm() / y.norm().clamp_min(1e-30))
-    return Answer(layer=probe.layer, x=probe.x, y=y, rounding=probe.rounding, lost=lost)
+    return Answer(layer=probe.layer, x=probe.x, others=probe.others, y=y, rounding=probe.rounding, lost=lost)
 
 
 def run_folder(
@@ -113,8 +117,12 @@ def run_folder(
     """
     checkpoint = Source.open(Origin(name=str(folder), folder=folder))
     nbytes = sum(info.nbytes for info in checkpoint.weights.infos.values())
+    arch = architectures().get(checkpoint.config["model_type"])
     count = find_blocks(checkpoint.weights.infos).count
     layers = checked_layers(checkpoint.config, count, nbytes)
+    if arch is not None and arch.cross is not None:  # both stacks are run whole
+        count = geometry(arch, checkpoint.config, str(folder)).num_layers
+        layers = tuple(range(count))
     model = folder
     if len(layers) < count:
         model = work / "cut"
@@ -127,9 +135,10 @@ def run_folder(
         "trust_tokenizer": expected.trust_tokenizer,
         "model_types": [checkpoint.config["model_type"]],
     }
-    arch = architectures().get(checkpoint.config["model_type"])
     if arch is not None:
         job |= {"encoder": not arch.causal, "inside": _inside(arch)}
+    if arch is not None and arch.cross is not None:
+        job["sites"] = [[arch.stem(site) + arch.at(site).parts[n] for n in (0, -1)] for site in layers]
     if expected.numbers is not None:
         job["numbers"] = [expected.numbers[layer] for layer in layers]
     if expected.source is not None:
@@ -168,7 +177,9 @@ def _source_job(
     """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
     job: dict[str, Any] = {"source": str(source.origin.folder.resolve())}
     if expected.same_outside:
-        write_cut(source, layers, work / "source", changed=_solved_tensors(source, checkpoint))
+        whole = range(find_blocks(source.weights.infos).count)
+        kept = whole if len(layers) >= len(whole) else layers
+        write_cut(source, kept, work / "source", changed=_solved_tensors(source, checkpoint))
         ours, theirs = _float_dtypes(checkpoint), _float_dtypes(source)
         job |= {
             "cast": str(DTYPES[next(iter(ours))]).removeprefix("torch.") if ours != theirs and len(ours) == 1 else None,
@@ -199,6 +210,7 @@ def _probes(asked: dict[int, Answer], file: Path) -> dict[str, Any]:
     """The probes in a file, by the number that the layer has in the model that is run."""
     tensors = {f"x.{number}": one.x.contiguous() for number, one in asked.items()}
     tensors |= {f"y.{number}": one.y.contiguous() for number, one in asked.items()}
+    tensors |= {f"o.{number}": one.others.contiguous() for number, one in asked.items() if one.others is not None}
     save_file(tensors, file)
     return {
         "probes": str(file.resolve()),

@@ -21,9 +21,11 @@ from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.isolated.behaviour import feed, probe_length
+from convert_attn.convert.isolated.pairs import OTHERS, OTHERS_SEED
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
-from convert_attn.convert.streaming.skeleton import Skeleton
+from convert_attn.convert.streaming.rules import layer_rule
+from convert_attn.convert.streaming.skeleton import Skeleton, adding_nothing
 from convert_attn.convert.verification.cut import checked_layers
 from convert_attn.convert.verification.other_readings import other_readings
 from convert_attn.convert.weights.attention import AttentionWeights
@@ -33,6 +35,18 @@ _WINDOW = 6  # tokens: shorter than the probe, so that a window shows
 _LARGE = 40.0  # standard deviation of the large scores: those of trained models reach it
 _ALLOWED = {"ordinary": 1e-3, "large": 2e-2}  # relative; rounding in large scores moves a softmax
 _DTYPE_MARGIN = 12.0  # a result may lose so many times what the source loses by the dtype: it has more products
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What an attention module reads: [1, S, D], and [1, M, D] of an encoder or None."""
+
+    x: Tensor
+    others: Tensor | None
+
+    def times(self, factor: float) -> _Read:
+        """Give it larger."""
+        return _Read(self.x * factor, None if self.others is None else self.others * factor)
 
 
 class _ProbedError(Exception):
@@ -47,6 +61,7 @@ class Probe:
         x: [1, S, D] in float32, the attention's input.
         rule: the layer's.
         rounding: relative error that the result may have in the dtype it is stored in.
+        others: [1, M, D] in float32, what an encoder gives, where keys and values come from that.
         y: [1, S, D] in float32, what the source's class gives; None where no source is asked.
     """
 
@@ -54,6 +69,7 @@ class Probe:
     x: Tensor
     rule: Rule
     rounding: float
+    others: Tensor | None = None
     y: Tensor | None = None
 
 
@@ -67,8 +83,10 @@ def check_source(plan: Plan, progress: Progress = silent) -> tuple[Probe, ...]:
         ConvertAttnError: it does not; naming the layer and the class.
     """
     nbytes = sum(info.nbytes for info in plan.source.weights.infos.values())
-    layers = checked_layers(plan.source.config, plan.geometry.num_layers, nbytes)
-    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    per_block = plan.geometry.attentions
+    layers = checked_layers(plan.source.config, plan.geometry.num_layers // per_block, nbytes)
+    blocks = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    chosen = [block * per_block + site for block in blocks for site in range(per_block)]
     with _one_error(plan), torch.no_grad():
         progress("check source", 0, len(chosen))
         judge, probes = _Judge(plan), []
@@ -103,11 +121,11 @@ class _Judge:
         window = getattr(config, key, None)
         if isinstance(window, int):
             setattr(config, key, min(window, _WINDOW))
-        self._skeleton = Skeleton(plan.source, config=config)
+        self._skeleton = Skeleton(plan.source, config=config, stack=plan.arch.stack, hands_on=plan.arch.hands_on)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]
-        self._outside = self._skeleton.names(lambda name: not name.startswith((self._skeleton.stem, *tables)))
+        self._outside = [name for name in self._skeleton.outside() if not name.startswith((*tables,))]
 
     def check(self, layer: int) -> Probe:
         """Compare one layer at both sizes of input.
@@ -116,33 +134,41 @@ class _Judge:
             ConvertAttnError: the class and our reading disagree.
         """
         plan = self._plan
-        rule, short = plan.geometry.block(layer).rule(), _short_rule(plan, layer)
+        rule, short = layer_rule(plan.source, plan.arch, plan.geometry, layer), _short_rule(plan, layer)
         weights = self._layers.read(layer).to(torch.float32)
-        x = self._input(layer)
-        large = x * (_LARGE / _score_size(weights, x, short)) ** 0.5
-        exact = self._run(layer, x, torch.float32)
-        for size, given, theirs in (("ordinary", x, exact), ("large", large, self._run(layer, large, torch.float32))):
-            error = _relative(theirs, Attention(weights, given, short).output())
+        read = self._input(layer)
+        large = read.times((_LARGE / _score_size(weights, read, short)) ** 0.5)
+        exact = self._run(layer, read, torch.float32)
+        for size, given, theirs in (
+            ("ordinary", read, exact),
+            ("large", large, self._run(layer, large, torch.float32)),
+        ):
+            error = _relative(theirs, Attention(weights, given.x, short, given.others).output())
             if not error <= _ALLOWED[size]:
                 raise ConvertAttnError(self._disagreement(layer, size, error) + self._instead(layer, given, theirs))
-        return Probe(layer=layer, x=x, rule=rule, rounding=_DTYPE_MARGIN * self._rounding(layer, x, exact), y=exact)
+        rounding = _DTYPE_MARGIN * self._rounding(layer, read, exact)
+        return Probe(layer=layer, x=read.x, others=read.others, rule=rule, rounding=rounding, y=exact)
 
-    def _input(self, layer: int) -> Tensor:
-        """Random numbers of the size that the block's norm gives them."""
-        drawn = probe_states(self._skeleton.model.config, layer)
-        return drawn * self._layers.prior(layer).variance().sqrt().float()
+    def _input(self, layer: int) -> _Read:
+        """Random numbers of the size that the block's norm, or the encoder's, gives them."""
+        config = self._skeleton.model.config
+        x = probe_states(config, layer) * self._layers.prior(layer).variance().sqrt().float()
+        if not self._plan.geometry.across(layer):
+            return _Read(x, None)
+        return _Read(x, probe_others(config) * self._layers.prior_of_others().variance().sqrt().float())
 
-    def _rounding(self, layer: int, x: Tensor, exact: Tensor) -> float:
+    def _rounding(self, layer: int, read: _Read, exact: Tensor) -> float:
         """What the class itself loses in the dtype that the result is stored in, or in that which it is loaded in."""
         dtypes = self._plan.run_dtypes & {torch.float16, torch.bfloat16}
-        return max((_relative(self._run(layer, x, dtype), exact) for dtype in dtypes), default=0.0)
+        return max((_relative(self._run(layer, read, dtype), exact) for dtype in dtypes), default=0.0)
 
-    def _run(self, layer: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def _run(self, layer: int, given: _Read, dtype: torch.dtype) -> Tensor:
         """What the class's attention module makes of x [1, S, D]: [1, S, D] in float32."""
-        block = self._skeleton.blocks[layer]
-        parts, of_norm = self._plan.arch.parts, self._plan.arch.norm
+        number, x = layer // self._plan.geometry.attentions, given.x
+        block, arch = self._skeleton.blocks[number], self._plan.arch.at(layer)
+        parts, of_norm = arch.parts, arch.norm
         attention, last = block.get_submodule(parts[0]), block.get_submodule(parts[-1])
-        stem = f"{self._skeleton.stem}{layer}."
+        stem = f"{self._skeleton.stem}{number}."
         parameters = dict(self._skeleton.model.named_parameters())
         own = tuple(f"{stem}{part}." for part in parts)
         # the attention's own, and vectors: norms in front of it
@@ -176,10 +202,11 @@ class _Judge:
         # some classes make their embeddings wider before the first block
         width = getattr(self._skeleton.model.get_input_embeddings(), "embedding_dim", x.shape[-1])
         embedded = torch.randn(*x.shape[:-1], width, generator=torch.Generator().manual_seed(1)).to(dtype)
-        names = [*self._outside, *names]
+        names = [*self._outside, *self._skeleton.makes_first(number), *names]
+        others = {} if given.others is None else {"encoder_hidden_states": given.others.to(dtype)}
         try:
-            with self._skeleton.filled(names, dtype), self._skeleton.passing_before(layer):
-                self._skeleton.model(inputs_embeds=embedded, use_cache=False)
+            with self._skeleton.filled(names, dtype), self._skeleton.passing_before(number), self._silent_before(layer):
+                self._skeleton.stack(inputs_embeds=embedded, use_cache=False, **others)
         except _ProbedError:
             pass
         finally:
@@ -195,11 +222,27 @@ class _Judge:
             )
         return seen["given"]
 
+    @contextmanager
+    def _silent_before(self, layer: int) -> Iterator[None]:
+        """The attention in front of that of a layer in its block gives nothing."""
+        across, per_block = self._plan.geometry.across(layer), self._plan.geometry.attentions
+        if not across:
+            yield
+            return
+        block, arch = self._skeleton.blocks[layer // per_block], self._plan.arch
+        module = block.get_submodule(arch.mixer)
+        module.forward = adding_nothing(arch)
+        try:
+            yield
+        finally:
+            vars(module).pop("forward", None)  # the class's own shows again
+
     def _class(self, module: nn.Module) -> str:
         return f"{type(module).__name__} of transformers {transformers.__version__}"
 
     def _disagreement(self, layer: int, size: str, error: float) -> str:
-        attention = self._skeleton.blocks[layer].get_submodule(self._plan.arch.mixer)
+        block = self._skeleton.blocks[layer // self._plan.geometry.attentions]
+        attention = block.get_submodule(self._plan.arch.at(layer).mixer)
         return (
             f"{self._class(attention)} does not compute what is read from the attention tensors and config.json of "
             f"'{self._plan.source.origin.name}': in layer {layer}, on random input of {size} size, the outputs differ "
@@ -207,11 +250,11 @@ class _Judge:
             "was written: check that model_type and config.json belong to these weights"
         )
 
-    def _instead(self, layer: int, given: Tensor, theirs: Tensor) -> str:
+    def _instead(self, layer: int, given: _Read, theirs: Tensor) -> str:
         """What the class computes, where another reading of the same tensors agrees with it."""
         for words, plan in other_readings(self._plan):
             weights = Layers(plan).read(layer).to(torch.float32)
-            ours = Attention(weights, given, _short_rule(plan, layer)).output()
+            ours = Attention(weights, given.x, _short_rule(plan, layer), given.others).output()
             if _relative(theirs, ours) <= _ALLOWED["ordinary"]:
                 return f" (the outputs agree if {words}, which is not what this tool has of the model type)"
         return ""
@@ -219,7 +262,7 @@ class _Judge:
 
 def _short_rule(plan: Plan, layer: int) -> Rule:
     """A layer's rule with a window that shows within a probe."""
-    rule = plan.geometry.block(layer).rule()
+    rule = layer_rule(plan.source, plan.arch, plan.geometry, layer)
     return replace(rule, window=None if rule.window is None else min(rule.window, _WINDOW))
 
 
@@ -228,15 +271,23 @@ def probe_states(config: Any, layer: int) -> Tensor:
     return torch.randn(1, probe_length(config), config.hidden_size, generator=torch.Generator().manual_seed(layer))
 
 
+def probe_others(config: Any) -> Tensor:
+    """Draw random states [1, M, D] of an encoder, the same for every layer; others in number than a probe's tokens."""
+    generator = torch.Generator().manual_seed(OTHERS_SEED)
+    return torch.randn(1, OTHERS, config.hidden_size, generator=generator)
+
+
 def _is_table(module: nn.Module, vocabulary: int | None) -> bool:
     """Whether a module is an embedding of tokens, which the probe does without."""
     return isinstance(module, nn.Embedding) and module.num_embeddings == vocabulary
 
 
-def _score_size(weights: AttentionWeights, x: Tensor, rule: Rule) -> float:
-    """Standard deviation of a layer's scores on x."""
-    query = queries(weights, x, rule)
-    key = keys(weights, x, rule).repeat_interleave(weights.queries_per_kv, 1)
+def _score_size(weights: AttentionWeights, read: _Read, rule: Rule) -> float:
+    """Standard deviation of a layer's scores."""
+    query = queries(weights, read.x, rule)
+    key = keys(weights, read.x if read.others is None else read.others, rule).repeat_interleave(
+        weights.queries_per_kv, 1
+    )
     return max(float((query @ key.mT).std()) * rule.scale, 1e-6)
 
 

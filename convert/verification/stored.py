@@ -80,7 +80,7 @@ def check_names(infos: Iterable[TensorInfo], config: PreTrainedConfig, auto_clas
             "belong to its config.json"
         )
     # of tied names either one will do
-    missing = sorted(name for name in names.expected if names.group(name) is None)
+    missing = sorted(name for name in names.expected if names.group(name) is None and not names.is_made(name))
     if missing:
         raise ConvertAttnError(
             f"tensor '{missing[0]}' is expected by the result's class ({auto_class}) and missing from the checkpoint; "

@@ -6,6 +6,7 @@ heads, `LatentWeights`), so the two differ by their weights and by nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,9 @@ class Rule:
             none.
         norm: on queries and keys, where weights have its gains.
         causal: a token sees itself and those before it; else every token sees all.
+        across: keys and values come from another text.
+        table: [H, buckets] what a head's scores gain, by the bucket of the distance; None: nothing.
+        farthest: the distance from which on the last bucket holds.
     """
 
     scale: float
@@ -45,6 +49,9 @@ class Rule:
     softcap: float | None = None
     norm: HeadNorm | None = None
     causal: bool = True
+    across: bool = False
+    table: Tensor | None = None
+    farthest: int = 0
 
     def seen(self, position: int, length: int) -> int:
         """Tell how many of so many tokens, from the first on, hold all that a token at a position may look at."""
@@ -147,10 +154,25 @@ def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
 
 def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
     """[H, r, T] what is added to scores of queries at r positions and T tokens at 0..T-1; None where nothing is."""
-    if rule.slopes is None:
+    if rule.slopes is None and rule.table is None:
         return None
     ahead = torch.arange(length, device=positions.device) - positions[:, None]
+    if rule.table is not None:
+        return rule.table.to(positions.device)[:, buckets(-ahead, rule.table.shape[1], rule.farthest)]
+    assert rule.slopes is not None
     return rule.slopes.to(positions.device)[:, None, None] * ahead
+
+
+def buckets(back: Tensor, count: int, farthest: int) -> Tensor:
+    """Give the bucket of each distance back, of so many: T5's, for tokens that look at none ahead of them.
+
+    Half of them are for one distance each, the others for ranges that grow like the distance up to the farthest
+    (Raffel et al., arXiv:1910.10683, section 2.1; rounded in float32, as the class does).
+    """
+    back, exact = back.clamp_min(0), count // 2
+    share = torch.log(back.float() / exact) / math.log(farthest / exact)
+    far = exact + (share * (count - exact)).clamp_min(0).long()
+    return torch.where(back < exact, back, far.clamp_max(count - 1))
 
 
 def attention_of(
@@ -182,27 +204,34 @@ class Attention:
     Attributes:
         weights: of either form, in the dtype of x.
         x: [B, T, D] the block's input, after the norm.
+        others: [B, M, D] what an encoder gives, where keys and values come from that; None: they come from x.
     """
 
     weights: AttentionWeights | LatentWeights
     x: Tensor
     rule: Rule
+    others: Tensor | None = None
+
+    @property
+    def looked_at(self) -> Tensor:
+        """[B, M, D] what keys and values are made of."""
+        return self.x if self.others is None else self.others
 
     @cached_property
     def _heads(self) -> _Heads:
         weights, x, rule = self.weights, self.x, self.rule
-        return _Heads(queries(weights, x, rule), keys(weights, x, rule), values(weights, x))
+        return _Heads(queries(weights, x, rule), keys(weights, self.looked_at, rule), values(weights, self.looked_at))
 
     @cached_property
     def _hidden(self) -> Tensor:
-        """[T, T] True where a token may not look."""
-        length = self.x.shape[1]
-        return may_not_look(self.rule, length, torch.arange(length, device=self.x.device))
+        """[T, M] True where a token may not look."""
+        positions = torch.arange(self.x.shape[1], device=self.x.device)
+        return may_not_look(self.rule, self.looked_at.shape[1], positions)
 
     @cached_property
     def _bias(self) -> Tensor | None:
-        length = self.x.shape[1]
-        return distance_bias(self.rule, length, torch.arange(length, device=self.x.device))
+        positions = torch.arange(self.x.shape[1], device=self.x.device)
+        return distance_bias(self.rule, self.looked_at.shape[1], positions)
 
     def probabilities(self, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the heads with their attention probabilities [B, part, r, T], of queries at `rows` [r] or of all."""
@@ -231,7 +260,7 @@ class Attention:
             return torch.cat([self.attended(part, seen) for part, seen in self.probabilities()], 2)
         heads = self._heads
         grouped = heads.query.shape[1] != heads.key.shape[1]
-        bias, plain = self._bias, self.rule.window is None and self.rule.slopes is None
+        bias, plain = self._bias, self.rule.window is None and self._bias is None
         seen = None if plain else ~self._hidden
         if bias is not None and seen is not None:
             seen = bias.masked_fill(~seen, -torch.inf).to(heads.query.dtype)

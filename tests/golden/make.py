@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tiny import load, tiny_model
+from tiny import load, source_of, tiny_model
 
 from convert_attn import convert
 
@@ -29,6 +29,16 @@ ENCODERS = {
     "roberta_gqa": "roberta",
     "xlm_roberta_gqa": "xlm-roberta",
 } | {"distilbert_gqa": "distilbert"}
+TWO_STACKS = ("bart", "mbart", "pegasus", "marian", "t5", "mt5", "umt5", "whisper")
+_DECODER: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
+_DECODER |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
+_BIASED: dict[str, Any] = {"d_kv": 2, "d_ff": 12, "num_decoder_layers": 1}
+OWN: dict[str, dict[str, Any]] = {
+    "marian": _DECODER | {"decoder_vocab_size": 40},
+    "t5": _BIASED,
+    "mt5": _BIASED,
+    "umt5": _BIASED,
+}
 MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_gqa": ("gpt2", {"to": "gqa", "groups": 2}),
     "gpt2_mla": ("gpt2", {"to": "mla", "rank": 10}),
@@ -40,6 +50,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
+    **{f"{source}_gqa": (source, {"to": "gqa", "groups": 2}) for source in TWO_STACKS},
 }
 
 
@@ -48,6 +59,7 @@ def make(name: str) -> None:
     source, options = MADE[name]
     with tempfile.TemporaryDirectory() as work:
         sizes = SIZES | (ENCODER | {"intermediate_size": 12} | WIDTHS.get(name, {}) if name in ENCODERS else {})
+        sizes |= ENCODER | OWN.get(source, _DECODER) if source in TWO_STACKS else {}
         tiny_model(source, kv_heads=4, **sizes).save_pretrained(Path(work, "in"))
         convert(Path(work, "in"), **options, output=Path(work, name))
         (HERE / name).mkdir()
@@ -55,7 +67,10 @@ def make(name: str) -> None:
             (HERE / name / file).write_bytes(Path(work, name, file).read_bytes())
     ids = torch.tensor([[3, 17, 39, 0, 5, 8, 21, 34, 2, 11, 11, 30]])
     with torch.no_grad():
-        logits = load(HERE / name)(ids).logits
+        model = load(HERE / name)
+        two_stacks = model.config.is_encoder_decoder
+        given = source_of(model, ids) | {"decoder_input_ids": ids} if two_stacks else {"input_ids": ids}
+        logits = model(**given).logits
     save_file({"ids": ids, "logits": logits}, HERE / name / "expected.safetensors")
 
 

@@ -1,0 +1,5 @@
+"""mBART with G K/V heads in its decoder: our modeling/modeling_mbart_gqa.py, as no stock class is that."""
+
+from convert_attn.convert.targets.seq2seq import seq2seq_target
+
+TARGET = seq2seq_target("mbart", "MBart")

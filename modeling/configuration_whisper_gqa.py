@@ -1,0 +1,26 @@
+"""Configuration of Whisper whose decoder's query heads share key and value heads in groups."""
+
+from typing import Any
+
+from transformers import WhisperConfig
+
+from .configuration_seq2seq_heads import settle_decoder_heads  # noqa: TID251 - beside this file in a checkpoint, too
+
+
+class WhisperGQAConfig(WhisperConfig):
+    """WhisperConfig plus how many key/value heads the decoder has: see `settle_decoder_heads`."""
+
+    model_type = "whisper_gqa"
+    # where the stock class has the encoder's heads by this name, too
+    attribute_map = {  # noqa: RUF012
+        key: name for key, name in WhisperConfig.attribute_map.items() if key != "num_key_value_heads"
+    }
+
+    num_key_value_heads: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        settle_decoder_heads(self, self.decoder_attention_heads)
+
+
+__all__ = ["WhisperGQAConfig"]
