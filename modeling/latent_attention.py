@@ -39,8 +39,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .latent_kernels import mix  # noqa: TID251 - beside this file, too
-from .transformers_api import has_pages, is_paged, take_cache, update_cache  # noqa: TID251
+from .capped_attention import capped_attention  # noqa: TID251 - beside this file, too
+from .distance_masks import with_slopes  # noqa: TID251
+from .latent_kernel import Shaping  # noqa: TID251
+from .latent_kernels import mix  # noqa: TID251
+from .transformers_api import CACHE_NAME, has_pages, is_paged, take_cache, update_cache  # noqa: TID251
+
+LAYER_CACHE = "layer_past"  # what some stock blocks call the cache that they hand to their attention
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -103,9 +108,14 @@ class LatentAttention(nn.Module):
     latent, then the rotary key. `kv_b_proj` holds for each head the n rows of Wuk_i, then the v rows of Wuv_i.
 
     `latent_attention_mode` ("auto", "absorb", "expand") may be set on a module to overrule the config's.
+
+    sliding_window: how many tokens back a token sees, which the model's mask says, too, and some functions want to be
+        told; None: all.
     """
 
     latent_attention_mode: str | None = None
+    sliding_window: int | None = None
+    output_dropout: float = 0.0
 
     def __init__(self, config: Any, layer_idx: int, dropout: float) -> None:
         """config: one with LatentAttentionFields; dropout: that of the attention weights."""
@@ -114,6 +124,8 @@ class LatentAttention(nn.Module):
         self.layer_idx = layer_idx
         self.dropout = dropout
         self.scaling: float = config.softmax_scale
+        self.softcap: float | None = config.score_softcap
+        self.slopes: list[float] | None = config.alibi_slopes
         self.is_causal = True
         # What attention functions read: once expanded, every head has keys and values of its own.
         self.num_key_value_groups = 1
@@ -142,14 +154,18 @@ class LatentAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         *,
-        position_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D], positions [B or 1, S] -> [B, S, D] and, from eager attention, the weights [B, H, S, T].
 
-        The cache is among kwargs, by any of its names; what else there is reaches the attention function.
+        The cache is among kwargs, by any of its names; what else there is reaches the attention function. Stock blocks
+        bring positions as `position_embeddings`: see stock_latent.py.
         """
+        position_ids = kwargs.pop("position_embeddings", position_ids)
+        if kwargs.get(LAYER_CACHE) is not None:
+            kwargs[CACHE_NAME] = kwargs.pop(LAYER_CACHE)
         kv_cache = take_cache(kwargs)
         pages = is_paged(kv_cache)  # sized for keys and values of every head: they are filled below
         query_nope, query_rope = self._queries(hidden_states)
@@ -165,6 +181,7 @@ class LatentAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         tokens = hidden_states.shape[1]
+        attention_mask = self.mask(attention_mask, query_nope, entries.shape[2], pages or has_pages(kwargs))
         causal = self._is_causal_without_mask(attend, tokens, attention_mask, kwargs)
         if causal:
             # No mask for several new tokens means that nothing came before them. A static cache has room behind
@@ -174,12 +191,15 @@ class LatentAttention(nn.Module):
         if self._absorbs(attend, tokens, keys, pages or has_pages(kwargs)):
             query = self._absorbed_query(query_nope, query_rope)
             output, weights = self._absorb(attend, query, entries, attention_mask, causal)
-            return self.o_proj(output), weights
+            return self._output(output), weights
         # The fused kernels of SDPA and the caches of engines want one size for all three.
         widen = pages or attend is not eager_attention_forward
         query, key, value = self._expand(torch.cat([query_nope, query_rope], dim=-1), entries, widen)
         if pages:
             key, value = update_cache(kv_cache, key, value, self.layer_idx, kwargs)
+        self._tell(kwargs)
+        if self.softcap is not None and attend in (eager_attention_forward, sdpa_attention_forward):
+            attend = capped_attention  # theirs know of no cap, or forget it
         # Called here, in `forward`: vLLM reads this function's source to see that it may replace `attend`.
         output, weights = attend(
             self,
@@ -193,7 +213,29 @@ class LatentAttention(nn.Module):
             **kwargs,
         )
         output = output.reshape(*hidden_states.shape[:2], query.shape[1], -1)[..., : self.v_head_dim]
-        return self.o_proj(output.flatten(2)), weights
+        return self._output(output.flatten(2)), weights
+
+    def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, pages: bool) -> Any:
+        """Give the mask of the scores: what the model made, [B, 1, S, T] or None, with what is added by this layer.
+
+        query: [B, H, S, n]; keys: T; pages: the cache is a paged one, which masks by itself.
+        """
+        if self.slopes is None:
+            return given
+        if pages:
+            raise ValueError("continuous batching masks tokens by itself, and knows of no slopes (ALiBi): use generate")
+        return with_slopes(given, query, keys, self.slopes)
+
+    def _output(self, attended: torch.Tensor) -> torch.Tensor:
+        """[B, S, H * v] -> [B, S, D]."""
+        return F.dropout(self.o_proj(attended), p=self.output_dropout, training=self.training)
+
+    def _tell(self, arguments: dict[str, Any]) -> None:
+        """Tell the attention function what it may want to know besides the mask."""
+        if self.softcap is not None:
+            arguments["softcap"] = self.softcap
+        if self.sliding_window is not None:
+            arguments["sliding_window"] = self.sliding_window
 
     def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, S, D] -> [B, H, S, n] and [B, H, S, R]."""
@@ -291,6 +333,7 @@ class LatentAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             training=self.training,
             weights=wanted,
+            shaping=None if self.softcap is None else Shaping(softcap=self.softcap),
         )
         return self._values_of(mixed), weights if wanted else None
 

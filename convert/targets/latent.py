@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert_attn.convert.archs.block_facts import Alibi
 from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
 from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
@@ -140,6 +141,8 @@ def latent_config(blueprint: Blueprint) -> Config:
         "num_key_value_heads": sizes.num_heads,
         "softmax_scale": sizes.scale(0),
         "rope_inv_freq": [list(layer) for layer in blueprint.inv_freq] if form.rope_dim else None,
+        "score_softcap": next(iter(sizes.softcaps), None),
+        "alibi_slopes": list(position.slopes) if isinstance(position := sizes.position, Alibi) else None,
         "latent_norm": form.norm,
         "latent_norm_eps": NORM_EPS,
         "q_bias": has.q,

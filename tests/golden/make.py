@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import LATENTS, native_type
 from safetensors.torch import save_file
-from tiny import load, tiny_model
+from tiny import OWN, load, tiny_model
 
 from convert_attn import convert
 
@@ -22,7 +23,13 @@ SIZES: dict[str, Any] = {
 }
 # five of them, in little room
 ENCODER: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 24}
-WIDTHS: dict[str, dict[str, Any]] = {"distilbert_gqa": {"hidden_dim": 12}, "electra_gqa": {"embedding_size": 8}}
+PAIRS: dict[str, Any] = {"num_attention_heads": 4, "n_inner": 24}  # whole heads of 4 turn
+WIDTHS: dict[str, dict[str, Any]] = {
+    "gptj_mla": PAIRS,
+    "codegen_mla": PAIRS,
+    "distilbert_gqa": {"hidden_dim": 12},
+    "electra_gqa": {"embedding_size": 8},
+}
 ENCODERS = {
     "bert_gqa": "bert",
     "electra_gqa": "electra",
@@ -40,6 +47,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
+    **{name: (native_type(name), {"to": "mla", "cache_ratio": 0.5}) for name in LATENTS},
 }
 
 
@@ -48,7 +56,10 @@ def make(name: str) -> None:
     source, options = MADE[name]
     with tempfile.TemporaryDirectory() as work:
         sizes = SIZES | (ENCODER | {"intermediate_size": 12} | WIDTHS.get(name, {}) if name in ENCODERS else {})
-        tiny_model(source, kv_heads=4, **sizes).save_pretrained(Path(work, "in"))
+        if name in LATENTS:  # heads of 8: a quarter of one is a plane
+            sizes |= {"num_attention_heads": 2} | ({"head_dim": 8} if "head_dim" in OWN.get(source, {}) else {})
+            sizes |= WIDTHS.get(name, {})
+        tiny_model(source, kv_heads=sizes["num_attention_heads"], **sizes).save_pretrained(Path(work, "in"))
         convert(Path(work, "in"), **options, output=Path(work, name))
         (HERE / name).mkdir()
         for file in ("config.json", "model.safetensors"):
