@@ -5,29 +5,17 @@ from typing import Any
 
 MODES = ("auto", "absorb", "expand")
 _DERIVED = ("num_key_value_heads", "qk_head_dim", "head_dim")
-_IN_ATTENTION = ("self_attn", "attention", "attn")
+_IN_ATTENTION = (["self_attn"], ["attention"], ["attn"])
 
 
 def latent_plan(stock: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Give a stock class's plan of tensor parallelism for latent attention: heads are split, the latent is not.
+    """Give a stock class's plan of tensor parallelism without its attention, which every device then has whole.
 
     stock: patterns of modules -> how they are split; None: the class has none.
     """
     if not stock:
         return None
-    plan: dict[str, Any] = {}
-    for pattern, way in stock.items():
-        attention, _, _ = pattern.rpartition(".")
-        if attention.rpartition(".")[2] not in _IN_ATTENTION:
-            plan[pattern] = way
-            continue
-        plan |= {
-            f"{attention}.q_proj": "colwise",
-            f"{attention}.kv_a_proj_with_mqa": "mla_kv_a_proj",
-            f"{attention}.kv_b_proj": "colwise",
-            f"{attention}.o_proj": "rowwise",
-        }
-    return plan
+    return {name: way for name, way in stock.items() if name.split(".")[-2:-1][:1] not in _IN_ATTENTION}
 
 
 @dataclass(kw_only=True, repr=False)  # transformers prints configurations its own way
@@ -46,6 +34,10 @@ class LatentAttentionFields:
         p of the rotary key and dimension p + qk_rope_head_dim / 2 turn together, by the p-th of them.
     score_softcap: the size c that scores stay below, as c tanh(score / c) (Gemma 2); None: any.
     alibi_slopes: what each head's scores lose per token of distance (arXiv:2108.12409); None: nothing.
+    key_norm_heads: where queries and keys go through a norm, the number of key heads that the original has; else 0.
+        For each of them and each token one number is cached besides: what the norm divides by.
+    key_norm_together: the norm is over the numbers of all heads, and there is one such number.
+    key_norm_eps: the norm's epsilon.
     latent_norm: an RMSNorm of the latent, `kv_a_layernorm`, whose epsilon is `latent_norm_eps`.
     q_bias, kv_a_bias, o_bias: biases of q_proj, kv_a_proj_with_mqa and o_proj.
     latent_attention_mode: "absorb" works on the latents themselves, "expand" makes keys and values for all heads,
@@ -68,6 +60,9 @@ class LatentAttentionFields:
     rope_inv_freq: list[list[float]] | None = None
     score_softcap: float | int | None = None
     alibi_slopes: list[float] | None = None
+    key_norm_heads: int = 0
+    key_norm_together: bool = False
+    key_norm_eps: float = 1e-6
     latent_norm: bool = False
     latent_norm_eps: float = 1e-6
     q_bias: bool = False
@@ -113,6 +108,9 @@ class LatentAttentionFields:
             raise ValueError(
                 f"qk_rope_head_dim must be even, got {self.qk_rope_head_dim}: dimensions turn in planes of two"
             )
+        heads = getattr(self, "num_attention_heads")  # noqa: B009
+        if self.key_norm_heads < 0 or (self.key_norm_heads and heads % self.key_norm_heads):
+            raise ValueError(f"key_norm_heads must divide the {heads} query heads, got {self.key_norm_heads}")
         if self.qk_nope_head_dim + self.qk_rope_head_dim == 0:
             raise ValueError("qk_nope_head_dim and qk_rope_head_dim are both 0: queries and keys need a size")
 

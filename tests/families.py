@@ -52,7 +52,10 @@ _OWN: dict[str, dict[str, Any]] = {
 def _with_a_latent(family: str) -> dict[str, Any]:
     """Settings of a class that has its family's blocks around latent attention."""
     rotary = architectures()[native_type(family)].turns
-    return _LATENT | (_ROTARY if rotary else {}) | OWN.get(native_type(family), {}) | _HEADS | _OWN.get(family, {})
+    own = OWN.get(native_type(family), {})
+    cap = own.get("attn_logit_softcapping")
+    besides = {"score_softcap": cap, "key_norm_heads": 2 if architectures()[native_type(family)].k_norm else 0}
+    return _LATENT | (_ROTARY if rotary else {}) | own | _HEADS | besides | _OWN.get(family, {})
 
 
 # what of transformers each base model stands in for
@@ -89,6 +92,8 @@ HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classe
 def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa") -> Any:
     """A model of a family, made by an Auto class, that pays uneven attention; always the same weights."""
     config = transformers.AutoConfig.for_model(family, **_SIZES, **_TOKENS, **SETTINGS[family])
+    if not transformers.AutoModel._model_mapping[type(config)]._supports_sdpa:  # as the stock class
+        attn = "eager"
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config, attn_implementation=attn).eval()
     with torch.no_grad():
@@ -110,6 +115,11 @@ def serves(family: str) -> bool:
     """Whether the class says that engines may put an attention of their own in its place: as the stock one does."""
     known = transformers.AutoModel._model_mapping[transformers.AutoConfig.for_model(family).__class__]
     return bool(known._supports_attention_backend) and family not in OWN_MASKS
+
+
+def batches(family: str) -> bool:
+    """Whether transformers' continuous batching computes what the class does."""
+    return installed(family, "AutoModel")._supports_attention_backend and not SETTINGS[family].get("score_softcap")
 
 
 def native_config(family: str) -> Any:

@@ -34,10 +34,12 @@ from convert_attn.convert.weights.functional import (
     Rule,
     attention_of,
     distance_bias,
+    key_sizes,
     keys,
     queries,
     values,
 )
+from convert_attn.convert.weights.latent import LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
 _DAMPING = 0.1  # of a change of queries or keys, as a share of what it does to the scores of a typical token
@@ -68,7 +70,8 @@ class LayerRefit:
         """Give queries, keys, then values with the output projection."""
         every, asked = self._keys(), [*map(self._queries, self.sample.tiles)]
         self._weigh(every, asked)
-        self._solve_queries(every, asked)
+        if self._parts.queries():
+            self._solve_queries(every, asked)
         asked = [*map(self._queries, self.sample.tiles)]
         self._solve_keys(every, asked)
         for tile in self.sample.tiles:
@@ -159,12 +162,25 @@ class LayerRefit:
             made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
 
+    def _sizes_of_keys(self) -> tuple[list[Tensor], Tensor]:
+        """What a norm multiplies keys by, batch by batch [B, H, 1, T], less its typical size [H]; ones without."""
+        weights, inputs = self.weights, self.sample.inputs
+        found = [key_sizes(weights, x) if isinstance(weights, LatentWeights) else None for x in inputs]
+        ones = [x.new_ones(1, 1, 1, x.shape[1]) for x in inputs]
+        sizes = [one if size is None else size.mT for one, size in zip(ones, found, strict=True)]
+        typical = torch.stack([one.square().mean((0, 2, 3)) for one in sizes]).mean(0).sqrt()
+        return [one / typical[:, None, None] for one in sizes], typical
+
     def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
         parts = self._parts.keys()
+        sizes, typical = self._sizes_of_keys()
+        right_errors = self._errors(asked, every)
+        asked = [query * typical[:, None, None] for query in asked]
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
             for tile, query, gradient in zip(self.sample.tiles, asked, gradients, strict=True):
+                gradient = gradient * sizes[tile.batch][..., : tile.length]
                 for part, back in zip(parts, backs[tile.batch], strict=True):
                     back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -181,11 +197,11 @@ class LayerRefit:
                 scores = torch.zeros(())
                 for part, key in zip(parts, made[tile.batch], strict=True):
                     scores = scores + scores_of(query[..., part.columns], key[:, :, : tile.length])
-                yield _centred(tile.importance, scores)
+                yield _centred(tile.importance, scores * sizes[tile.batch][..., : tile.length])
 
         inputs = self.sample.inputs
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
-        right, lefts = pull(self._errors(asked, every)), [self._spread_of_queries(part, asked) for part in parts]
+        right, lefts = pull(right_errors), [self._spread_of_queries(part, asked) for part in parts]
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_queries(self, part: Projection, asked: list[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 from convert_attn.convert.archs.base import Architecture
@@ -165,7 +166,8 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
                 "give less"
             )
     mean = sum(ranks) // len(ranks)
-    return LatentCache.of(ranks, _rope_dims(request, rotary, mean, sizes), sizes.num_layers, request.latent_norm)
+    form = LatentCache.of(ranks, _rope_dims(request, rotary, mean, sizes), sizes.num_layers, request.latent_norm)
+    return replace(form, key_sizes=sizes.key_sizes)
 
 
 def _check_latent_fits(arch: Architecture, sizes: Geometry) -> None:
@@ -235,11 +237,13 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry
         raise UsageError(f"--cache-ratio is {ratio}, expected a share above 0 and at most 1")
     if request.rank is not None or request.rope_dim is not None:
         raise UsageError("--cache-ratio chooses the sizes: drop --rank and --rope-dim, or give them alone")
-    total = int(whole * ratio + 1e-9) // STEP * STEP
+    total = (int(whole * ratio + 1e-9) - sizes.key_sizes) // STEP * STEP
     share = max(STEP, round(rotary_share(ratio) * total / STEP) * STEP)
     rope_dim = min(share, sizes.turning_keys) if rotary else 0
     least = STEP * (2 if rotary else 1)
     if total < least:
-        raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")
+        enough = (least + sizes.key_sizes) / whole
+        raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {enough:g}")
     rank = min(total - rope_dim, sizes.hidden_size)
-    return LatentCache.of(rank, rope_dim, sizes.num_layers, request.latent_norm)
+    form = LatentCache.of(rank, rope_dim, sizes.num_layers, request.latent_norm)
+    return replace(form, key_sizes=sizes.key_sizes)

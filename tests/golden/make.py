@@ -27,6 +27,8 @@ PAIRS: dict[str, Any] = {"num_attention_heads": 4, "n_inner": 24}  # whole heads
 WIDTHS: dict[str, dict[str, Any]] = {
     "gptj_mla": PAIRS,
     "codegen_mla": PAIRS,
+    "opt_mla": {"ffn_dim": 24},
+    "qwen3_moe_mla": {"moe_intermediate_size": 8, "num_experts": 2},
     "distilbert_gqa": {"hidden_dim": 12},
     "electra_gqa": {"embedding_size": 8},
 }
@@ -47,7 +49,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
-    **{name: (native_type(name), {"to": "mla", "cache_ratio": 0.5}) for name in LATENTS},
+    **{name: (native_type(name), {"to": "mla", "rank": 10}) for name in LATENTS},
 }
 
 
