@@ -89,9 +89,9 @@ OWN_MASKS = frozenset({"gpt_neo_gqa", "gpt_neo_mla"})
 HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 
-def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa") -> Any:
+def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa", **changes: Any) -> Any:
     """A model of a family, made by an Auto class, that pays uneven attention; always the same weights."""
-    config = transformers.AutoConfig.for_model(family, **_SIZES, **_TOKENS, **SETTINGS[family])
+    config = transformers.AutoConfig.for_model(family, **_SIZES | _TOKENS | SETTINGS[family] | changes)
     if not transformers.AutoModel._model_mapping[type(config)]._supports_sdpa:  # as the stock class
         attn = "eager"
     torch.manual_seed(0)
