@@ -19,6 +19,10 @@ absorb  moves the up-projections to the other side: q_i . Wuk_i c = (Wuk_i^T q_i
         tensor is read as it is: all heads are rows [B, H * S, r + R] that meet the entries [B, T, r + R], which are
         keys and values at once. (The last R columns of the sum are not used; leaving them out would copy the cache.)
 
+Where the family has a norm on each key (Henry et al., arXiv:2010.04245), a key is a linear map of the latent times one
+number of its head and token, the inverse size of what the norm reads; the norm's weights are in the maps. These numbers
+are cached behind the rotary key and multiply the scores. Those of queries are not cached.
+
 Multiplications, for each sequence and head, where p = n + v:
     expand   T r p  +  S T (p + R)
     absorb   S r p  +  S T 2 (r + R)
@@ -39,8 +43,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .latent_kernels import mix  # noqa: TID251 - beside this file, too
-from .transformers_api import has_pages, is_paged, take_cache, update_cache  # noqa: TID251
+from .capped_attention import capped_attention  # noqa: TID251 - beside this file, too
+from .distance_masks import with_slopes  # noqa: TID251
+from .latent_kernel import Shaping  # noqa: TID251
+from .latent_kernels import mix  # noqa: TID251
+from .transformers_api import CACHE_NAME, has_pages, is_paged, take_cache, update_cache  # noqa: TID251
+
+LAYER_CACHE = "layer_past"  # what some stock blocks call the cache that they hand to their attention
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -103,9 +112,14 @@ class LatentAttention(nn.Module):
     latent, then the rotary key. `kv_b_proj` holds for each head the n rows of Wuk_i, then the v rows of Wuv_i.
 
     `latent_attention_mode` ("auto", "absorb", "expand") may be set on a module to overrule the config's.
+
+    sliding_window: how many tokens back a token sees, which the model's mask says, too, and some functions want to be
+        told; None: all.
     """
 
     latent_attention_mode: str | None = None
+    sliding_window: int | None = None
+    output_dropout: float = 0.0
 
     def __init__(self, config: Any, layer_idx: int, dropout: float) -> None:
         """config: one with LatentAttentionFields; dropout: that of the attention weights."""
@@ -114,6 +128,8 @@ class LatentAttention(nn.Module):
         self.layer_idx = layer_idx
         self.dropout = dropout
         self.scaling: float = config.softmax_scale
+        self.softcap: float | None = config.score_softcap
+        self.slopes: list[float] | None = config.alibi_slopes
         self.is_causal = True
         # What attention functions read: once expanded, every head has keys and values of its own.
         self.num_key_value_groups = 1
@@ -125,6 +141,8 @@ class LatentAttention(nn.Module):
         self.qk_rope_head_dim: int = config.qk_rope_head_dim
         self.qk_head_dim: int = config.qk_nope_head_dim + config.qk_rope_head_dim
         self.v_head_dim: int = config.v_head_dim
+        self.key_norm_heads: int = config.key_norm_heads
+        self.key_sizes: int = 1 if config.key_norm_together else config.key_norm_heads  # cached for each token
         self._up_size = self.qk_nope_head_dim + self.v_head_dim  # rows of kv_b_proj for a head
         self._make_projections(config)
         self.rotary = LatentRotary(config.rope_inv_freq[layer_idx]) if self.qk_rope_head_dim > 0 else None
@@ -136,28 +154,35 @@ class LatentAttention(nn.Module):
         self.kv_a_proj_with_mqa = nn.Linear(hidden, self.kv_lora_rank + self.qk_rope_head_dim, bias=config.kv_a_bias)
         self.kv_a_layernorm = LlamaRMSNorm(self.kv_lora_rank, config.latent_norm_eps) if config.latent_norm else None
         self.kv_b_proj = nn.Linear(self.kv_lora_rank, heads * self._up_size, bias=False)
+        rows = self.key_norm_heads * self.qk_nope_head_dim  # the original's keys, of which only the sizes are wanted
+        self.key_size_proj = nn.Linear(hidden, rows, bias=False) if rows else None
         self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=config.o_bias)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         *,
-        position_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D], positions [B or 1, S] -> [B, S, D] and, from eager attention, the weights [B, H, S, T].
 
-        The cache is among kwargs, by any of its names; what else there is reaches the attention function.
+        The cache is among kwargs, by any of its names; what else there is reaches the attention function. Stock blocks
+        bring positions as `position_embeddings`: see stock_latent.py.
         """
+        position_ids = kwargs.pop("position_embeddings", position_ids)
+        if kwargs.get(LAYER_CACHE) is not None:
+            kwargs[CACHE_NAME] = kwargs.pop(LAYER_CACHE)
         kv_cache = take_cache(kwargs)
         pages = is_paged(kv_cache)  # sized for keys and values of every head: they are filled below
         query_nope, query_rope = self._queries(hidden_states)
-        latent, rope_key = self._compress(hidden_states)
+        latent, rope_key, sizes = self._compress(hidden_states)
         if self.rotary is not None:
             cos, sin = self.rotary(position_ids)
             query_rope, rope_key = rotate(query_rope, cos, sin), rotate(rope_key, cos, sin)
-        entries = latent if self.rotary is None else torch.cat([latent, rope_key], dim=-1)  # [B, 1, S, r + R]
+        parts = [part for part in (latent, rope_key, sizes) if part.shape[-1]]
+        entries = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)  # [B, 1, S, r + R + sizes]
         if kv_cache is not None and not pages:  # -> [B, 1, T, r + R]
             entries, _ = kv_cache.update(entries, entries[..., :0], self.layer_idx)
 
@@ -165,6 +190,7 @@ class LatentAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         tokens = hidden_states.shape[1]
+        attention_mask = self.mask(attention_mask, query_nope, entries.shape[2], pages or has_pages(kwargs))
         causal = self._is_causal_without_mask(attend, tokens, attention_mask, kwargs)
         if causal:
             # No mask for several new tokens means that nothing came before them. A static cache has room behind
@@ -174,12 +200,15 @@ class LatentAttention(nn.Module):
         if self._absorbs(attend, tokens, keys, pages or has_pages(kwargs)):
             query = self._absorbed_query(query_nope, query_rope)
             output, weights = self._absorb(attend, query, entries, attention_mask, causal)
-            return self.o_proj(output), weights
+            return self._output(output), weights
         # The fused kernels of SDPA and the caches of engines want one size for all three.
         widen = pages or attend is not eager_attention_forward
         query, key, value = self._expand(torch.cat([query_nope, query_rope], dim=-1), entries, widen)
         if pages:
             key, value = update_cache(kv_cache, key, value, self.layer_idx, kwargs)
+        self._tell(kwargs)
+        if self.softcap is not None and attend in (eager_attention_forward, sdpa_attention_forward):
+            attend = capped_attention  # theirs know of no cap, or forget it
         # Called here, in `forward`: vLLM reads this function's source to see that it may replace `attend`.
         output, weights = attend(
             self,
@@ -193,21 +222,62 @@ class LatentAttention(nn.Module):
             **kwargs,
         )
         output = output.reshape(*hidden_states.shape[:2], query.shape[1], -1)[..., : self.v_head_dim]
-        return self.o_proj(output.flatten(2)), weights
+        return self._output(output.flatten(2)), weights
+
+    def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, pages: bool) -> Any:
+        """Give the mask of the scores: what the model made, [B, 1, S, T] or None, with what is added by this layer.
+
+        query: [B, H, S, n]; keys: T; pages: the cache is a paged one, which masks by itself.
+        """
+        if pages and (self.slopes is not None or self.softcap is not None):
+            raise ValueError("continuous batching knows of no slopes (ALiBi) and of no cap of scores: use generate")
+        if self.slopes is None:
+            return given
+        return with_slopes(given, query, keys, self.slopes)
+
+    def _output(self, attended: torch.Tensor) -> torch.Tensor:
+        """[B, S, H * v] -> [B, S, D]."""
+        return F.dropout(self.o_proj(attended), p=self.output_dropout, training=self.training)
+
+    def _tell(self, arguments: dict[str, Any]) -> None:
+        """Tell the attention function what it may want to know besides the mask."""
+        if self.softcap is not None:
+            arguments["softcap"] = self.softcap
+        if self.sliding_window is not None:
+            arguments["sliding_window"] = self.sliding_window
 
     def _queries(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, S, D] -> [B, H, S, n] and [B, H, S, R]."""
         query = self.q_proj(hidden_states).unflatten(-1, (-1, self.qk_head_dim)).transpose(1, 2)
         nope, rope = query.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
-        return nope, rope
+        if self.key_size_proj is None:
+            return nope, rope
+        size = self._inverse_size(nope)
+        return nope * size, rope * size
 
-    def _compress(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, S, D] -> latent [B, 1, S, r] and rotary key, not yet turned, [B, 1, S, R]."""
+    def _inverse_size(self, states: torch.Tensor) -> torch.Tensor:
+        """What a norm multiplies heads [B, n, S, d] by: [B, n, S, 1], or [B, 1, S, 1] where all are taken together."""
+        over = (1, 3) if self.config.key_norm_together else (3,)
+        return (states.float().square().mean(over, keepdim=True) + self.config.key_norm_eps).rsqrt().to(states.dtype)
+
+    def _compress(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[B, S, D] -> latent [B, 1, S, r], rotary key, not yet turned, [B, 1, S, R], and sizes of keys, if any."""
         compressed = self.kv_a_proj_with_mqa(hidden_states).unsqueeze(1)
         latent, rope_key = compressed.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         if self.kv_a_layernorm is not None:
             latent = self.kv_a_layernorm(latent)
-        return latent, rope_key
+        if self.key_size_proj is None:
+            return latent, rope_key, latent[..., :0]
+        keys = self.key_size_proj(hidden_states).unflatten(-1, (self.key_norm_heads, -1)).transpose(1, 2)
+        return latent, rope_key, self._inverse_size(keys).permute(0, 3, 2, 1)
+
+    def _taken_apart(self, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[B, 1, T, r + R + sizes] -> the first r + R columns, and what scores are multiplied by, [B, H, 1, T]."""
+        if not self.key_sizes:
+            return entries, None
+        entries, sizes = entries.split([entries.shape[-1] - self.key_sizes, self.key_sizes], dim=-1)
+        readers = self.config.num_attention_heads // self.key_sizes
+        return entries, sizes.permute(0, 3, 1, 2).repeat_interleave(readers, 1)
 
     def _is_causal_without_mask(
         self, attend: AttentionFunction, tokens: int, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
@@ -250,13 +320,16 @@ class LatentAttention(nn.Module):
     def _expand(
         self, query: torch.Tensor, entries: torch.Tensor, widen: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query [B, H, S, n + R], entries [B, 1, T, r + R] -> query, key, value of all heads; widened, of one size."""
+        """query [B, H, S, n + R], entries [B, 1, T, ...] -> query, key, value of all heads; widened, of one size."""
+        entries, sizes = self._taken_apart(entries)
         latent, rope_key = entries.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
         expanded = self.kv_b_proj(latent.squeeze(1)).unflatten(-1, (-1, self._up_size)).transpose(1, 2)
         # [B, H, T, n + v]
         key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         if self.qk_rope_head_dim > 0:
             key = torch.cat([key, rope_key.expand(-1, key.shape[1], -1, -1)], dim=-1)
+        if sizes is not None:
+            key = key * sizes[:, : key.shape[1]].mT
         if not widen:
             return query, key, value
         return _widen(query, self.head_dim), _widen(key, self.head_dim), _widen(value, self.head_dim)
@@ -280,8 +353,10 @@ class LatentAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         causal: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """query [B, H, S, r + R], entries [B, 1, T, r + R] -> [B, S, H * v] and, from eager attention, the weights."""
+        """query [B, H, S, r + R], entries [B, 1, T, ...] -> [B, S, H * v] and, from eager attention, the weights."""
         wanted = attend is eager_attention_forward
+        entries, sizes = self._taken_apart(entries)
+        plain = self.softcap is None and sizes is None
         mixed, weights = mix(
             query,
             entries,
@@ -291,6 +366,7 @@ class LatentAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             training=self.training,
             weights=wanted,
+            shaping=None if plain else Shaping(self.softcap, sizes),
         )
         return self._values_of(mixed), weights if wanted else None
 

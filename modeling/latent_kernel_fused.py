@@ -31,6 +31,8 @@ def _run(
 ) -> tuple[torch.Tensor, None]:
     """All heads are rows of one query: each entry is read once."""
     rows = query.transpose(1, 2)  # [B, 1, H, r + R]
+    if mask is not None and mask.shape[1] > 1:  # one for each head: [B, H, 1, T] -> [B, 1, H, T]
+        mask = mask.transpose(1, 2)
     mixed = F.scaled_dot_product_attention(rows, entries, entries, attn_mask=mask, scale=scaling)
     return mixed.transpose(1, 2), None
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from .latent_kernel import Kernel  # noqa: TID251 - beside this file, too
+from .latent_kernel import Kernel, Shaping  # noqa: TID251 - beside this file, too
 
 
 def _applies(query: torch.Tensor, training: bool, weights: bool) -> bool:
@@ -11,7 +11,7 @@ def _applies(query: torch.Tensor, training: bool, weights: bool) -> bool:
     return True
 
 
-def _run(
+def run_plain(
     query: torch.Tensor,
     entries: torch.Tensor,
     *,
@@ -19,19 +19,21 @@ def _run(
     scaling: float,
     causal: bool,
     dropout: float,
+    shaping: Shaping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale is applied within the product, before it is rounded: unscaled it could overflow fp16."""
     entries = entries.squeeze(1)
     rows = query.flatten(1, 2)  # [B, H * S, r + R]
     scores = torch.baddbmm(query.new_zeros(()), rows, entries.mT, beta=0, alpha=scaling)
-    scores = _masked(scores.view(*query.shape[:3], -1), mask, causal)
+    scores = scores.view(*query.shape[:3], -1)
+    scores = masked(scores if shaping is None else shaping.of(scores), mask, causal)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(entries.dtype)
     weights = F.dropout(weights, p=dropout, training=dropout > 0)
     return torch.bmm(weights.flatten(1, 2), entries).view(query.shape), weights
 
 
-def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
-    """scores [B, H, S, T], mask [B, 1, S, T]: added, or, where it is boolean, what may be seen."""
+def masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """scores [B, H, S, T], mask [B, 1 or H, S, T]: added, or, where it is boolean, what may be seen."""
     if causal:  # S == T
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is None:
@@ -42,6 +44,6 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> to
     return scores + mask
 
 
-PLAIN = Kernel(_applies, _run)
+PLAIN = Kernel(_applies, run_plain)
 
-__all__ = ["PLAIN"]
+__all__ = ["PLAIN", "masked", "run_plain"]

@@ -2,9 +2,9 @@
 
 import torch
 
-from .latent_kernel import Kernel, Mixed  # noqa: TID251 - beside this file, too
+from .latent_kernel import Kernel, Mixed, Shaping  # noqa: TID251 - beside this file, too
 from .latent_kernel_fused import FUSED  # noqa: TID251
-from .latent_kernel_plain import PLAIN  # noqa: TID251
+from .latent_kernel_plain import PLAIN, run_plain  # noqa: TID251
 
 KERNELS: tuple[Kernel, ...] = (FUSED, PLAIN)
 
@@ -19,8 +19,11 @@ def mix(
     dropout: float,
     training: bool,
     weights: bool,
+    shaping: Shaping | None = None,
 ) -> Mixed:
     """Run the first kernel that applies, which the last one always does; arguments as in latent_kernel.py."""
+    if shaping is not None:
+        return run_plain(query, entries, mask=mask, scaling=scaling, causal=causal, dropout=dropout, shaping=shaping)
     kernel = next(kernel for kernel in KERNELS if kernel.applies(query, training, weights))
     return kernel.run(query, entries, mask=mask, scaling=scaling, causal=causal, dropout=dropout)
 

@@ -3,7 +3,6 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,17 +13,12 @@ from transformers import (
     GPTNeoForTokenClassification,
     GPTNeoModel,
 )
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock, GPTNeoMLP
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 
 from .configuration_gpt_neo_gqa import GPTNeoGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .gpt_neo_decoder import GPTNeoBackbone, GPTNeoBackboneBlock, GPTNeoBackbonePreTrainedModel  # noqa: TID251
 from .own_masks import OwnMaskAttention, near  # noqa: TID251
-from .plain_decoder import (  # noqa: TID251
-    PlainBlock,
-    PlainModel,
-    PlainPreTrainedModel,
-    plain_block_forward,
-    plain_forward,
-)
+from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
@@ -52,68 +46,26 @@ class GPTNeoGQAAttention(OwnMaskAttention):
         return projected
 
 
-class GPTNeoGQABlock(PlainBlock):
-    """One layer: attention and MLP, each behind its LayerNorm and added to what came in."""
+class GPTNeoGQABlock(GPTNeoBackboneBlock):
+    """One layer with this attention."""
 
     forward = answers_like(GPTNeoBlock.forward)(plain_block_forward)
-
-    def __init__(self, config: GPTNeoGQAConfig, layer_idx: int) -> None:
-        super().__init__()
-        inner = 4 * config.hidden_size if config.intermediate_size is None else config.intermediate_size
-        self.ln_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.attn = nn.ModuleDict({"attention": GPTNeoGQAAttention(config, layer_idx)})
-        self.ln_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mlp = GPTNeoMLP(inner, config)
-
-    def run(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.attn["attention"](self.ln_1(hidden_states), **arguments)
-        hidden_states = attended + hidden_states
-        output: torch.Tensor = hidden_states + self.mlp(self.ln_2(hidden_states))
-        return output
+    attention_class = GPTNeoGQAAttention
 
 
-class GPTNeoGQAPreTrainedModel(PlainPreTrainedModel):
-    """What the classes below declare to transformers; engines with an attention of their own know of no window here."""
+class GPTNeoGQAPreTrainedModel(GPTNeoBackbonePreTrainedModel):
+    """What the classes below declare to transformers."""
 
     config_class: Any = GPTNeoGQAConfig
-    base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
     _no_split_modules: Any = ["GPTNeoGQABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs: Any = {"hidden_states": GPTNeoGQABlock, "attentions": GPTNeoGQAAttention}  # noqa: RUF012
 
 
-class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, PlainModel, GPTNeoModel):
+class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, GPTNeoBackbone, GPTNeoModel):
     """Embeddings, blocks and the last LayerNorm."""
 
+    block_class = GPTNeoGQABlock
     forward = answers_like(GPTNeoModel.forward)(plain_forward)
-
-    def build(self, config: GPTNeoGQAConfig) -> None:
-        """Make the modules."""
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.drop = nn.Dropout(float(config.embed_dropout))
-        self.h = nn.ModuleList([GPTNeoGQABlock(config, layer) for layer in range(config.num_layers)])
-        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
-
-    def blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
-    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D], positions added."""
-        states = inputs_embeds + self.wpe(arguments["position_ids"])
-        kinds = given["token_type_ids"]
-        dropped: torch.Tensor = self.drop(states if kinds is None else states + self.wte(kinds))
-        return dropped
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 GPTNeoGQAPreTrainedModel.base_class = GPTNeoGQAModel

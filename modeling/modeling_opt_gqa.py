@@ -3,7 +3,6 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from transformers import OPTForCausalLM, OPTForQuestionAnswering, OPTForSequence
 from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoder, OPTDecoderLayer
 
 from .configuration_opt_gqa import OPTGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
-from .plain_decoder import PlainParts, plain_forward  # noqa: TID251
+from .opt_decoder import OPTParts  # noqa: TID251
+from .plain_decoder import plain_forward  # noqa: TID251
 from .shared_heads import SeparateAttention, SharedHeadsModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -39,34 +39,10 @@ class OPTGQAPreTrainedModel(SharedHeadsModel):
     _can_record_outputs: Any = {"hidden_states": OPTDecoderLayer, "attentions": OPTGQAAttention}  # noqa: RUF012
 
 
-class OPTGQADecoder(PlainParts, OPTGQAPreTrainedModel, OPTDecoder):
+class OPTGQADecoder(OPTParts, OPTGQAPreTrainedModel, OPTDecoder):
     """Embeddings, blocks and, in most, the last LayerNorm."""
 
     forward = answers_like(OPTDecoder.forward)(plain_forward)
-
-    def blocks(self) -> Iterable[Any]:
-        """Give the blocks; in training some are left out at random, where the config says so."""
-        return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
-
-    def positions(self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
-        """[1 or B, S]: where no positions are given, the places among the tokens that the mask does not hide."""
-        if mask is None or mask.ndim != 2:
-            return super().positions(inputs_embeds, mask, cache)
-        return (mask.cumsum(1) * mask - 1).long()[:, -inputs_embeds.shape[1] :]
-
-    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, word size] -> [B, S, D], positions added."""
-        places = arguments["position_ids"]
-        positions = self.embed_positions(places, position_ids=places)
-        states = inputs_embeds if self.project_in is None else self.project_in(inputs_embeds)
-        summed: torch.Tensor = states + positions.to(states.device)
-        return summed
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, word size]."""
-        states = hidden_states if self.final_layer_norm is None else self.final_layer_norm(hidden_states)
-        projected: torch.Tensor = states if self.project_out is None else self.project_out(states)
-        return projected
 
 
 class OPTGQAModel(OPTGQAPreTrainedModel, OPTModel):

@@ -76,10 +76,14 @@ class ParallelModel(PlainModel):
         """Give the blocks."""
         return self.h
 
-    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]; blocks get cosines and sines."""
+    def tables(self, position_ids: torch.Tensor, dtype: torch.dtype) -> Any:
+        """Make what blocks get of positions [B, S]: cosines and sines."""
         config: Any = self.config  # type: ignore[attr-defined]  # of the stock class
-        arguments["position_embeddings"] = pair_tables(config, arguments["position_ids"], inputs_embeds.dtype)
+        return pair_tables(config, position_ids, dtype)
+
+    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]; blocks get tables of the positions."""
+        arguments["position_embeddings"] = self.tables(arguments["position_ids"], inputs_embeds.dtype)
         kinds = given["token_type_ids"]
         states: torch.Tensor = self.drop(inputs_embeds if kinds is None else inputs_embeds + self.wte(kinds))
         return states

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_shared_heads import key_value_heads  # noqa: TID251 - beside this file in a checkpoint, too
@@ -24,6 +23,7 @@ from .grouped_attention import (  # noqa: TID251
     sdpa_attention_forward,
     sdpa_grouped_attention,
 )
+from .replaced_parts import ReplacedParts, keep_stored_names  # noqa: TID251
 from .transformers_api import CACHE_NAME, has_pages, take_cache, update_cache  # noqa: TID251
 
 LAYER_CACHE = "layer_past"  # what some stock blocks call the cache that they hand to their attention
@@ -135,44 +135,8 @@ class SeparateAttention(SharedHeadsAttention):
         return self.heads(self.q_proj(hidden_states), self.num_heads), key, value
 
 
-class SharedHeadsModel:
-    """What a family's models have in front of the stock class that each of them is.
-
-    Attributes:
-        stands_for: stock class -> the family's own: modules of a layer, made from (config, number of the layer), and
-            the base model, made from (config).
-    """
-
-    stands_for: dict[type, Any]
-    config_class: Any
-    _can_record_outputs: Any
-    # transformers' patterns are for buffers in checkpoints of the stock class, and vLLM drops what they are found in
-    _keys_to_ignore_on_load_unexpected: Any = None
-
-    def post_init(self) -> None:
-        """Put the family's own parts in place, then go on as transformers does."""
-        self._replace(self)
-        super().post_init()  # type: ignore[misc]  # of the stock class
-
-    def _replace(self, parent: Any) -> None:
-        for name, child in list(parent.named_children()):
-            own = self.stands_for.get(type(child))
-            if own is None:
-                self._replace(child)
-            elif hasattr(child, "layer_idx"):
-                setattr(parent, name, own(child.config, child.layer_idx))
-            else:
-                setattr(parent, name, own(child.config))
-
-
-def keep_stored_names(own: str, stock: str) -> None:
-    """Let a class of ours read and write tensors under the names that checkpoints of the stock one have.
-
-    own, stock: names of classes, or model types; what transformers has no renaming for is left as it is.
-    """
-    mapping = get_checkpoint_conversion_mapping(stock)
-    if mapping is not None:
-        register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
+class SharedHeadsModel(ReplacedParts):
+    """What a family's models have in front of the stock class that each of them is."""
 
 
 __all__ = ["SeparateAttention", "SharedHeadsAttention", "SharedHeadsModel", "keep_stored_names"]

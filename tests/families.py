@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny import OWN
 from torch import Tensor
 from transformers.models.codegen.modeling_codegen import CodeGenBlock
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -14,11 +15,13 @@ from transformers.models.gptj.modeling_gptj import GPTJBlock
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from convert_attn import modeling
+from convert_attn.convert.archs import architectures
 
 VOCABULARY = 61
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "num_labels": 3}
 _LATENT = {"kv_lora_rank": 12, "qk_nope_head_dim": 6, "v_head_dim": 8}
+_HEADS = {"head_dim": 0}  # follows from the others
 _ROTARY = {"intermediate_size": 48, "qk_rope_head_dim": 4, "rope_inv_freq": [[1.0, 0.1], [0.5, 0.02]]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2_gqa": {"n_positions": 64, "num_key_value_heads": 2},
@@ -30,6 +33,31 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 4, "num_key_value_heads": 2},
     "opt_gqa": {"ffn_dim": 48, "init_std": 0.2, "num_key_value_heads": 2},
 }
+
+
+def native_type(family: str) -> str:
+    """The model type of transformers that a family is of."""
+    return family.rpartition("_")[0]
+
+
+# of families whose config says more than these sizes
+_OWN: dict[str, dict[str, Any]] = {
+    "gptj_mla": {"rotary_dim": 4, "n_positions": 64},
+    "codegen_mla": {"rotary_dim": 4, "n_positions": 64},
+    "gpt_neo_mla": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "opt_mla": {"ffn_dim": 48, "init_std": 0.2},
+}
+
+
+def _with_a_latent(family: str) -> dict[str, Any]:
+    """Settings of a class that has its family's blocks around latent attention."""
+    rotary = architectures()[native_type(family)].turns
+    own = OWN.get(native_type(family), {})
+    cap = own.get("attn_logit_softcapping")
+    besides = {"score_softcap": cap, "key_norm_heads": 2 if architectures()[native_type(family)].k_norm else 0}
+    return _LATENT | (_ROTARY if rotary else {}) | own | _HEADS | besides | _OWN.get(family, {})
+
+
 # what of transformers each base model stands in for
 STANDS_FOR: dict[str, Any] = {
     "gpt2_gqa": transformers.GPT2Model,
@@ -41,6 +69,8 @@ STANDS_FOR: dict[str, Any] = {
     "gpt_neo_gqa": transformers.GPTNeoModel,
     "opt_gqa": transformers.OPTModel,
 }
+LATENTS = [name for name in modeling.FAMILIES if name.endswith("_mla") and name not in SETTINGS]
+SETTINGS |= {name: _with_a_latent(name) for name in LATENTS if native_type(name) in architectures()}
 CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal}
 # what of transformers each block stands in for, where it is not transformers' own, and what of its arguments is unused
 _BLOCKS: dict[str, tuple[Any, str | None]] = {
@@ -50,15 +80,20 @@ _BLOCKS: dict[str, tuple[Any, str | None]] = {
     "codegen_gqa": (CodeGenBlock, None),
     "gpt_neo_gqa": (GPTNeoBlock, None),
     "gptj_gqa": (GPTJBlock, None),
+    "codegen_mla": (CodeGenBlock, None),
+    "gpt_neo_mla": (GPTNeoBlock, None),
+    "gptj_mla": (GPTJBlock, None),
 }
 # whose attention has a mask of its own, which no engine and no paged cache learns of
-OWN_MASKS = frozenset({"gpt_neo_gqa"})
+OWN_MASKS = frozenset({"gpt_neo_gqa", "gpt_neo_mla"})
 HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 
-def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa") -> Any:
+def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa", **changes: Any) -> Any:
     """A model of a family, made by an Auto class, that pays uneven attention; always the same weights."""
-    config = transformers.AutoConfig.for_model(family, **_SIZES, **_TOKENS, **SETTINGS[family])
+    config = transformers.AutoConfig.for_model(family, **_SIZES | _TOKENS | SETTINGS[family] | changes)
+    if not transformers.AutoModel._model_mapping[type(config)]._supports_sdpa:  # as the stock class
+        attn = "eager"
     torch.manual_seed(0)
     model = getattr(transformers, auto).from_config(config, attn_implementation=attn).eval()
     with torch.no_grad():
@@ -70,21 +105,27 @@ def build(family: str, auto: str = "AutoModelForCausalLM", attn: str = "sdpa") -
 
 def installed(family: str, auto: str) -> Any:
     """The class of transformers whose forward this head has, or stands in for."""
-    if auto == "AutoModel":
+    if auto == "AutoModel" and family in STANDS_FOR:
         return STANDS_FOR[family]
     model = getattr(transformers, auto)._model_mapping[transformers.AutoConfig.for_model(family).__class__]
     return next(cls for cls in model.__mro__ if cls.__module__.startswith("transformers.") and "forward" in vars(cls))
 
 
-def native_type(family: str) -> str:
-    """The model type of transformers that a family is of."""
-    return family.rpartition("_")[0]
+def serves(family: str) -> bool:
+    """Whether the class says that engines may put an attention of their own in its place: as the stock one does."""
+    known = transformers.AutoModel._model_mapping[transformers.AutoConfig.for_model(family).__class__]
+    return bool(known._supports_attention_backend) and family not in OWN_MASKS
+
+
+def batches(family: str) -> bool:
+    """Whether transformers' continuous batching computes what the class does."""
+    return installed(family, "AutoModel")._supports_attention_backend and not SETTINGS[family].get("score_softcap")
 
 
 def native_config(family: str) -> Any:
     """A config of transformers' own model, of these sizes."""
     known = {"intermediate_size", "ffn_dim", "rotary_dim", "attention_types"} & SETTINGS[family].keys()
-    own = {name: SETTINGS[family][name] for name in known}
+    own = OWN.get(native_type(family), {}) | {name: SETTINGS[family][name] for name in known}
     return transformers.AutoConfig.for_model(native_type(family), **_SIZES, **_TOKENS, **own)
 
 

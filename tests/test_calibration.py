@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import tensors_of
-from tiny import HEADS, SIZES, assert_same_logits, load, logits_of, tiny_model
+from tiny import HEADS, KINDS, SIZES, assert_same_logits, load, logits_of, tiny_geometry, tiny_model
 from torch import Tensor, nn
 
 from convert_attn import convert
@@ -45,7 +45,12 @@ HEAD_DIM = HIDDEN // HEADS
 _SIZES = Geometry(
     hidden_size=HIDDEN, num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64
 )
-LATENT = [name for name, arch in architectures().items() if targets_for(arch, _SIZES, LatentCache.of(16, 8, LAYERS))]
+LATENT = [
+    name
+    for name, arch in architectures().items()
+    if (held := targets_for(arch, _SIZES, LatentCache.of(16, 8, LAYERS)))
+    and (name in KINDS or any(target.layout == "native" for target in held))
+]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 
 
@@ -469,7 +474,7 @@ def test_full_rank_stays_exact_with_refit(model_type: str, tmp_path: Path) -> No
     model = tiny_model(model_type)
     model.save_pretrained(tmp_path / "in")
     text = save_windows(tmp_path / "text.npy", windows_of())
-    options = latent_options(model_type, rank=HIDDEN, rope_dim=HEADS * HEAD_DIM)
+    options = latent_options(model_type, rank=HIDDEN, rope_dim=tiny_geometry(model)[1].turning_keys)
     convert(tmp_path / "in", calibration=text, refit=True, output=tmp_path / "out", **options)
     torch.testing.assert_close(logits_of(load(tmp_path / "out")), logits_of(model), atol=1e-4, rtol=1e-4)
 

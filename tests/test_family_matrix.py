@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Command, tensors_of
-from tiny import CONVERTIBLE, HEADS, load, tiny_model
+from tiny import CONVERTIBLE, HEADS, assert_same_logits, load, logits_of, tiny_geometry, tiny_model
+from tiny import SIZES as SIZES_OF_TINY
 from transformers import AutoModel
 
 from convert_attn import convert
@@ -20,6 +21,7 @@ from convert_attn.convert.conversion.api import plan
 from convert_attn.convert.discovery import discover
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.inspection.families import COLUMNS, Home, families, markdown, not_converted
+from convert_attn.eval.measures.decoding import cache_of, with_cache
 
 SIZES: dict[str, dict[str, Any]] = {"gqa": {"groups": 2}, "mqa": {}, "mla": {"cache_ratio": 0.5}}
 QUICK: dict[str, Any] = {"calibration": None, "measure": False}
@@ -76,6 +78,32 @@ def test_what_is_held_loads_as_that_class_and_generates(name: str, to: str, home
     for row, start in ((0, 4), (1, 0)):
         alone = generated(model, ids[row : row + 1, start:], mask[row : row + 1, start:])
         assert torch.equal(alone[0], both[row])
+
+
+OURS = [(name, home) for name, to, home in HELD if to == "mla" and home.layout == "custom"]
+
+
+@pytest.mark.parametrize(("name", "home"), OURS, ids=str)
+def test_a_latent_of_full_size_loses_nothing_either_way(name: str, home: Home, tmp_path: Path) -> None:
+    """Logits are the original's; absorbed, expanded and whole texts agree; the cache has the size that was planned."""
+    original = tiny_model(name)
+    original.save_pretrained(tmp_path / "in")
+    rotary = tiny_geometry(original)[1].turning_keys
+    options = QUICK | {"rank": SIZES_OF_TINY["hidden_size"], "rope_dim": rotary or None, "layout": home.layout}
+    made = convert(tmp_path / "in", to="mla", output=tmp_path / "out", **options)
+    model = load(tmp_path / "out")
+    assert_same_logits(logits_of(model), logits_of(original))
+    ids = torch.randint(1, 97, (1, 9), generator=torch.Generator().manual_seed(1))
+    whole = logits_of(model, 9, 1, ids)
+    for mode in ("absorb", "expand"):
+        model.config.latent_attention_mode = mode
+        with torch.no_grad():
+            first = model(ids[:, :5], use_cache=True)
+            last = model(ids[:, 5:], **with_cache(model, cache_of(first)), use_cache=True)
+        assert_same_logits(torch.cat([first.logits, last.logits], 1), whole)
+        assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_of(last).layers) == (
+            9 * made.plan.cache_bytes[1]
+        )
 
 
 @pytest.mark.parametrize(("name", "to"), REFUSED, ids=str)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Command
-from tiny import HEADS, KINDS, SIZES, get_attention, load, logits_of, set_attention, tiny_model
+from tiny import HEADS, KINDS, SIZES, get_attention, load, logits_of, set_attention, tiny_geometry, tiny_model
 
 from convert_attn import ConvertAttnError, convert
 from convert_attn.convert.archs import architectures
@@ -29,6 +29,7 @@ HIDDEN, HEAD_DIM = SIZES["hidden_size"], SIZES["hidden_size"] // HEADS
 _SIZES = Geometry(hidden_size=HIDDEN, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=HEAD_DIM, context=64)
 LATENT = [name for name in KINDS if fitting(architectures()[name], _SIZES, LatentCache.of(16, 8, 2))]
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
+GROUPED = [name for name in ROTARY if architectures()[name].config_kv_heads]
 COMPRESSING = [name for name, method in methods().items() if method.compress]
 
 
@@ -43,7 +44,7 @@ def _convert(model: Any, folder: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("model_type", LATENT)
 def test_full_rank_gives_the_original_logits(model_type: str, method: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
-    rotary = {"rope_dim": HEADS * HEAD_DIM} if model_type in ROTARY else {}
+    rotary = {"rope_dim": tiny_geometry(model)[1].turning_keys} if model_type in ROTARY else {}
     converted = _convert(model, tmp_path, rank=HIDDEN, method=method, **rotary)
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
 
@@ -98,10 +99,10 @@ def test_a_window_that_no_layer_has_does_not_limit_the_result(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
-@pytest.mark.parametrize("model_type", ROTARY)
+@pytest.mark.parametrize("model_type", GROUPED)
 def test_grouped_sources_convert_too(model_type: str, kv_heads: int, tmp_path: Path) -> None:
     model = tiny_model(model_type, kv_heads=kv_heads)
-    converted = _convert(model, tmp_path, rank=HIDDEN, rope_dim=kv_heads * HEAD_DIM)
+    converted = _convert(model, tmp_path, rank=HIDDEN, rope_dim=tiny_geometry(model)[1].turning_keys)
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
 
 
@@ -153,7 +154,7 @@ def test_latent_norm_leaves_latents_of_typical_size_alone(model_type: str, tmp_p
         for name, parameter in model.named_parameters():
             if f".{norm.name}." in name:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0 - norm.gain_offset)
-    rotary = {"rope_dim": HEADS * HEAD_DIM} if model_type in ROTARY else {}
+    rotary = {"rope_dim": tiny_geometry(model)[1].turning_keys} if model_type in ROTARY else {}
     converted = _convert(model, tmp_path, rank=HIDDEN, latent_norm=True, **rotary)
     assert converted.config.latent_norm
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
@@ -346,7 +347,7 @@ def test_rank_for_shared_heads_is_refused(tmp_path: Path, command: Command) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("model_type", ROTARY)
+@pytest.mark.parametrize("model_type", GROUPED)
 def test_room_for_every_key_and_value_loses_what_the_dtype_does_and_no_more(
     model_type: str, dtype: str, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import config_of, save_tiny
-from families import OWN_MASKS, build
+from families import LATENTS, OWN_MASKS, build, native_type, serves
 from tiny import HEADS, load, tiny_model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -39,14 +39,16 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
     "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
     "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
+    **{name: (native_type(name), {"to": "mla", "cache_ratio": 0.5}) for name in LATENTS if serves(name)},
 }
+UNSERVED = OWN_MASKS | {name for name in LATENTS if not serves(name)}
 
 
 def test_every_class_of_ours_is_here() -> None:
-    assert MADE.keys() == {name for name, family in modeling.FAMILIES.items() if family.causal} - OWN_MASKS
+    assert MADE.keys() == {name for name, family in modeling.FAMILIES.items() if family.causal} - UNSERVED
 
 
-@pytest.mark.parametrize("family", sorted(OWN_MASKS))
+@pytest.mark.parametrize("family", sorted(UNSERVED))
 def test_a_mask_that_engines_do_not_learn_of_is_declared(family: str) -> None:
     model = build(family)
     assert model._supports_attention_backend is False

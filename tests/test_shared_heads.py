@@ -67,10 +67,3 @@ def test_heads_that_fill_no_four_shards_are_refused(tmp_path: Path) -> None:
     tiny_model("codegen", num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path / "in")
     with pytest.raises(Exception, match="which are not 2 query heads and some K/V heads"):
         convert(tmp_path / "in", to="mqa", output=tmp_path / "out")
-
-
-@pytest.mark.parametrize("source", ["gpt_neox", "opt", "gptj", "codegen"])
-def test_no_class_with_a_latent_is_offered(source: str, tmp_path: Path) -> None:
-    tiny_model(source).save_pretrained(tmp_path / "in")
-    with pytest.raises(UsageError, match=f"no class with a latent has the blocks of {source}"):
-        convert(tmp_path / "in", to="mla", rank=16, output=tmp_path / "out")

@@ -273,10 +273,11 @@ def set_attention(model: Any, layer: int, weights: AttentionWeights) -> None:
     assert not unexpected
 
 
-def logits_of(model: Any, length: int = 24, batch: int = 2) -> torch.Tensor:
-    """Logits [batch, length, vocabulary] on fixed random tokens."""
-    generator = torch.Generator().manual_seed(7)
-    tokens = torch.randint(1, SIZES["vocab_size"], (batch, length), generator=generator)
+def logits_of(model: Any, length: int = 24, batch: int = 2, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits [batch, length, vocabulary] on fixed random tokens, or on these."""
+    if tokens is None:
+        generator = torch.Generator().manual_seed(7)
+        tokens = torch.randint(1, SIZES["vocab_size"], (batch, length), generator=generator)
     given = {"input_ids": tokens}
     if model.config.is_encoder_decoder:
         given = source_of(model, tokens) | {"decoder_input_ids": tokens}

@@ -34,9 +34,7 @@ UNSUPPORTED = {
     "nanochat": _NORMED_AFTER,
     "deepseek_v2": "caches a latent already",
     "deepseek_v3": "caches a latent already",
-    "gpt2_mla": "caches a latent already",
-    "llama_mla": "caches a latent already",
-}
+} | {name: "caches a latent already" for name in FAMILIES if name.endswith("_mla")}
 
 
 def architectures() -> dict[str, Architecture]:

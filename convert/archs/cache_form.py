@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convert_attn.convert.archs import architectures
@@ -101,12 +101,13 @@ class SharedHeads:
 class LatentCache:
     """MLA: one latent of `ranks` and one rotary key of `rope_dims` numbers per token, each given layer by layer.
 
-    `norm`: an RMSNorm on the latent, in front of the cache.
+    `norm`: an RMSNorm on the latent, in front of the cache. `key_sizes`: numbers by which a norm on keys divides them.
     """
 
     ranks: tuple[int, ...]
     rope_dims: tuple[int, ...]
     norm: bool = False
+    key_sizes: int = 0
 
     @classmethod
     def of(
@@ -141,7 +142,7 @@ class LatentCache:
 
     def of_layer(self, layer: int) -> LatentCache:
         """Give the form of one layer."""
-        return LatentCache((self.ranks[layer],), (self.rope_dims[layer],), self.norm)
+        return LatentCache((self.ranks[layer],), (self.rope_dims[layer],), self.norm, self.key_sizes)
 
     def label(self, heads: int) -> str:
         """Name it in a word: "MLA 256 + 32", or "MLA 256" without a rotary key."""
@@ -153,29 +154,36 @@ class LatentCache:
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
         """Give numbers cached per token in each layer."""
-        return [rank + rope_dim for rank, rope_dim in zip(self.ranks, self.rope_dims, strict=True)]
+        sizes = zip(self.ranks, self.rope_dims, strict=True)
+        return [rank + rope_dim + self.key_sizes for rank, rope_dim in sizes]
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
-        settings = {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
+        settings: dict[str, Any] = {"rank": self.rank, "rope_dim": self.rope_dim, "latent_norm": self.norm}
+        settings |= {"key_sizes": self.key_sizes} if self.key_sizes else {}
         return settings | ({"ranks": list(self.ranks)} if "rank" in self.varied else {})
 
     def rows(self, sizes: Geometry) -> dict[str, tuple[str, str]]:
         """Tell what changes, as label -> (before, after)."""
         numbers = span([2 * heads * sizes.head_dim for heads in sizes.kv_by_layer])
+        sizes_of_keys = f" + {self.key_sizes} sizes of keys" if self.key_sizes else ""
         layers = f" ({min(self.ranks)} to {max(self.ranks)} by layer)" if "rank" in self.varied else ""
         cached = {
-            "cached per token and layer": (f"{numbers} numbers", f"{self.rank} latent{layers} + {self.rope_dim} rotary")
+            "cached per token and layer": (
+                f"{numbers} numbers",
+                f"{self.rank} latent{layers} + {self.rope_dim} rotary{sizes_of_keys}",
+            )
         }
         return cached | ({"norm of the latent": ("", "RMSNorm, not exact")} if self.norm else {})
 
     def sentence(self, heads: int, before: SharedHeads) -> str:
         """Say what was done to a model of so many query heads, and K/V heads before."""
         rotary = f" and a shared rotary key of {self.rope_dim}" if self.rope_dim else ""
+        sizes_of_keys = f" and {self.key_sizes} sizes of keys" if self.key_sizes else ""
         mean = " (on average: each layer has a rank of its own)" if "rank" in self.varied else ""
         return (
-            f"one latent of {self.rank} numbers{mean}{rotary} per token and layer is cached instead of the keys "
-            f"and values of {span(before.groups)} heads"
+            f"one latent of {self.rank} numbers{mean}{rotary}{sizes_of_keys} per token and layer is cached instead of "
+            f"the keys and values of {span(before.groups)} heads"
             + ("; an RMSNorm normalises the latent, which rescales tokens of untypical size" if self.norm else "")
         )
 
@@ -200,7 +208,9 @@ def form_of(config: Any) -> Form:
     if rank := getattr(config, "kv_lora_rank", None):
         ranks = getattr(config, "kv_lora_ranks", None) or int(rank)
         rope_dim, norm = getattr(config, "qk_rope_head_dim", 0), getattr(config, "latent_norm", False)
-        return LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
+        found = LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
+        heads = int(getattr(config, "key_norm_heads", 0))
+        return replace(found, key_sizes=1 if heads and config.key_norm_together else heads)
     if getattr(config, "multi_query", False):
         return SharedHeads.of(1, layers)
     heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)

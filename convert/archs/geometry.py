@@ -100,6 +100,19 @@ class Geometry:
         return isinstance(self.position, Rotary)
 
     @property
+    def turning_keys(self) -> int:
+        """How many numbers of all keys of a layer turn: no rotary key need be larger."""
+        turning = max((len(p.inv_freq) for p in (self.position, *self.positions) if isinstance(p, Rotary)), default=0)
+        return min(self.kv_by_layer) * 2 * turning
+
+    @property
+    def key_sizes(self) -> int:
+        """How many numbers a norm on keys divides a token's by: one for each K/V head, or for all; 0 without a norm."""
+        if self.norm is None:
+            return 0
+        return 1 if self.norm.computes.together else self.num_kv_heads
+
+    @property
     def softcapped(self) -> bool:
         """Whether scores of some layer stay below a size."""
         return any(self.softcaps)

@@ -36,10 +36,12 @@ from convert_attn.convert.weights.functional import (
     Rule,
     attention_of,
     distance_bias,
+    key_sizes,
     keys,
     queries,
     values,
 )
+from convert_attn.convert.weights.latent import LatentWeights
 
 _OWN, _SEEN = 0.5, 0.4  # of w: the original's attention and the conversion's; the rest is even
 _DAMPING = 0.1  # of a change of queries or keys, as a share of what it does to the scores of a typical token
@@ -70,7 +72,8 @@ class LayerRefit:
         """Give queries, keys, then values with the output projection."""
         every, asked = self._keys(), [*map(self._queries, self.sample.tiles)]
         self._weigh(every, asked)
-        self._solve_queries(every, asked)
+        if self._parts.queries():
+            self._solve_queries(every, asked)
         asked = [*map(self._queries, self.sample.tiles)]
         self._solve_keys(every, asked)
         for tile in self.sample.tiles:
@@ -164,12 +167,29 @@ class LayerRefit:
             made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
 
+    def _sizes_of_keys(self) -> tuple[list[Tensor], Tensor] | None:
+        """What a norm multiplies keys by, batch by batch [B, H, 1, T], less its typical size [H]; None without one."""
+        weights = self.weights
+        if not isinstance(weights, LatentWeights) or weights.head_norm is None:
+            return None
+        found = [key_sizes(weights, x) for x in self.sample.looked_at]
+        sizes = [size.mT for size in found if size is not None]
+        typical = torch.stack([size.square().mean((0, 2, 3)) for size in sizes]).mean(0).sqrt()
+        return [size / typical[:, None, None] for size in sizes], typical
+
     def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
-        parts = self._parts.keys()
+        parts, behind_norm = self._parts.keys(), self._sizes_of_keys()
+        right_errors = self._errors(asked, every)
+        if behind_norm is not None:
+            asked = [query * behind_norm[1][:, None, None] for query in asked]
+
+        def sized(scores: Tensor, tile: Tile) -> Tensor:
+            return scores if behind_norm is None else scores * behind_norm[0][tile.batch][..., : tile.length]
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
             for tile, query, gradient in zip(self.sample.tiles, asked, gradients, strict=True):
+                gradient = sized(gradient, tile)
                 for part, back in zip(parts, backs[tile.batch], strict=True):
                     back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -186,13 +206,13 @@ class LayerRefit:
                 scores = torch.zeros(())
                 for part, key in zip(parts, made[tile.batch], strict=True):
                     scores = scores + scores_of(query[..., part.columns], key[:, :, : tile.length], product)
-                yield _centred(tile.importance, scores)
+                yield _centred(tile.importance, sized(scores, tile))
 
         inputs = self.sample.looked_at
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
         lefts = [self._spread_of_queries(part, asked) for part in parts]
         with rough():
-            right = pull(self._errors(asked, every))
+            right = pull(right_errors)
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_queries(self, part: Projection, asked: list[Tensor]) -> Tensor:

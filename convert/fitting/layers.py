@@ -14,6 +14,7 @@ from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
+from convert_attn.convert.maths.normed_latent import NormedLatent
 from convert_attn.convert.maths.rotary import RotaryPlanes, prior_offsets
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.planning.plan import Plan
@@ -140,9 +141,15 @@ class Layers:
         if isinstance(wanted, LatentCache) and method.compress is not None:
             frequencies = plan.target.frequencies(replace(plan.blueprint, form=wanted))
             sizes = LatentSizes(wanted.rank, wanted.rope_dim, frequencies)
-            converted = method.compress(weights, sizes, context)
-            self._check_frequencies(converted.inv_freq, frequencies)
             moments = context.moments
+            taken = None
+            if context.norm is not None:
+                taken = NormedLatent.of(weights, context.norm, moments, context.key_moments)
+                weights, context = taken.weights, replace(context, norm=None)
+            converted = method.compress(weights, sizes, context)
+            if taken is not None:
+                converted = taken.normed(converted)
+            self._check_frequencies(converted.inv_freq, frequencies)
             input_power = float(moments.variance().mean())
             return replace(converted, norm=wanted.norm, power=moments.power(converted.down), input_power=input_power)
         raise UsageError(f"method '{method.name}' does not serve --to {plan.request.to}")

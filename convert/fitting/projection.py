@@ -12,7 +12,7 @@ from convert_attn.convert.fitting.attention_sample import Tile
 from convert_attn.convert.maths.products import product
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import turn
-from convert_attn.convert.weights.head_norm import Slope
+from convert_attn.convert.weights.head_norm import Factor, Slope
 from convert_attn.convert.weights.latent import LatentWeights
 
 Weights = AttentionWeights | LatentWeights
@@ -29,7 +29,7 @@ class Projection:
         turning: [e / 2] frequencies of its planes, None where it does not turn.
         metric: [M, M] second moments of what it reads.
         reads: batch -> [B, T, M].
-        slope: batch -> the derivative of the norm that follows the projection; None without one.
+        slope: batch -> the derivative of the norm that follows the projection, or what multiplies it; None without one.
     """
 
     names: tuple[str, str]
@@ -39,7 +39,7 @@ class Projection:
     metric: Tensor
     reads: Callable[[int], Tensor]
     scale: float = 1.0
-    slope: Callable[[int], Slope] | None = None
+    slope: Callable[[int], Slope | Factor] | None = None
 
     def turned(self, states: Tensor, positions: Tensor | None = None) -> Tensor:
         """Give planes turned to their positions."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from convert_attn.convert.fitting.projection import Projection, Weights
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Rule, latent_of, project
-from convert_attn.convert.weights.head_norm import Slope
+from convert_attn.convert.weights.functional import Rule, latent_of, project, query_sizes
+from convert_attn.convert.weights.head_norm import Factor, Slope
 from convert_attn.convert.weights.latent import LatentWeights
 
 
@@ -83,8 +84,24 @@ class Parts:
         if isinstance(w, AttentionWeights):
             return [self._part("q", everything, self._turning, self.tokens)]
         d = w.q_nope.shape[1]
-        parts = [self._part("q_nope", slice(0, d), None, self.tokens)]
-        return parts + ([self._part("q_rope", slice(d, None), w.inv_freq, self.tokens)] if w.inv_freq.numel() else [])
+        # behind a norm the others stay: it divides by their own size
+        parts = [] if w.head_norm else [self._part("q_nope", slice(0, d), None, self.tokens)]
+        rotary = [self._part("q_rope", slice(d, None), w.inv_freq, self.tokens)] if w.inv_freq.numel() else []
+        return parts + [replace(part, slope=self._query_sizes(w)) for part in rotary]
+
+    def _query_sizes(self, weights: LatentWeights) -> Callable[[int], Slope | Factor] | None:
+        if weights.head_norm is None:
+            return None
+        held: dict[int, Factor] = {}
+
+        def sizes(batch: int) -> Factor:
+            if batch not in held:
+                factor = query_sizes(weights, self.inputs[batch])
+                assert factor is not None
+                held[batch] = Factor(factor, len(weights.q_nope))
+            return held[batch]
+
+        return sizes
 
     def keys(self) -> list[Projection]:
         """Give what keys are made by, as `queries`."""

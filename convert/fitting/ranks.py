@@ -39,7 +39,8 @@ def splits(form: LatentCache, hidden: int, most: int) -> list[LatentCache]:
     dims = (min(most, max(STEP, round(share * total / STEP) * STEP)) for share in _SHARES)
     found = [form]
     for rope_dim in dims:
-        other = LatentCache.of(total - rope_dim, rope_dim, len(form.ranks), form.norm)
+        layers = len(form.ranks)
+        other = replace(form, ranks=(total - rope_dim,) * layers, rope_dims=(rope_dim,) * layers)
         if 0 < other.rank < hidden and other not in found:
             found.append(other)
     return found

@@ -222,7 +222,7 @@ def _sized(plan: Plan, trial: Trial, progress: Progress) -> Plan:
     if not _chooses_sizes(plan) or not isinstance(form, LatentCache):
         return plan
     if form.rope_dim:
-        form = trial.best(splits(form, sizes.hidden_size, min(sizes.kv_by_layer) * sizes.head_dim), progress)
+        form = trial.best(splits(form, sizes.hidden_size, sizes.turning_keys), progress)
     if "rank" in plan.target.by_layer:
         form = trial.ranks(form, progress)
     return replan(plan, form)

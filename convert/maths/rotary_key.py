@@ -98,16 +98,16 @@ def _start(layer: RotaryKeys, planes: int, frequencies: tuple[float, ...] | None
     return from_planes(linear, torch.zeros_like(linear)).transpose(0, 1), inv_freq
 
 
-def _whole(layer: RotaryKeys) -> SharedRotaryKey:
-    """A rotary key with room for every plane of every key: each as it is, and nothing is left to the latent.
+def _whole(layer: RotaryKeys, planes: Tensor) -> SharedRotaryKey:
+    """A rotary key with room for some planes of every key: each as it is, and nothing of them is left to the latent.
 
     A fit would come to the same, but for its damping, which leaves to the latent what it hardly sees turn.
     """
     keys, d = layer.gram.shape[:2]
-    every = torch.eye(keys * d, dtype=torch.float64).view(keys, 2, d // 2, keys, d)
-    mixing = every.transpose(0, 1).reshape(keys * d, keys, d)  # planes (p, p + R/2)
+    every = torch.eye(keys * d, dtype=torch.float64).view(keys, 2, d // 2, keys, d)[:, :, planes]
+    mixing = every.transpose(0, 1).reshape(-1, keys, d)  # planes (p, p + R/2)
     maps = mixing[:, layer.key_of].transpose(0, 1)  # [H, R, d]
-    return SharedRotaryKey(mixing, maps.contiguous(), layer.rotary.inv_freq.to(torch.float64).repeat(keys))
+    return SharedRotaryKey(mixing, maps.contiguous(), layer.rotary.inv_freq.to(torch.float64)[planes].repeat(keys))
 
 
 def fit_shared_rotary_key(
@@ -116,16 +116,17 @@ def fit_shared_rotary_key(
     """Give alternating least squares for the shared rotary key of a layer.
 
     Args:
-        rope_dim: R, at most K d.
+        rope_dim: R, at most the numbers of all keys that turn.
         frequencies: prescribed ones, None for a free choice.
         sweeps: alternations; 0 leaves the complex PCA as it starts.
     """
-    keys, d = layer.gram.shape[:2]
-    if frequencies is None and rope_dim == keys * d:
-        return _whole(layer)
+    keys = layer.gram.shape[0]
+    own = layer.rotary.inv_freq.to(torch.float64)
+    for planes in (own != 0, torch.ones_like(own, dtype=torch.bool)):
+        if frequencies is None and rope_dim == keys * 2 * int(planes.sum()):
+            return _whole(layer, planes)
     mixing, inv_freq = _start(layer, rope_dim // 2, frequencies)
     damping = layer.damping if frequencies is None else max(layer.damping, _PRESCRIBED)
-    own = layer.rotary.inv_freq.to(torch.float64)
     cross_turn = _centred_turn(inv_freq, own, layer.offsets)
     self_turn = _centred_turn(inv_freq, inv_freq, layer.offsets)
     size = _size(mixing, layer.gram)

@@ -31,6 +31,7 @@ def real_pca(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     both = overlap.diagonal(0, 1, 3).permute(2, 0, 1)  # [d, K, K]
     values, vectors = torch.linalg.eigh(both[:planes] + both[planes:])  # [P, K], [P, K, K]
     own = context.rotary.inv_freq.to(torch.float64)
+    values = torch.where(own[:, None] == 0, -1.0, values)  # what does not turn comes last
     if sizes.frequencies is None:
         picks = values.flatten().topk(sizes.rope_dim // 2).indices
         chosen = [(pick // keys, pick % keys) for pick in picks.tolist()]

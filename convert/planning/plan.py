@@ -265,6 +265,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         biases=class_biases(arch, facts),
         inv_freq=form.no_planes if isinstance(form, LatentCache) else (),
     )
+    _check_key_bias(blueprint)
     outputs, dropped = result_tensors(source, blueprint, target, request.dtype)
     plan = Plan(
         request=request,
@@ -279,6 +280,20 @@ def make_plan(source: Source, request: Request) -> Plan:
     )
     unread = () if plan.unchanged else unread
     return replace(plan, text=None if plan.unchanged else text, warnings=_warnings(plan) + unread)
+
+
+def _check_key_bias(blueprint: Blueprint) -> None:
+    """Refuse a latent of keys whose bias counts: elsewhere it adds the same to all scores of a query.
+
+    Raises:
+        UsageError: see above.
+    """
+    sizes = blueprint.sizes
+    if isinstance(blueprint.form, LatentCache) and "k" in blueprint.biases and (sizes.norm or sizes.softcapped):
+        where = "behind which is a norm" if sizes.norm else "whose scores are capped"
+        raise UsageError(
+            f"this model has a bias on its keys, {where}, and no class with a latent has one there; use --to gqa or mqa"
+        )
 
 
 def _warnings(plan: Plan) -> tuple[str, ...]:

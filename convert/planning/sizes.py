@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 
 from convert_attn.convert.archs.base import Architecture
@@ -10,6 +11,7 @@ from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.request import Request
+from convert_attn.convert.targets import latent_targets
 
 _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
 STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
@@ -150,7 +152,7 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
             "--latent-norm needs our class: a native one has a norm on its latent already, which the conversion makes "
             "do nothing; drop --latent-norm or --layout native"
         )
-    _check_latent_fits(sizes)
+    _check_latent_fits(arch, sizes)
     rotary = sizes.turns
     whole = SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) // sizes.num_layers  # on average
     if request.cache_ratio is not None:
@@ -169,33 +171,36 @@ def choose_latent(request: Request, arch: Architecture, sizes: Geometry) -> Late
                 "give less"
             )
     mean = sum(ranks) // len(ranks)
-    return LatentCache.of(ranks, _rope_dims(request, rotary, mean, sizes), sizes.num_layers, request.latent_norm)
+    form = LatentCache.of(ranks, _rope_dims(request, rotary, mean, sizes), sizes.num_layers, request.latent_norm)
+    return replace(form, key_sizes=sizes.key_sizes)
 
 
-def _check_latent_fits(sizes: Geometry) -> None:
-    """Refuse what our latent classes do not compute."""
-    if kept := _not_in_a_latent(sizes):
-        raise UsageError(f"this model {kept}, which no class with a latent has; use --to gqa or --to mqa")
+def _check_latent_fits(arch: Architecture, sizes: Geometry) -> None:
+    """Refuse what no class with a latent computes, of those that take the family.
+
+    Raises:
+        UsageError: naming it.
+    """
+    computed = {what for target in latent_targets(arch) for what in target.computes}
+    for what, kept in _not_in_every_latent(sizes).items():
+        if what not in computed:
+            raise UsageError(f"this model {kept}, which no class with a latent has; use --to gqa or --to mqa")
     if sizes.rope_type not in _FIXED_ROTATIONS:
         raise UsageError(
             f"rope type '{sizes.rope_type}' scales or changes its rotation with the input's length, which MLA's rotary "
             f"key cannot (known: {', '.join(_FIXED_ROTATIONS)}); use --to gqa"
         )
-    if sizes.mixed_windows:
-        raise UsageError(
-            "this model mixes layers with and without a sliding window, which --to mla cannot; use --to gqa"
-        )
 
 
-def _not_in_a_latent(sizes: Geometry) -> str | None:
-    """What of a model's attention no class with a latent computes."""
-    if sizes.norm is not None:
-        return "has a norm on each key, behind its projection"
-    if sizes.softcapped:
-        return "caps its scores"
-    if sizes.sinks:
-        return "has attention sinks"
-    return None
+def _not_in_every_latent(sizes: Geometry) -> dict[str, str]:
+    """What a model's attention does that not every class with a latent computes: its name, and the words for it."""
+    found = {
+        "norm": ("has a norm on each key, behind its projection", sizes.norm is not None),
+        "soft cap": ("caps its scores", sizes.softcapped),
+        "sinks": ("has attention sinks", sizes.sinks),
+        "windows by layer": ("mixes layers with and without a sliding window", sizes.mixed_windows),
+    }
+    return {what: words for what, (words, there) in found.items() if there}
 
 
 def _rope_dims(request: Request, rotary: bool, rank: int, sizes: Geometry) -> tuple[int, ...]:
@@ -205,13 +210,14 @@ def _rope_dims(request: Request, rotary: bool, rank: int, sizes: Geometry) -> tu
         if asked is not None and any(asked):
             raise UsageError(f"--rope-dim is {numbers_of(asked)} but the model has no rotary position: drop it")
         return (0,)
-    most = min(sizes.kv_by_layer) * sizes.head_dim
+    most = sizes.turning_keys
     if asked is None:
         return (min(most, max(STEP, round(0.6 * rank / STEP) * STEP)),)
     for size, where in _typed("--rope-dim", asked, sizes):
         if size < 2 or size % 2 or size > most:
             raise UsageError(
-                f"--rope-dim is {size}{where}, expected an even number from 2 to {most} (all keys of this model)"
+                f"--rope-dim is {size}{where}, expected an even number from 2 to {most} (all that turns of this "
+                "model's keys)"
             )
     return asked
 
@@ -236,10 +242,13 @@ def _latent_of_ratio(request: Request, rotary: bool, whole: int, sizes: Geometry
         raise UsageError(f"--cache-ratio is {ratio}, expected a share above 0 and at most 1")
     if request.rank is not None or request.rope_dim is not None:
         raise UsageError("--cache-ratio chooses the sizes: drop --rank and --rope-dim, or give them alone")
-    total = int(whole * ratio + 1e-9) // STEP * STEP
-    rope_dim = max(STEP, round(rotary_share(ratio) * total / STEP) * STEP) if rotary else 0
+    total = (int(whole * ratio + 1e-9) - sizes.key_sizes) // STEP * STEP
+    share = max(STEP, round(rotary_share(ratio) * total / STEP) * STEP)
+    rope_dim = min(share, sizes.turning_keys) if rotary else 0
     least = STEP * (2 if rotary else 1)
     if total < least:
-        raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {least / whole:g}")
+        enough = (least + sizes.key_sizes) / whole
+        raise UsageError(f"--cache-ratio {ratio} leaves {total} of {whole} numbers: give at least {enough:g}")
     rank = min(total - rope_dim, sizes.hidden_size)
-    return LatentCache.of(rank, rope_dim, sizes.num_layers, request.latent_norm)
+    form = LatentCache.of(rank, rope_dim, sizes.num_layers, request.latent_norm)
+    return replace(form, key_sizes=sizes.key_sizes)

@@ -71,13 +71,13 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
         "vaultgemma",
     }
 )
-# our classes of which only transformers was tried
-GROUPED = frozenset({"codegen_gqa", "gpt_neo_gqa", "gpt_neox_gqa", "gptj_gqa", "opt_gqa"})
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
 TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
-CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - TWO_STACKS - GROUPED
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
+CUSTOM = GQA | LATENT
+# our classes of which only transformers was tried
+GROUPED = frozenset(modeling.FAMILIES) - ENCODERS - TWO_STACKS - CUSTOM
 BIGCODE = frozenset({"gpt_bigcode"})
 DEEPSEEK = frozenset({"deepseek_v3"})
 GEMMA = frozenset({"gemma"})

@@ -39,6 +39,12 @@ def _of_kind(arch: Architecture, form: Form) -> list[Target]:
     return [target for target in targets() if isinstance(form, target.form) and _accepts(target, arch, own)]
 
 
+def latent_targets(arch: Architecture) -> list[Target]:
+    """Give the classes with a latent that take this architecture, of whatever sizes."""
+    own = _own_classes()
+    return [target for target in targets() if target.form is LatentCache and _accepts(target, arch, own)]
+
+
 def convertible() -> list[str]:
     """Give the model types that some target holds, sorted: what a user may give."""
     known, own = targets(), _own_classes()
@@ -64,9 +70,7 @@ def choose(arch: Architecture, sizes: Geometry, form: Form, layout: str) -> Targ
         if layout in ("auto", target.layout):
             return target
     _check_alike(arch, form, layout)
-    if isinstance(form, LatentCache) and not any(
-        _accepts(target, arch, _own_classes()) for target in targets() if target.form is LatentCache
-    ):
+    if isinstance(form, LatentCache) and not latent_targets(arch):
         raise UsageError(
             f"no class with a latent has the blocks of {arch.model_type} (its norms, or its MLP): use --to gqa or mqa"
         )

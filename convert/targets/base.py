@@ -80,6 +80,7 @@ class Target:
         frequencies: MLA: rotary frequencies the class prescribes for all layers, None: free choice.
         removed: config keys the result's class does not know.
         unties: a head that is tied to the token embedding is written out.
+        computes: MLA: what its attention does besides (`planning.sizes` has the words): "windows by layer", "soft cap".
         extra_latent: MLA: channels that the class caches per token and layer besides the form's.
     """
 
@@ -97,5 +98,6 @@ class Target:
     fresh_config: bool = False
     frequencies: Callable[[Blueprint], tuple[float, ...] | None] = lambda blueprint: None
     removed: frozenset[str] = frozenset()
+    computes: frozenset[str] = frozenset()
     extra_latent: int = 0
     unties: bool = False

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert_attn.convert.archs.block_facts import Alibi
 from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets.base import Blueprint, Config, Converted, Shapes
+from convert_attn.convert.weights.head_norm import HeadNorm
 from convert_attn.convert.weights.latent import NORM_EPS, LatentWeights
 
 
@@ -55,6 +57,8 @@ def latent_shapes(blueprint: Blueprint, layer: int, attention: str) -> Shapes:
     query, cached = heads * (d + form.rope_dim), form.rank + form.rope_dim
     has = Biases.of(blueprint)
     norm: Shapes = {f"{attention}kv_a_layernorm.weight": (form.rank,)} if form.norm else {}
+    if sizes.norm is not None:
+        norm[f"{attention}key_size_proj.weight"] = (sizes.kv_by_layer[layer] * d, hidden)
     shapes: Shapes = {
         f"{attention}q_proj.weight": (query, hidden),
         f"{attention}kv_a_proj_with_mqa.weight": (cached, hidden),
@@ -83,6 +87,8 @@ def latent_tensors(blueprint: Blueprint, converted: Converted, attention: str) -
     if w.norm:
         # a latent of typical size comes out of the norm as it goes in
         tensors["kv_a_layernorm.weight"] = w.down.new_full(w.down.shape[:1], (w.mean_power + NORM_EPS) ** 0.5)
+    if w.sized is not None:
+        tensors["key_size_proj.weight"] = w.sized.flatten(0, 1)
     if has.q and w.q_nope_bias is not None and w.q_rope_bias is not None:
         tensors["q_proj.bias"] = torch.cat([w.q_nope_bias, w.q_rope_bias], 1).flatten()
     if has.kv_a and w.k_rope_bias is not None:
@@ -108,6 +114,8 @@ def read_latent(config: Any, tensors: Mapping[str, Tensor], layer: int) -> Laten
     q_biases = (None, None) if q_bias is None else q_bias.unflatten(0, (heads, -1)).split([nope, rope], 1)
     gain = tensors.get("kv_a_layernorm.weight")
     frequencies = config.rope_inv_freq[layer] if rope else []
+    sized = tensors.get("key_size_proj.weight")
+    together = bool(sized is not None and config.key_norm_together)
     return LatentWeights(
         q_nope=query[:, :nope],
         q_rope=query[:, nope:],
@@ -123,6 +131,8 @@ def read_latent(config: Any, tensors: Mapping[str, Tensor], layer: int) -> Laten
         o_bias=tensors.get("o_proj.bias"),
         norm=gain is not None,
         power=None if gain is None else gain.double().square() - NORM_EPS,
+        sized=None if sized is None else sized.unflatten(0, (config.key_norm_heads, -1)),
+        head_norm=None if sized is None else HeadNorm(eps=config.key_norm_eps, together=together),
     )
 
 
@@ -140,6 +150,11 @@ def latent_config(blueprint: Blueprint) -> Config:
         "num_key_value_heads": sizes.num_heads,
         "softmax_scale": sizes.scale(0),
         "rope_inv_freq": [list(layer) for layer in blueprint.inv_freq] if form.rope_dim else None,
+        "score_softcap": next(iter(sizes.softcaps), None),
+        "alibi_slopes": list(position.slopes) if isinstance(position := sizes.position, Alibi) else None,
+        "key_norm_heads": 0 if sizes.norm is None else sizes.num_kv_heads,
+        "key_norm_together": sizes.norm is not None and sizes.norm.computes.together,
+        "key_norm_eps": NORM_EPS if sizes.norm is None else sizes.norm.computes.eps,
         "latent_norm": form.norm,
         "latent_norm_eps": NORM_EPS,
         "q_bias": has.q,

@@ -9,7 +9,7 @@ import torch
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.cache_form import SharedHeads
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, form_of
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
@@ -117,8 +117,9 @@ def cached_by_layer(source: Source) -> list[int] | None:
     config = typed_config(source.config, source.origin.name)
     rank = getattr(config, "kv_lora_rank", None)
     if rank:
-        ranks = getattr(config, "kv_lora_ranks", None) or [rank] * config.num_hidden_layers
-        return [one + config.qk_rope_head_dim for one in ranks]
+        form = form_of(config)
+        assert isinstance(form, LatentCache)
+        return [one + two + form.key_sizes for one, two in zip(form.ranks, form.rope_dims, strict=True)]
     arch = architectures().get(source.config["model_type"])
     if arch is None:
         return None
@@ -147,17 +148,36 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
     attention = next(name for name in names if name.endswith("kv_b_proj.weight")).removesuffix("kv_b_proj.weight")
     stored = {n.removeprefix(attention): source.weights.read(n) for n in names if n.startswith(attention)}
     weights = read_latent(config, {name: tensor.float() for name, tensor in stored.items()}, layer)
-    rule = Rule(scale=float(config.softmax_scale), window=getattr(config, "sliding_window", None))
+    slopes = config.alibi_slopes
+    rule = Rule(
+        scale=float(config.softmax_scale),
+        window=_window(config, layer),
+        softcap=config.score_softcap,
+        slopes=None if slopes is None else torch.tensor(slopes),
+    )
     x = probe_states(config, layer) * _norm_size(source, config, f"{stem}{layer}.")
     return answer(
         Probe(layer=layer, x=x, rule=rule, rounding=_ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights
     )
 
 
+def _window(config: Any, layer: int) -> int | None:
+    """How many tokens back a token sees in a layer, in the words that our classes' configs have for it."""
+    arch = architectures().get(str(config.model_type).rpartition("_")[0])
+    by_layer = arch.windows(config) if arch else ()
+    if by_layer:
+        return by_layer[layer]
+    kinds = getattr(config, "layer_types", None)
+    sees_all = kinds and kinds[layer] != "sliding_attention"
+    return None if sees_all else getattr(config, "sliding_window", None)
+
+
 def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
     """The size [D] of what the norm in front of attention gives: on other numbers rounding may be amplified."""
     names = {arch.norm.name for arch in architectures().values() if arch.norm}
-    norm = next(f"{block}{name}" for name in sorted(names) if f"{block}{name}.weight" in source.weights.infos)
+    norm = next((f"{block}{name}" for name in sorted(names) if f"{block}{name}.weight" in source.weights.infos), None)
+    if norm is None:  # it has no weights, or there is none
+        return torch.ones(config.hidden_size)
     gain = source.weights.read(f"{norm}.weight").double() + getattr(config, "norm_gain_offset", 0.0)
     biased = f"{norm}.bias" in source.weights.infos
     bias = source.weights.read(f"{norm}.bias").double() if biased else None

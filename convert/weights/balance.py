@@ -67,7 +67,8 @@ def balanced_latent(weights: LatentWeights) -> LatentWeights:
     key, value = torch.ones_like(q), torch.ones_like(o)
     channel = torch.ones_like(down)
     for _ in range(_ROUNDS):
-        key = _ratio((up_k / channel.square()).mean(-1), q)
+        if weights.head_norm is None:  # a norm commutes with none of its input's factors
+            key = _ratio((up_k / channel.square()).mean(-1), q)
         value = _ratio((up_v / channel.square()).mean(-1), o)
         if not weights.norm:
             readers = [(up * scale.square()[..., None]).mean((0, 1)) for up, scale in ((up_k, key), (up_v, value))]

@@ -110,10 +110,26 @@ def queries(
         query = normed(project(weights.q, weights.q_bias, x), weights.q_gain, rule)
         return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
     query = project(weights.q_nope, weights.q_nope_bias, x)
-    if not weights.inv_freq.numel():
-        return query
-    rotary = project(weights.q_rope, weights.q_rope_bias, x)
-    return torch.cat([query, turn(rotary, weights.inv_freq, rule.rotary_scale, positions)], -1)
+    size = query_sizes(weights, x)
+    if weights.inv_freq.numel():
+        rotary = project(weights.q_rope, weights.q_rope_bias, x)
+        query = torch.cat([query, turn(rotary, weights.inv_freq, rule.rotary_scale, positions)], -1)
+    return query if size is None else query * size
+
+
+def query_sizes(weights: LatentWeights, x: Tensor) -> Tensor | None:
+    """[B, H or 1, T, 1] what the norm multiplies queries of tokens x [B, T, D] by; None without one."""
+    if weights.head_norm is None:
+        return None
+    return weights.head_norm.unweighted(project(weights.q_nope, weights.q_nope_bias, x))[1]
+
+
+def key_sizes(weights: LatentWeights, x: Tensor) -> Tensor | None:
+    """[B, H, T, 1] what the norm multiplies keys of tokens x [B, T, D] by, head by query head; None without one."""
+    if weights.head_norm is None or weights.sized is None:
+        return None
+    factor = weights.head_norm.unweighted(project(weights.sized, None, x))[1]
+    return factor.repeat_interleave(len(weights.q_nope) // factor.shape[1], 1)
 
 
 def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
@@ -122,11 +138,12 @@ def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Te
         key = normed(project(weights.k, weights.k_bias, x), weights.k_gain, rule)
         return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
     key = project(weights.up_k, None, latent_of(weights, x))
-    if not weights.inv_freq.numel():
-        return key
-    bias = None if weights.k_rope_bias is None else weights.k_rope_bias[None]
-    rotary = turn(project(weights.k_rope[None], bias, x), weights.inv_freq, rule.rotary_scale)
-    return torch.cat([key, rotary.expand(-1, key.shape[1], -1, -1)], -1)
+    if weights.inv_freq.numel():
+        bias = None if weights.k_rope_bias is None else weights.k_rope_bias[None]
+        rotary = turn(project(weights.k_rope[None], bias, x), weights.inv_freq, rule.rotary_scale)
+        key = torch.cat([key, rotary.expand(-1, key.shape[1], -1, -1)], -1)
+    size = key_sizes(weights, x)
+    return key if size is None else key * size
 
 
 def values(weights: AttentionWeights | LatentWeights, x: Tensor) -> Tensor:

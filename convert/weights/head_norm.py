@@ -47,6 +47,35 @@ class HeadNorm:
         return self.unweighted(states)[0] * self.weight(gain)
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What multiplies some states whatever they are: in the place of a `Slope`.
+
+    Attributes:
+        factor: [B, n or 1, T, 1].
+        heads: n.
+    """
+
+    factor: Tensor
+    heads: int
+
+    def along(self, change: Tensor) -> Tensor:
+        """Tell what a change [B, n, T, d] of the states makes."""
+        return change * self.factor
+
+    def back(self, states: Tensor) -> Tensor:
+        """Give the transpose of `along`."""
+        return states * self.factor
+
+    def rows(self, part: slice) -> Factor:
+        """At some of the tokens."""
+        return Factor(self.factor[:, :, part], self.heads)
+
+    def size(self) -> Tensor:
+        """Give [n, 1] what a number is multiplied by, root mean square over tokens."""
+        return self.factor.square().mean((0, 2)).sqrt().expand(self.heads, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Slope:
     """The norm's derivative at some states, a linear function of a change of them.

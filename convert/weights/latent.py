@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from convert_attn.convert.weights.head_norm import HeadNorm
+
 NORM_EPS = 1e-6  # DeepSeek's, of a norm on the latent
 
 
@@ -18,6 +20,9 @@ class LatentWeights:
 
     Cached are c = down x and the rotated k_rope x + k_rope_bias. Head i scores a key at offset D by
     (q_nope_i x)^T up_k_i c + (q_rope_i x)^T R_-D (k_rope x), and its value is up_v_i c.
+
+    Where queries and keys are normed, both are multiplied by the inverse size of what the norm reads: of q_nope x, and
+    of sized x; the norm's weights are in up_k and q_rope, and what it takes off (a mean) is off q_nope and `sized`.
 
     Attributes:
         q_nope: [H, d, D]; q_nope_bias [H, d] or None.
@@ -31,6 +36,8 @@ class LatentWeights:
         power: [r] E[c_j^2] of each channel of c, where it is known.
         input_power: E[x_j^2] averaged over the channels of x.
         inv_freq: [R / 2] radians per token of the rotary planes, (p, p + R/2) being plane p.
+        sized: [K, d, D] the keys whose sizes the norm divides by, None without one.
+        head_norm: how sizes are taken.
     """
 
     q_nope: Tensor
@@ -48,6 +55,8 @@ class LatentWeights:
     norm: bool = False
     power: Tensor | None = None
     input_power: float = 1.0
+    sized: Tensor | None = None
+    head_norm: HeadNorm | None = None
 
     @property
     def mean_power(self) -> float:

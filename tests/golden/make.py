@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import LATENTS, native_type
 from safetensors.torch import save_file
-from tiny import load, source_of, tiny_model
+from tiny import OWN, load, source_of, tiny_model
 
 from convert_attn import convert
 
@@ -22,7 +23,15 @@ SIZES: dict[str, Any] = {
 }
 # five of them, in little room
 ENCODER: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 24}
-WIDTHS: dict[str, dict[str, Any]] = {"distilbert_gqa": {"hidden_dim": 12}, "electra_gqa": {"embedding_size": 8}}
+PAIRS: dict[str, Any] = {"num_attention_heads": 4, "n_inner": 24}  # whole heads of 4 turn
+WIDTHS: dict[str, dict[str, Any]] = {
+    "gptj_mla": PAIRS,
+    "codegen_mla": PAIRS,
+    "opt_mla": {"ffn_dim": 24},
+    "qwen3_moe_mla": {"moe_intermediate_size": 8, "num_experts": 2},
+    "distilbert_gqa": {"hidden_dim": 12},
+    "electra_gqa": {"embedding_size": 8},
+}
 ENCODERS = {
     "bert_gqa": "bert",
     "electra_gqa": "electra",
@@ -33,7 +42,7 @@ TWO_STACKS = ("bart", "mbart", "pegasus", "marian", "t5", "mt5", "umt5", "whispe
 _DECODER: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
 _DECODER |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
 _BIASED: dict[str, Any] = {"d_kv": 2, "d_ff": 12, "num_decoder_layers": 1}
-OWN: dict[str, dict[str, Any]] = {
+_SHAPES: dict[str, dict[str, Any]] = {
     "marian": _DECODER | {"decoder_vocab_size": 40},
     "t5": _BIASED,
     "mt5": _BIASED,
@@ -51,6 +60,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
     **{f"{source}_gqa": (source, {"to": "gqa", "groups": 2}) for source in TWO_STACKS},
+    **{name: (native_type(name), {"to": "mla", "rank": 10}) for name in LATENTS},
 }
 
 
@@ -59,8 +69,12 @@ def make(name: str) -> None:
     source, options = MADE[name]
     with tempfile.TemporaryDirectory() as work:
         sizes = SIZES | (ENCODER | {"intermediate_size": 12} | WIDTHS.get(name, {}) if name in ENCODERS else {})
-        sizes |= ENCODER | OWN.get(source, _DECODER) if source in TWO_STACKS else {}
-        tiny_model(source, kv_heads=4, **sizes).save_pretrained(Path(work, "in"))
+        sizes |= ENCODER | _SHAPES.get(source, _DECODER) if source in TWO_STACKS else {}
+        if name in LATENTS:  # heads of 8: a quarter of one is a plane
+            sizes |= {"num_attention_heads": 2} | ({"head_dim": 8} if "head_dim" in OWN.get(source, {}) else {})
+            sizes |= WIDTHS.get(name, {})
+        heads = 4 if source in TWO_STACKS else sizes["num_attention_heads"]
+        tiny_model(source, kv_heads=heads, **sizes).save_pretrained(Path(work, "in"))
         convert(Path(work, "in"), **options, output=Path(work, name))
         (HERE / name).mkdir()
         for file in ("config.json", "model.safetensors"):

@@ -1,0 +1,5 @@
+"""CodeGen with a latent cache: our modeling/modeling_codegen_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("codegen", "CodeGen")

@@ -1,0 +1,5 @@
+"""Granite with a latent cache: our modeling/modeling_granite_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("granite", "Granite")

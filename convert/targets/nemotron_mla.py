@@ -1,0 +1,5 @@
+"""Nemotron with a latent cache: our modeling/modeling_nemotron_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("nemotron", "Nemotron")

@@ -1,0 +1,5 @@
+"""OLMo with a latent cache: our modeling/modeling_olmo_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("olmo", "Olmo")

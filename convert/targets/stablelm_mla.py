@@ -1,0 +1,5 @@
+"""StableLM with a latent cache: our modeling/modeling_stablelm_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("stablelm", "StableLm")

@@ -1,0 +1,51 @@
+"""What OPT's decoder has around its attention, for the one loop in plain_decoder.py.
+
+Letters in shapes: B batch, S new tokens, T tokens seen, D hidden size.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .plain_decoder import PlainParts  # noqa: TID251 - beside this file in a checkpoint, too
+
+
+class OPTParts(PlainParts):
+    """Embeddings, blocks and, in most, the last LayerNorm."""
+
+    layers: nn.ModuleList
+    layerdrop: float
+    training: bool
+    project_in: nn.Linear | None
+    project_out: nn.Linear | None
+    final_layer_norm: nn.LayerNorm | None
+    embed_positions: Any
+
+    def blocks(self) -> Iterable[Any]:
+        """Give the blocks; in training some are left out at random, where the config says so."""
+        return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
+
+    def positions(self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
+        """[1 or B, S]: where no positions are given, the places among the tokens that the mask does not hide."""
+        if mask is None or mask.ndim != 2:
+            return super().positions(inputs_embeds, mask, cache)
+        return (mask.cumsum(1) * mask - 1).long()[:, -inputs_embeds.shape[1] :]
+
+    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
+        """[B, S, word size] -> [B, S, D], positions added."""
+        places = arguments["position_ids"]
+        positions = self.embed_positions(places, position_ids=places)
+        states = inputs_embeds if self.project_in is None else self.project_in(inputs_embeds)
+        summed: torch.Tensor = states + positions.to(states.device)
+        return summed
+
+    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] -> [B, S, word size]."""
+        states = hidden_states if self.final_layer_norm is None else self.final_layer_norm(hidden_states)
+        projected: torch.Tensor = states if self.project_out is None else self.project_out(states)
+        return projected
+
+
+__all__ = ["OPTParts"]
