@@ -11,7 +11,6 @@ import torch
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import check_output
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.conversion.run import Result, execute
 from convert_attn.convert.errors import UsageError, check_options
@@ -56,7 +55,7 @@ def plan(
     _check_device(options.get("device", "cpu"))
     source = Source.open(resolve(str(model), revision, subfolder))
     architecture(source.config["model_type"])  # an unknown type is the first thing to say
-    own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
+    own_code = source.whole.get("auto_map") and source.whole["model_type"] not in _own_types()
     if own_code and not trust_remote_code:
         raise UsageError(
             f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
@@ -71,7 +70,7 @@ def plan(
     made = plan_for(source, request_of(to, folder, trust_remote_code, options))
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
-    check_names((output.info for output in made.outputs), config, auto_class_of(made.source.config))
+    check_names((output.info for output in made.outputs), config, made.source.auto_class)
     if folder is not None:  # what is wrong with the source matters more than what lies in the way of the result
         check_output(folder, overwrite)
         if source.origin.folder.resolve().is_relative_to(folder.resolve()):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.attention_call import passed
-from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.auto_classes import WRITES
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.streaming.skeleton import decoder_blocks
@@ -86,7 +86,7 @@ def _perplexity(losses: list[float]) -> HeldOut:
 
 def can_be_measured(source: Source, encoder: bool = False) -> str | None:
     """Give a sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
-    if not encoder and auto_class_of(source.config) != "AutoModelForCausalLM":
+    if not encoder and source.auto_class not in WRITES:
         return f"'{source.origin.name}' has no language-model head"
     return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
 
@@ -100,22 +100,27 @@ class Head:
 
     def __init__(self, source: Source, device: str) -> None:
         self._device = device
-        config = typed_config(source.config, source.origin.name)
+        config, auto = typed_config(source.whole, source.origin.name), getattr(transformers, source.auto_class)
         try:
             with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+                model: Any = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
         except Exception as error:  # the class decides what it raises
             raise ConvertAttnError(
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self._model = model.eval()
-        base = model.base_model
-        found = decoder_blocks(base)
+        own = source.names.base
+        found = decoder_blocks(model.get_submodule(own.rstrip(".")))
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
         stem, blocks = found
-        own = f"{model.base_model_prefix}."
-        outside = [name for name, _ in model.named_parameters() if not name.startswith(f"{own}{stem}.")]
+        # of a larger model only what text goes through
+        read = (own, *(() if source.within is None else _head_names(model)))
+        outside = [
+            name
+            for name, _ in model.named_parameters()
+            if not name.startswith(f"{own}{stem}.") and (source.within is None or name.startswith(read))
+        ]
         if missing := next((name for name in outside if not source.names.stored(name)), None):
             raise ConvertAttnError(f"'{source.origin.name}' has no tensor for '{missing}', which its class needs")
         for name, value in source.names.read_all(outside, source.weights.read):
@@ -137,6 +142,12 @@ class Head:
         self._states = states.to(self._device)
         found: Tensor = self._model(input_ids=tokens.to(self._device), use_cache=False).logits
         return found.float()
+
+
+def _head_names(model: Any) -> tuple[str, ...]:
+    """What names of the language-model head begin with."""
+    head = model.get_output_embeddings()
+    return tuple(f"{name}." for name, module in model.named_modules() if module is head)
 
 
 def measure(head: Head, tokens: Tensor, original: Tensor, converted: Tensor, text: str) -> Measured:

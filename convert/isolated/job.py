@@ -20,6 +20,7 @@ from .behaviour import MisbehaviourError
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
 _SAME = 2e-3  # standard deviations, of outputs that the same arithmetic makes of the same numbers in float32
+_WRITES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")  # that generate
 _NOT_COMPARED = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
@@ -58,7 +59,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
             cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
-            `behaviour.attention_outputs`).
+            `behaviour.attention_outputs`), `within` (the module that is the language model in a larger model).
 
     Returns:
         the fields of `Report`.
@@ -123,7 +124,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     if model is None:
         return None
     ids = behaviour.probe_tokens(model.config)
-    language = job["auto_class"] == "AutoModelForCausalLM"
+    language = job["auto_class"] in _WRITES
     if job.get("encoder"):
         with report.step("it reads a padded batch"):
             report.figures["padding"] = encoder.check_padding(_base(model), ids)
@@ -132,9 +133,10 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     with report.step("its blocks are compared with the converted weights"):
         report.figures["block_errors"] = _compare_blocks(job, model, ids, "rounding", "in float32")
     with report.step("it runs with given numbers in the place of attention"):
+        hidden_size = behaviour.text_config(model.config).hidden_size
         given = [
-            torch.randn(1, ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(layer))
-            for layer in range(len(behaviour.attention_modules(model)))
+            torch.randn(1, ids.shape[1], hidden_size, generator=torch.Generator().manual_seed(layer))
+            for layer in range(len(behaviour.attention_modules(model, job.get("within", ""))))
         ]
         settings = _settings(model.generation_config) if language else {}
         return Outside(ids, given, _around(job, model, ids, given), settings)
@@ -143,7 +145,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
 
 def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
     """What a model with a cache does with it."""
-    language = job["auto_class"] == "AutoModelForCausalLM"
+    language = job["auto_class"] in _WRITES
     with report.step("it decodes"):
         report.figures["decodes"] = behaviour.check_decode(model if language else _base(model), ids)
     if language:
@@ -159,7 +161,7 @@ def _inside(job: dict[str, Any]) -> tuple[str, str]:
 
 
 def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor]) -> Tensor:
-    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1])
+    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1], job.get("within", ""))
 
 
 def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
@@ -188,7 +190,8 @@ def _probes(job: dict[str, Any], kind: str) -> dict[int, Tensor]:
 def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str, where: str) -> dict[str, float]:
     """Each probed attention module gives what its converted weights give, but for rounding; the relative errors."""
     expected, rounding = _probes(job, "y"), job.get(allowance, {})
-    found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job))
+    probes, within = _probes(job, "x"), job.get("within", "")
+    found = behaviour.attention_outputs(model, _asked(job, ids), probes, _inside(job), within)
     errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
     for number, error in errors.items():
         allowed = max(rounding.get(number, 0.0), _EXACT)

@@ -73,6 +73,22 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
 )
 # our classes of which only transformers was tried
 GROUPED = frozenset({"codegen_gqa", "gpt_neo_gqa", "gpt_neox_gqa", "gptj_gqa", "opt_gqa"})
+# models that see too, whose language model converts in its own class, and such language models by themselves
+LARGER = frozenset(
+    {
+        "gemma3",
+        "idefics3",
+        "internvl",
+        "llava",
+        "llava_next",
+        "mistral3",
+        "qwen2_5_vl",
+        "qwen2_5_vl_text",
+        "qwen2_vl",
+        "qwen2_vl_text",
+        "smolvlm",
+    }
+)
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if not family.causal)
 CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - GROUPED
 GQA = frozenset({"gpt2_gqa"})

@@ -26,7 +26,7 @@ from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.provenance import solved_mlp
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Converted
-from convert_attn.convert.verification.cut import Changed, checked_layers, find_blocks, write_cut
+from convert_attn.convert.verification.cut import Changed, blocks_of, checked_layers, write_cut
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.source import Probe
 from convert_attn.convert.weights.functional import Attention
@@ -113,7 +113,7 @@ def run_folder(
     """
     checkpoint = Source.open(Origin(name=str(folder), folder=folder))
     nbytes = sum(info.nbytes for info in checkpoint.weights.infos.values())
-    count = find_blocks(checkpoint.weights.infos).count
+    count = blocks_of(checkpoint).count
     layers = checked_layers(checkpoint.config, count, nbytes)
     model = folder
     if len(layers) < count:
@@ -123,9 +123,10 @@ def run_folder(
         "folder": str(folder.resolve()),
         "model": str(model.resolve()),
         "auto_class": auto_class,
-        "trust": "auto_map" in checkpoint.config,
+        "trust": "auto_map" in checkpoint.whole,
         "trust_tokenizer": expected.trust_tokenizer,
-        "model_types": [checkpoint.config["model_type"]],
+        "model_types": [checkpoint.config["model_type"], checkpoint.whole["model_type"]],
+        "within": "" if checkpoint.within is None else checkpoint.names.base.rstrip("."),
     }
     arch = architectures().get(checkpoint.config["model_type"])
     if arch is not None:
@@ -184,7 +185,7 @@ def _solved_tensors(source: Source, result: Source) -> dict[str, Changed]:
     if arch is None:
         return {}
     turned = arch.transposed != architectures().get(result.config["model_type"], arch).transposed
-    solved = solved_mlp(result.config.get("convert_attn") or {}, arch.mlp_output)
+    solved = solved_mlp(result.whole.get("convert_attn") or {}, arch.mlp_output)
 
     def read(name: str) -> Tensor:
         tensor = result.weights.read(name)
