@@ -38,6 +38,12 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                     f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
                     f"'{arch.model_type}'; the installed transformers is not one that it knows"
                 )
+        norm = f"{stem}{arch.norm.name}.weight" if arch.norm is not None and arch.norm.weighted else None
+        if norm is not None and norm not in facts.parameters:
+            raise ConvertAttnError(
+                f"{facts.name} has no '{norm}', the norm in front of attention that this tool expects of model type "
+                f"'{arch.model_type}'"
+            )
         if _besides_heads(arch, facts, layer) != _besides_heads(arch, facts, 0):
             raise ConvertAttnError(
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "

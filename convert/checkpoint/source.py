@@ -10,7 +10,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from convert_attn import modeling
-from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs import adopt, architectures
 from convert_attn.convert.checkpoint.carried import MODULES, kind_of, left_sentence, module_folders
 from convert_attn.convert.checkpoint.files import listing, own_file, read_json
 from convert_attn.convert.checkpoint.formats import check_no_adapter, no_config, no_model_type
@@ -99,6 +99,7 @@ class Source:
             if isinstance(value, int) and value > _MAX_COUNT and key.endswith(_COUNTS):
                 raise ConvertAttnError(f"config.json of '{origin.name}' has {key} {value}, which no model has")
         plain, leftovers = without_leftovers(config)
+        _adopt_again(plain)
         within = _known_within(plain, origin.name)
         return cls(origin, plain if within is None else within.config, leftovers, within)
 
@@ -181,6 +182,15 @@ class Source:
         named = [name for name in self._files if kind_of(name, self._modules) == "carried"]
         return [name for name in named if own_file(self.origin.folder, name).is_file()]
 
+    def class_code(self) -> list[str]:
+        """List the files of code that its classes are made by, none where transformers has them or this package."""
+        if self.whole.get("auto_map") is None or self.whole["model_type"] not in CONFIG_MAPPING:
+            return []
+        kind = CONFIG_MAPPING[self.whole["model_type"]]
+        if not kind.__module__.startswith("transformers_modules."):
+            return []
+        return sorted(path.name for path in self.origin.folder.glob("*.py"))
+
     @cached_property
     def tokenizer_code(self) -> TokenizerCode | None:
         """The code that the tokenizer is made by, None where it needs none."""
@@ -195,7 +205,7 @@ class Source:
         """Tell what the user is to know of the source: a config that speaks of quantisation, files that are left."""
         code, model_type = self.tokenizer_code, self.config["model_type"]
         opened = vars(self).get("weights")
-        carried = {*(code.files if code else ()), *(opened.files if opened else ())}
+        carried = {*(code.files if code else ()), *(opened.files if opened else ()), *self.class_code()}
         if model_type in modeling.FAMILIES:  # its own code has a counterpart in any result that needs it
             carried |= {path.name for path in modeling.source_files(model_type)}
         left = [
@@ -221,6 +231,15 @@ class Source:
 _TOKENIZERS = frozenset(
     "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tekken.json".split()
 )
+
+
+def _adopt_again(config: dict[str, Any]) -> None:
+    """Read a result as its source was read: by the facts of the family that its config.json names."""
+    block = config.get("convert_attn")
+    like = block.get("arch_like") if isinstance(block, dict) else None
+    known, model_type = architectures(), block.get("source_model_type") if isinstance(block, dict) else None
+    if like in known and isinstance(model_type, str) and model_type not in known:
+        adopt(model_type, known[like])
 
 
 def _known_within(config: dict[str, Any], name: str) -> Within | None:

@@ -12,7 +12,7 @@ import transformers
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import SharedHeads, told
-from convert_attn.convert.checkpoint.files import read_json
+from convert_attn.convert.checkpoint.files import own_file, read_json
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
 from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, json_object
@@ -44,6 +44,8 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = U
         # transformers 4 called it torch_dtype
         named = [key for key in ("dtype", "torch_dtype") if key in source] or ["dtype"]
         config |= dict.fromkeys(named, plan.request.dtype)
+    if plan.source.class_code():
+        config["auto_map"] = source["auto_map"]
     if plan.target.layout == "custom":
         config["auto_map"] = modeling.auto_map(plan.result_type)
     config["transformers_version"] = transformers.__version__
@@ -97,6 +99,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_commit": plan.source.origin.commit,
         "source_headers_sha256": headers_sha256(plan.source.weights),
         "source_model_type": plan.arch.model_type,
+        **({} if plan.request.arch_like is None else {"arch_like": plan.request.arch_like}),
         **({} if plan.source.within is None else {"inside": plan.source.whole["model_type"]}),
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
@@ -160,6 +163,8 @@ def carry_files(source: Source, result_type: str, folder: Path) -> None:
     """
     for name in source.side_files():
         _carry(source.origin.folder / name, folder / name)
+    for name in source.class_code():
+        shutil.copyfile(own_file(source.origin.folder, name), folder / name)
     if code := source.tokenizer_code:
         _carry_tokenizer_code(source.origin.folder, code, folder)
     for path in modeling.source_files(result_type) if result_type in modeling.FAMILIES else ():

@@ -14,6 +14,7 @@ from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.remote_code import brings_classes, register_code
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.maths.moments import moments_from_norm
@@ -64,6 +65,9 @@ def verify(
     folder = source.origin.folder
     _check_code(source, trust_remote_code)
     original = None if against is None else Source.open(resolve(str(against)))
+    if trust_remote_code and brings_classes(source.whole):
+        register_code(folder, source.whole, str(model))
+        source = Source.open(source.origin)
     auto_class = source.auto_class
     verify_folder(folder, auto_class, progress)
     expected = Expected(
@@ -130,7 +134,7 @@ def _answers(source: Source) -> list[Answer]:
     model_type = source.config["model_type"]
     arch = architectures().get(model_type)
     if arch is not None:
-        plan = _as_it_is(source)
+        plan = as_it_is(source)
         return [answer(probe, Layers(plan).read(probe.layer)) for probe in check_source(plan)]
     if model_type not in modeling.FAMILIES:
         return []
@@ -163,8 +167,8 @@ def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
     return moments_from_norm(gain, bias).variance().sqrt().float()
 
 
-def _as_it_is(source: Source) -> Plan:
-    """A plan that changes nothing, for what reads a checkpoint through one."""
+def as_it_is(source: Source) -> Plan:
+    """Make a plan that changes nothing, for what reads a checkpoint through one."""
     arch = architectures()[source.config["model_type"]].of(typed_config(source.config, source.origin.name))
     sizes = geometry(arch, source.config, source.origin.name)
     form = SharedHeads(sizes.kv_by_layer)

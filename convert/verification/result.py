@@ -169,12 +169,13 @@ def _source_job(
     """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
     job: dict[str, Any] = {"source": str(source.origin.folder.resolve())}
     if expected.same_outside:
-        write_cut(source, layers, work / "source", changed=_solved_tensors(source, checkpoint))
+        code = source.origin.folder if source.class_code() else None
+        write_cut(source, layers, work / "source", code=code, changed=_solved_tensors(source, checkpoint))
         ours, theirs = _float_dtypes(checkpoint), _float_dtypes(source)
         job |= {
             "cast": str(DTYPES[next(iter(ours))]).removeprefix("torch.") if ours != theirs and len(ours) == 1 else None,
             "source_model": str((work / "source").resolve()),
-            "trust_model": source.config["model_type"] in modeling.FAMILIES,
+            "trust_model": code is not None or source.config["model_type"] in modeling.FAMILIES,
         }
     return job
 
