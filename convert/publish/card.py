@@ -258,13 +258,14 @@ def _healed(config: Mapping[str, Any], name: str) -> Iterator[str]:
         yield f"{run['tokens']:,} tokens of {run['text']}{teacher}."
         if run["selection"]["best"] is not None:
             before, after = run["selection"]["start"], run["selection"]["best"]
-            low, high = run["selection_perplexity"]
+            unit = run.get("unit", "nats per token")
             yield ""
             yield "| on selection text, not trained on | before | after |"
             yield "|---|---|---|"
-            goal = run.get("goal", "loss").replace("|", "\\|")
-            yield f"| {goal}, nats per token | {before:.4f} | {after:.4f} |"
-            yield f"| perplexity | {low:.2f} | {high:.2f} |"
+            goal = ", ".join(filter(None, (run.get("goal", "loss"), unit))).replace("|", "\\|")
+            yield f"| {goal} | {before:.4f} | {after:.4f} |"
+            if perplexity := run["selection_perplexity"]:
+                yield "| perplexity | {:.2f} | {:.2f} |".format(*perplexity)
         if run is runs[-1] and run.get("curve"):
             yield ""
             yield f"![loss]({run['curve']})"
