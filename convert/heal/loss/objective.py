@@ -17,7 +17,7 @@ from convert_attn.convert.heal.state.settings import UPTRAIN, Settings
 _NONE = -100  # what has no next token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """Weights of the parts of the loss.
 
@@ -29,9 +29,9 @@ class Objective:
             has no next token.
     """
 
-    kl: float
-    hidden: float
-    lm: float
+    kl: float = 0.0
+    hidden: float = 0.0
+    lm: float = 0.0
     temperature: float = 1.0
     last: float = 0.0
 
@@ -39,17 +39,17 @@ class Objective:
     def of(cls, settings: Settings, teacher: Halves | None = None) -> Objective:
         """Of a run: distillation, or uptraining on the text alone (Ainslie et al., arXiv:2305.13245, section 2.1)."""
         if teacher is not None and teacher.encoder:
-            return cls(0.0, settings.hidden_weight, 0.0, last=1.0)
+            return cls(hidden=settings.hidden_weight, last=1.0)
         if settings.whole == UPTRAIN:
-            return cls(0.0, 0.0, 1.0)
-        return cls(1.0, settings.hidden_weight, settings.lm_weight, settings.temperature)
+            return cls(lm=1.0)
+        return cls(kl=1.0, hidden=settings.hidden_weight, lm=settings.lm_weight, temperature=settings.temperature)
 
     @classmethod
     def measured(cls, teacher: Halves | None) -> Objective:
         """On selection text: KL at temperature 1 where there is a teacher, and the text's own loss."""
         if teacher is not None and teacher.encoder:
-            return cls(0.0, 0.0, 0.0, last=1.0)
-        return cls(0.0 if teacher is None else 1.0, 0.0, 1.0)
+            return cls(last=1.0)
+        return cls(kl=0.0 if teacher is None else 1.0, lm=1.0)
 
     @property
     def teaches(self) -> bool:

@@ -44,7 +44,7 @@ class Pair:
     @property
     def encoder(self) -> bool:
         """Whether both are encoders, which have no next token."""
-        return not architecture(self.student.config["model_type"]).causal
+        return _is_encoder(self.student)
 
     @property
     def context(self) -> int:
@@ -52,6 +52,11 @@ class Pair:
         known = architectures().get(self.student.config["model_type"])
         unused = 0 if known is None else known.first_position
         return int(getattr(self.config, "max_position_embeddings", 2048)) - unused
+
+
+def _is_encoder(source: Source) -> bool:
+    arch = architectures().get(source.config["model_type"])  # none of a class with a latent
+    return arch is not None and not arch.causal
 
 
 def open_pair(converted: str, teacher: Origin | None) -> Pair:
@@ -68,8 +73,7 @@ def open_pair(converted: str, teacher: Origin | None) -> Pair:
     origin = resolve(converted)
     _, provenance = read_provenance(origin.folder)
     student = Source.open(origin)
-    arch = architectures().get(student.config["model_type"])
-    encoder = arch is not None and not arch.causal
+    encoder = _is_encoder(student)
     if student.auto_class != "AutoModelForCausalLM" and not encoder:
         kind = student.whole["architectures"][0]
         raise UsageError(f"'{converted}' is a {kind}: heal trains language models and encoders only")
