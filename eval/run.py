@@ -12,6 +12,7 @@ import torch
 
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.progress import Progress, no_bars, silent
+from convert_attn.convert.text.encoder_windows import WINDOW
 from convert_attn.convert.version import __version__
 from convert_attn.eval.measures.contenders import (
     Contender,
@@ -20,9 +21,17 @@ from convert_attn.eval.measures.contenders import (
     open_contenders,
     predicted_numbers,
 )
+from convert_attn.eval.measures.embeddings import compare_embeddings, compare_forward, parameters
 from convert_attn.eval.measures.losses import compare_on_text, probe
 from convert_attn.eval.measures.memory import cache_bytes_per_token, peak_memory
-from convert_attn.eval.measures.passages import BUNDLED, Passages, documents_of, make_passages
+from convert_attn.eval.measures.passages import (
+    BUNDLED,
+    GENERAL,
+    Passages,
+    documents_of,
+    make_passages,
+    make_texts,
+)
 from convert_attn.eval.measures.scale import at_scale, scale_shape
 from convert_attn.eval.measures.speed import compare_speed
 from convert_attn.eval.results.card import check_cards, update_card
@@ -117,6 +126,8 @@ def evaluate(
         raise UsageError("nothing to measure: --no-quality and --no-speed leave only --tasks, and none was given")
     device = choose_device(device)
     contenders = open_contenders([str(original), *map(str, conversions)], device, dtype, trust_remote_code)
+    if contenders[0].encoder:
+        _check_encoder(contenders[0], tasks, scale)
     if update_card:
         check_cards(contenders[1:])
     timed, chosen = _speed_contenders(
@@ -149,7 +160,7 @@ def evaluate(
         contenders=contenders,
         timed=timed,
         passages=passages,
-        text=BUNDLED if text is None else str(text),
+        text=(GENERAL if contenders[0].encoder else BUNDLED) if text is None else str(text),
         harness=harness,
         limit=limit,
         num_fewshot=num_fewshot,
@@ -176,6 +187,17 @@ def evaluate(
     return result
 
 
+def _check_encoder(original: Contender, tasks: Sequence[str], scale: str | None) -> None:
+    """Refuse what is about models that write.
+
+    Raises:
+        UsageError: see above.
+    """
+    for option, given in (("--tasks", bool(tasks)), ("--scale", scale is not None)):
+        if given:
+            raise UsageError(f"{option} is for language models: '{original.origin.name}' is an encoder, drop it")
+
+
 def _limit_of(contenders: Sequence[Contender]) -> tuple[int | None, Contender]:
     """The shortest context limit, and whose it is."""
     limited = [contender for contender in contenders if contender.context is not None]
@@ -187,13 +209,17 @@ def _limit_of(contenders: Sequence[Contender]) -> tuple[int | None, Contender]:
 
 def _passages(contenders: tuple[Contender, ...], text: str | Path | None, window: int | None, most: int) -> Passages:
     limit, owner = _limit_of(contenders)
+    encoder = contenders[0].encoder
     if window is None:
-        window = min(_LONGEST_WINDOW, limit or _LONGEST_WINDOW)
+        longest = WINDOW if encoder else _LONGEST_WINDOW
+        window = min(longest, limit or longest)
     elif window < 2:
         raise UsageError(f"--window is {window}, expected at least 2 tokens")
     elif limit is not None and window > limit:
         raise UsageError(f"--window is {window}, but '{owner.origin.name}' reads at most {limit} tokens: give less")
-    documents = documents_of(None if text is None else str(text))
+    documents = documents_of(None if text is None else str(text), encoder)
+    if encoder:
+        return make_texts(contenders[0].tokenizer(), documents, window, most)
     return make_passages(contenders[0].tokenizer(), documents, window, most)
 
 
@@ -235,18 +261,28 @@ def _speed_contenders(
                 f"--contexts has {context}, but '{owner.origin.name}' reads at most {limit} tokens: give less, or time "
                 "random weights of a larger shape with --scale"
             )
-    return contenders, tuple(contexts or _default_contexts(limit))
+    return contenders, tuple(contexts or _default_contexts(limit, contenders[0].encoder))
 
 
-def _default_contexts(limit: int | None) -> list[int]:
+def _default_contexts(limit: int | None, encoder: bool = False) -> list[int]:
     """Of the usual ones those that fit; for a shorter limit a quarter, half and all of it."""
     fits = [context for context in _CONTEXTS if limit is None or context <= limit]
+    if encoder:
+        return [context for context in (WINDOW, _CONTEXTS[0]) if context <= (limit or context)] or [limit or WINDOW]
     if limit is not None and limit < 2 * _CONTEXTS[0]:
         return sorted({max(2, limit // 4), max(2, limit // 2), limit})
     return fits if limit is None or limit >= _CONTEXTS[-1] else sorted({*fits, limit})
 
 
 def _measure(job: Job) -> None:
+    if job.contenders[0].encoder:
+        _measure_encoders(job)
+    else:
+        _measure_writers(job)
+
+
+def _measure_writers(job: Job) -> None:
+    """What there is to measure of language models."""
     original = job.contenders[0]
     if job.contexts:  # in processes of their own, before anything is loaded here
         largest = max(job.contexts), max(job.batch_sizes)
@@ -259,6 +295,35 @@ def _measure(job: Job) -> None:
             job.loaded.clear()
         for contender, timed in zip(job.contenders[1:], job.timed[1:], strict=True):
             _measure_speed(job, contender, timed)
+
+
+def _measure_encoders(job: Job) -> None:
+    """What there is to measure of models that read a text once."""
+    original, passages = job.contenders[0], job.passages
+    job.part(original, "parameters", lambda advance: parameters(job.model(original)))
+    for contender in job.contenders[1:]:
+        job.part(contender, "parameters", lambda advance, contender=contender: parameters(job.model(contender)))  # type: ignore[misc]
+        if passages is not None:
+            job.part(
+                contender,
+                "embeddings",
+                lambda advance, contender=contender, texts=passages.windows: compare_embeddings(  # type: ignore[misc]
+                    job.model(original), job.model(contender), texts, advance
+                ),
+            )
+        if job.contexts:
+            job.part(
+                contender,
+                "forward",
+                lambda advance, contender=contender: compare_forward(  # type: ignore[misc]
+                    job.model(original),
+                    job.model(contender),
+                    contexts=job.contexts,
+                    batch_sizes=job.batch_sizes,
+                    repeats=job.repeats,
+                    advance=advance,
+                ),
+            )
 
 
 def _measure_quality(job: Job, original: Contender, contender: Contender) -> None:

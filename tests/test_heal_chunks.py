@@ -17,7 +17,7 @@ from convert_attn.convert.heal.loss.objective import Objective, attach
 from convert_attn.convert.heal.state.pair import without_dropout
 from convert_attn.convert.heal.training.loop import checkpoint_activations
 
-GOAL = Objective(1.0, 0.3, 0.7, temperature=2.0)
+GOAL = Objective(kl=1.0, hidden=0.3, lm=0.7, temperature=2.0)
 # classes that do something of their own to logits, or to states on their way to the head
 SPECIAL: dict[str, dict[str, Any]] = {
     "gemma2": {"final_logit_softcapping": 2.0, "num_key_value_heads": 8, "head_dim": 8},
@@ -122,7 +122,7 @@ def test_what_is_frozen_gets_no_gradient_and_measuring_makes_none() -> None:
     student.model.norm.weight.requires_grad_(True)
     attach(student)
     tokens = torch.randint(1, 97, (3, 13))
-    Objective(1.0, 0.0, 0.0).parts(student, teacher, tokens)["loss"].backward()
+    Objective(kl=1.0).parts(student, teacher, tokens)["loss"].backward()
     assert _gradients(student).keys() == {"model.norm.weight"}
     with torch.no_grad():
         assert not Objective.measured(teacher).parts(student, teacher, tokens)["loss"].requires_grad

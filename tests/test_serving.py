@@ -17,7 +17,7 @@ from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
 from convert_attn.convert.inspection.serving import engines, verdicts
 from convert_attn.convert.serving_rules import CUSTOM, RULES, ServingRule
 from convert_attn.convert.serving_rules import ENGINES as RULED
-from convert_attn.convert.serving_rules.base import ENCODERS, GROUPED, SAME_CLASS, TWO_STACKS
+from convert_attn.convert.serving_rules.base import ENCODERS, GROUPED, LARGER, SAME_CLASS, TWO_STACKS
 from convert_attn.convert.targets import targets
 
 NOTES = [note for engine in RULED for note in engine.notes]
@@ -44,13 +44,13 @@ def result_types() -> set[str]:
     return {str(name) for name in (native | own)}
 
 
-@pytest.mark.parametrize("model_type", sorted(SAME_CLASS | ENCODERS | TWO_STACKS | GROUPED))
+@pytest.mark.parametrize("model_type", sorted(SAME_CLASS | ENCODERS | TWO_STACKS | GROUPED | LARGER))
 def test_families_of_which_no_other_engine_was_read_have_the_rule_of_transformers(model_type: str) -> None:
-    assert model_type in result_types()
+    assert model_type in result_types() | LARGER
     assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ["transformers"]
 
 
-@pytest.mark.parametrize("model_type", sorted(result_types() - SAME_CLASS - ENCODERS - TWO_STACKS - GROUPED))
+@pytest.mark.parametrize("model_type", sorted(result_types() - SAME_CLASS - ENCODERS - TWO_STACKS - GROUPED - LARGER))
 def test_every_engine_has_a_rule_for_every_result(model_type: str) -> None:
     assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ASKED == engines()
 

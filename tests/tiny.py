@@ -20,6 +20,7 @@ from convert_attn.convert.archs.attention_tensors import join, split
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry, geometry
+from convert_attn.convert.classes.auto_classes import writes_alone
 from convert_attn.convert.targets import fitting
 from convert_attn.convert.weights.attention import AttentionWeights
 
@@ -184,7 +185,7 @@ for _name, _own in {
 _SIZES = Geometry(hidden_size=64, num_layers=2, num_heads=HEADS, num_kv_heads=HEADS, head_dim=8, context=64)
 _HELD = {name: arch for name, arch in architectures().items() if fitting(arch, _SIZES, SharedHeads.of(HEADS // 2, 2))}
 SEQ2SEQ = [name for name, arch in _HELD.items() if arch.cross]
-CONVERTIBLE = [name for name, arch in _HELD.items() if arch.causal and not arch.cross]
+CONVERTIBLE = [name for name, arch in _HELD.items() if arch.causal and not arch.cross and writes_alone(name)]
 ENCODERS = [name for name, arch in _HELD.items() if not arch.causal]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import transformers
 from packaging.version import Version
 from transformers import CONFIG_MAPPING
@@ -32,14 +34,34 @@ UNSUPPORTED = {
     "hunyuan_v1_dense": _NORMED_AFTER,
     "hunyuan_v1_moe": _NORMED_AFTER,
     "nanochat": _NORMED_AFTER,
+    "mllama": "has cross-attention to images with the self-attention's number of K/V heads, which is not converted",
     "deepseek_v2": "caches a latent already",
     "deepseek_v3": "caches a latent already",
 } | {name: "caches a latent already" for name in FAMILIES if name.endswith("_mla")}
 
 
+_ADOPTED: dict[str, Architecture] = {}
+
+
 def architectures() -> dict[str, Architecture]:
     """Give all known architectures, by model_type: those whose class in the installed transformers is right."""
-    return {arch.model_type: arch for arch in _with_config() if not _is_early(arch)}
+    return _ADOPTED | {arch.model_type: arch for arch in _with_config() if not _is_early(arch)}
+
+
+def adopt(model_type: str, like: Architecture) -> Architecture:
+    """Read a model type that there is no file of as another family, in this process from now on."""
+    _ADOPTED[model_type] = replace(like, model_type=model_type)
+    return _ADOPTED[model_type]
+
+
+def adopted() -> dict[str, Architecture]:
+    """Give what was adopted, by model_type."""
+    return dict(_ADOPTED)
+
+
+def forget(model_type: str) -> None:
+    """Undo `adopt`."""
+    _ADOPTED.pop(model_type, None)
 
 
 def early() -> dict[str, str]:

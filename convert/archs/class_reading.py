@@ -45,6 +45,12 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                     f"{facts.name} has no '{stem}{projection}.weight', which this tool expects of model type "
                     f"'{arch.model_type}'; the installed transformers is not one that it knows"
                 )
+        norm = f"{stem}{of_layer.norm.name}.weight" if of_layer.norm is not None and of_layer.norm.weighted else None
+        if norm is not None and norm not in facts.parameters:
+            raise ConvertAttnError(
+                f"{facts.name} has no '{norm}', the norm in front of attention that this tool expects of model type "
+                f"'{arch.model_type}'"
+            )
         first = layer % arch.attentions
         if _besides_heads(of_layer, facts, layer) != _besides_heads(of_layer, facts, first):
             raise ConvertAttnError(

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.checkpoint.quantised import without_leftovers
@@ -24,6 +25,7 @@ def load_language_model(
     commit: str | None = None,
     trust_remote_code: bool = False,
     attention: str | None = None,
+    auto_class: str = "AutoModelForCausalLM",
 ) -> Any:
     """Load a model, in evaluation mode.
 
@@ -32,12 +34,13 @@ def load_language_model(
         name: for messages.
         dtype: of its parameters; "auto": as stored.
         attention: `attn_implementation`, None: transformers' choice.
+        auto_class: of transformers, which loads it.
 
     Raises:
         ConvertAttnError: its class raises whatever it may, or would begin with random numbers for want of tensors.
         MemoryError, torch.OutOfMemoryError: it does not fit.
     """
-    load: Any = AutoModelForCausalLM.from_pretrained
+    load: Any = getattr(transformers, auto_class).from_pretrained
     try:
         with no_bars():
             config = _plain_config(where, name, commit, trust_remote_code)

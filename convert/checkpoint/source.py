@@ -7,7 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from convert_attn import modeling
+from convert_attn.convert.archs import adopt, architectures
 from convert_attn.convert.checkpoint.carried import MODULES, kind_of, left_sentence, module_folders
 from convert_attn.convert.checkpoint.files import listing, own_file, read_json
 from convert_attn.convert.checkpoint.formats import check_no_adapter, no_config, no_model_type
@@ -16,6 +19,7 @@ from convert_attn.convert.checkpoint.shards import Weights, open_weights
 from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, tokenizer_code
 from convert_attn.convert.classes.auto_classes import auto_class_of, tied_names
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.language_model import Within, language_model
 from convert_attn.convert.classes.stored_names import StoredNames, names_in
 from convert_attn.convert.errors import ConvertAttnError, first_line
 
@@ -59,13 +63,15 @@ class Source:
     """A checkpoint: its origin, its config.json, and its weights (opened on first use).
 
     Attributes:
-        config: as it stands, but for what it says of quantisation.
+        config: of the language model or encoder: config.json but for what it says of quantisation, or a part of it.
         leftovers: that, by the path of its key: plain weights may have it from a quantised model.
+        within: where the language model's config is in that of a larger model; None: config.json is its own.
     """
 
     origin: Origin
     config: dict[str, Any]
     leftovers: dict[str, Any] = field(default_factory=dict)
+    within: Within | None = None
 
     @classmethod
     def open(cls, origin: Origin) -> Source:
@@ -93,7 +99,19 @@ class Source:
             if isinstance(value, int) and value > _MAX_COUNT and key.endswith(_COUNTS):
                 raise ConvertAttnError(f"config.json of '{origin.name}' has {key} {value}, which no model has")
         plain, leftovers = without_leftovers(config)
-        return cls(origin, plain, leftovers)
+        _adopt_again(plain)
+        within = _known_within(plain, origin.name)
+        return cls(origin, plain if within is None else within.config, leftovers, within)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """config.json, of which `config` may be a part."""
+        return self.config if self.within is None else self.within.whole
+
+    @property
+    def auto_class(self) -> str:
+        """The Auto class that loads it."""
+        return auto_class_of(self.whole)
 
     @cached_property
     def weights(self) -> Weights:
@@ -106,7 +124,7 @@ class Source:
         opened = open_weights(self.origin.folder)
         check_plain(self.origin.name, opened.infos.values(), self.leftovers)
         if opened.same:
-            tied = tied_names(self.config, self.origin.name)
+            tied = tied_names(self.whole, self.origin.name)
             opened.leave_out({name for name, first in opened.same.items() if frozenset((name, first)) in tied})
         return opened
 
@@ -118,9 +136,11 @@ class Source:
             ConvertAttnError: the class cannot be made.
         """
         shapes = {name: info.shape for name, info in self.weights.infos.items()}
-        config = typed_config(self.config, self.origin.name)
+        config = typed_config(self.whole, self.origin.name)
         try:
-            return names_in(config, auto_class_of(self.config), shapes)
+            return names_in(config, self.auto_class, shapes, None if self.within is None else self.origin.name)
+        except ConvertAttnError:
+            raise
         except Exception as error:  # the class decides what it raises, and what has to be installed for it
             raise ConvertAttnError(
                 f"the class of '{self.origin.name}' cannot be made in transformers: {first_line(error)}"
@@ -162,6 +182,15 @@ class Source:
         named = [name for name in self._files if kind_of(name, self._modules) == "carried"]
         return [name for name in named if own_file(self.origin.folder, name).is_file()]
 
+    def class_code(self) -> list[str]:
+        """List the files of code that its classes are made by, none where transformers has them or this package."""
+        if self.whole.get("auto_map") is None or self.whole["model_type"] not in CONFIG_MAPPING:
+            return []
+        kind = CONFIG_MAPPING[self.whole["model_type"]]
+        if not kind.__module__.startswith("transformers_modules."):
+            return []
+        return sorted(path.name for path in self.origin.folder.glob("*.py"))
+
     @cached_property
     def tokenizer_code(self) -> TokenizerCode | None:
         """The code that the tokenizer is made by, None where it needs none."""
@@ -176,7 +205,7 @@ class Source:
         """Tell what the user is to know of the source: a config that speaks of quantisation, files that are left."""
         code, model_type = self.tokenizer_code, self.config["model_type"]
         opened = vars(self).get("weights")
-        carried = {*(code.files if code else ()), *(opened.files if opened else ())}
+        carried = {*(code.files if code else ()), *(opened.files if opened else ()), *self.class_code()}
         if model_type in modeling.FAMILIES:  # its own code has a counterpart in any result that needs it
             carried |= {path.name for path in modeling.source_files(model_type)}
         left = [
@@ -202,6 +231,29 @@ class Source:
 _TOKENIZERS = frozenset(
     "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model sentencepiece.bpe.model tekken.json".split()
 )
+
+
+def _adopt_again(config: dict[str, Any]) -> None:
+    """Read a result as its source was read: by the facts of the family that its config.json names."""
+    block = config.get("convert_attn")
+    like = block.get("arch_like") if isinstance(block, dict) else None
+    known, model_type = architectures(), block.get("source_model_type") if isinstance(block, dict) else None
+    if like in known and isinstance(model_type, str) and model_type not in known:
+        adopt(model_type, known[like])
+
+
+def _known_within(config: dict[str, Any], name: str) -> Within | None:
+    """The language model inside a larger one, where it is of a family that there are facts of."""
+    known = architectures()
+    model_type = config["model_type"]
+    if model_type in known or model_type not in CONFIG_MAPPING:
+        return None
+    try:
+        found = language_model(config, name)
+    except ConvertAttnError:  # whoever needs it as what it is says so
+        return None
+    arch = None if found is None else known.get(found.config["model_type"])
+    return found if arch is not None and arch.causal else None
 
 
 def _top_names(folder: Path) -> list[str]:

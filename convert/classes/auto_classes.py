@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -16,6 +20,13 @@ from transformers.models.auto.modeling_auto import (
 from convert_attn import modeling
 from convert_attn.convert.classes.class_facts import typed_config
 
+# of models that write a text and read more than text: their classes by model type
+_OF_SEVERAL: dict[str, Mapping[str, str]] = {
+    "AutoModelForImageTextToText": MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    "AutoModelForMultimodalLM": getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}),
+}
+# whose logits are of the next token
+WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", *_OF_SEVERAL)
 # of classes with heads; what the Hub calls them
 _TASKS = {
     "MaskedLM": "fill-mask",
@@ -39,6 +50,12 @@ def hub_task(auto_class: str) -> str:
     if auto_class in _TWO_STACKS:
         return _TWO_STACKS[auto_class][1]
     return _TASKS.get(auto_class.removeprefix("AutoModelFor"), "feature-extraction")
+
+
+def writes_alone(model_type: str) -> bool:
+    """Tell whether a model type has a class of its own for its task, and is not only inside larger models."""
+    classes = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES, modeling.FAMILIES)
+    return any(model_type in known for known in classes)
 
 
 def _generates(model_type: str) -> bool:
@@ -67,6 +84,10 @@ def auto_class_of(config: dict[str, Any]) -> str:
     if two_stacks is not None and (not names or names[0] == two_stacks[1]):
         return two_stacks[0]
     names = names or ["ForCausalLM" if _generates(config["model_type"]) else "Model"]
+    for auto, classes in _OF_SEVERAL.items():
+        known = classes.get(config["model_type"])
+        if known is not None and names[0] in (known, "ForCausalLM"):
+            return auto
     for task in _TASKS:
         if names[0].endswith(f"For{task}"):
             return f"AutoModelFor{task}"

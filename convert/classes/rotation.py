@@ -84,8 +84,12 @@ def _by_tables(model: nn.Module, calls: list[BlockCall]) -> Iterator[Rotation]:
 
 
 def _cosines_first(tables: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tables [1, T, P] in the order cosines, sines: at position 0 the ones are 1, the others 0."""
-    first, second = tables
+    """Tables [1, T, P] in the order cosines, sines: at position 0 the ones are 1, the others 0.
+
+    Some classes have one for each of three axes, [3, 1, T, P], which are the same on text.
+    """
+    first, second = (table[0] if table.ndim > 3 else table for table in tables)
+    tables = (first, second)
     return tables if float(first[0, 0].abs().sum()) >= float(second[0, 0].abs().sum()) else (second, first)
 
 

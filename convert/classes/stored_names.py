@@ -22,6 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from convert_attn import modeling
+from convert_attn.convert.classes.language_model import place_of
 
 Read = Callable[[str], Tensor]
 Shape = tuple[int, ...]
@@ -103,6 +104,7 @@ class StoredNames:
     Args:
         model: of the class, on the meta device.
         shapes: what is stored, by name.
+        base: what names of a language model inside it begin with; None: it is the language model itself.
 
     Attributes:
         expected: shapes of all that the class has, by name.
@@ -112,10 +114,11 @@ class StoredNames:
         unknown: what is stored and the class has no place for, with what renaming makes of the names.
     """
 
-    def __init__(self, model: Any, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, model: Any, shapes: Mapping[str, Shape], base: str | None = None) -> None:
         self._model = model
         self.expected: dict[str, Shape] = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        self.base = "" if model.base_model is model else f"{model.base_model_prefix}."
+        own = "" if model.base_model is model else f"{model.base_model_prefix}."
+        self.base = own if base is None else base
         self.tied: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
         self.unknown: dict[str, str] = {}
         self._added = self._taken = False  # the base model's prefix, by transformers
@@ -238,17 +241,21 @@ class StoredNames:
                 yield parameter, made[name]
 
 
-def names_in(config: PreTrainedConfig, auto_class: str, shapes: Mapping[str, Shape]) -> StoredNames:
+def names_in(
+    config: PreTrainedConfig, auto_class: str, shapes: Mapping[str, Shape], larger: str | None = None
+) -> StoredNames:
     """Make the class on the meta device and look at a checkpoint through it.
 
     Args:
         auto_class: of transformers, e.g. "AutoModelForCausalLM".
         shapes: what is stored, by name.
+        larger: the checkpoint's name, where its class has the language model inside it; None where it is that itself.
 
     Raises:
+        ConvertAttnError: the language model is not found in the class.
         Exception: whatever the class raises on a config that it refuses.
     """
     modeling.register()
     with torch.device("meta"):
         model = cast(Any, getattr(transformers, auto_class)).from_config(config)
-    return StoredNames(model, shapes)
+    return StoredNames(model, shapes, None if larger is None else place_of(model, larger))

@@ -107,6 +107,11 @@ def cli() -> None:
     type=click.Choice(list(OPTIONS)),
     help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
 )
+@click.option(
+    "--arch-like",
+    metavar="FAMILY",
+    help="Read a MODEL of an unknown model type as one of this family; the check by running it decides.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to make [default: ./<name>-gqa4, -mqa].")
 @click.option(
     "--dtype",
@@ -129,7 +134,7 @@ def cli() -> None:
     "--trust-remote-code",
     is_flag=True,
     help="Accept a source that names code of its own. Weights are read as data all the same; the tokenizer's code "
-    "goes with the result and is run when that is checked.",
+    "goes with the result and is run when that is checked; the class's is run where transformers has none.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing output folder.")
 @click.option("--push", "repo", metavar="REPO", help="Put the result on the Hub when it is done.")

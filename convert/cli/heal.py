@@ -163,7 +163,7 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
 
     Runs on one process, or unchanged on many: accelerate launch -m convert_attn.convert.cli heal ...
     """
-    from convert_attn.convert.heal.result import goal
+    from convert_attn.convert.heal.result import ENCODER_GOAL, goal
     from convert_attn.convert.heal.run import heal as run
     from convert_attn.convert.planning.provenance import typed_command
 
@@ -184,8 +184,8 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
         return
     lines = [*healed.warnings]
     if healed.start is not None and healed.best is not None:
-        what = goal(options["stages"], options["lm_weight"])
-        lines.append(f"On selection text, {what}: {healed.start:.4f} -> {healed.best:.4f} nats per token.")
+        what = goal(options["stages"], options["lm_weight"]) if healed.unit else ENCODER_GOAL
+        lines.append(f"On selection text, {what}: {healed.start:.4f} -> {healed.best:.4f} {healed.unit}".rstrip() + ".")
     if healed.perplexity is not None:
         lines.append(f"Perplexity there: {healed.perplexity[0]:.2f} -> {healed.perplexity[1]:.2f}.")
     lines.append(f"{healed.tokens:,} tokens; the healed checkpoint is in {healed.output}")

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numbers_of
 from convert_attn.convert.archs.geometry import Geometry
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.fitting.similarity import Similarity
@@ -98,7 +97,7 @@ def _gain_line(plan: Plan) -> str:
 def _load(plan: Plan) -> str:
     """The Python that loads the result from the output folder as typed."""
     where = str(plan.output) if plan.output.is_absolute() else f"./{plan.output}"
-    return how_to_load(auto_class_of(plan.source.config), plan.target.layout == "custom", where)
+    return how_to_load(plan.source.auto_class, plan.target.layout == "custom", where)
 
 
 def summary_lines(result: Result) -> list[str]:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import CONFIG_MAPPING
 
+from convert_attn.convert.archs import adopted, early
+from convert_attn.convert.archs.cache_form import SharedHeads
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import check_output
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.remote_code import brings_classes, register_code
+from convert_attn.convert.conversion.likeness import check_obeys, look_alike, read_as
 from convert_attn.convert.conversion.run import Result, execute
 from convert_attn.convert.errors import UsageError, check_options
 from convert_attn.convert.inspection.for_engine import plan_for
@@ -55,8 +59,8 @@ def plan(
         check_output(folder, overwrite)  # before a download
     _check_device(options.get("device", "cpu"))
     source = Source.open(resolve(str(model), revision, subfolder))
-    architecture(source.config["model_type"])  # an unknown type is the first thing to say
-    own_code = source.config.get("auto_map") and source.config["model_type"] not in _own_types()
+    source = _with_facts(source, options.get("arch_like"), trust_remote_code)
+    own_code = source.whole.get("auto_map") and source.whole["model_type"] not in _own_types()
     if own_code and not trust_remote_code:
         raise UsageError(
             f"'{model}' names code of its own (auto_map in config.json), so its weights may not mean what their "
@@ -69,14 +73,43 @@ def plan(
             "copy of the folder without it"
         )
     made = plan_for(source, request_of(to, folder, trust_remote_code, options))
+    if made.arch.model_type in adopted() and isinstance(made.form, SharedHeads):
+        check_obeys(source, made.arch, max(made.form.groups))
     # what does not fit the result's class is known before any work is done
     config = typed_config(result_config(made), made.source.origin.name)
-    check_names((output.info for output in made.outputs), config, auto_class_of(made.source.config))
+    check_names((output.info for output in made.outputs), config, made.source.auto_class)
     if folder is not None:  # what is wrong with the source matters more than what lies in the way of the result
         check_output(folder, overwrite)
         if source.origin.folder.resolve().is_relative_to(folder.resolve()):
             raise UsageError(f"output '{folder}' holds the source '{model}': a conversion never replaces its source")
     return made
+
+
+def _with_facts(source: Source, like: str | None, trusted: bool) -> Source:
+    """Give the source where there are facts of its model type, its own or those that it is to be read by.
+
+    Raises:
+        UsageError: there are none; saying what it is, and what its blocks compute as where they do as a family's.
+    """
+    if trusted and brings_classes(source.whole):
+        register_code(source.origin.folder, source.whole, source.origin.name)
+        source = Source.open(source.origin)
+    if like is not None:
+        read_as(source, like)
+    model_type = source.config["model_type"]
+    try:
+        architecture(model_type)  # an unknown type is the first thing to say
+    except UsageError:
+        found = look_alike(source) if model_type in CONFIG_MAPPING and model_type not in early() else None
+        if found is None:
+            raise
+        like, why_not = found
+        instead = f", but {why_not}" if why_not else f": try --arch-like {like}"
+        raise UsageError(
+            f"model type '{model_type}' is one that convert-attn has no facts of; its blocks compute as {like}'s "
+            f"do{instead}"
+        ) from None
+    return source
 
 
 def _is_here(model: str) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
@@ -66,8 +65,8 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         measured = found.measure()
         made = Made(tokens=found.tokens, measured=measured)
         warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
-        verify_folder(folder, auto_class_of(plan.source.config), progress)
-        verified = verify_conversion(plan, folder, auto_class_of(plan.source.config), answers, progress)
+        verify_folder(folder, plan.source.auto_class, progress)
+        verified = verify_conversion(plan, folder, plan.source.auto_class, answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
     return Result(output=plan.output, nbytes=nbytes, plan=plan, made=made, warnings=warnings, verified=verified)
 

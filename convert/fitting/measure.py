@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.attention_call import handed_on
-from convert_attn.convert.classes.auto_classes import auto_class_of
+from convert_attn.convert.classes.auto_classes import WRITES
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.streaming.skeleton import decoder_blocks
@@ -87,7 +87,7 @@ def _perplexity(losses: list[float]) -> HeldOut:
 
 def can_be_measured(source: Source, encoder: bool = False) -> str | None:
     """Give a sentence on why a checkpoint has no perplexity, or an encoder no embeddings; None where it has."""
-    if not encoder and auto_class_of(source.config) not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"):
+    if not encoder and source.auto_class not in WRITES:
         return f"'{source.origin.name}' has no language-model head"
     return None if source.has_tokenizer else f"'{source.origin.name}' has no tokenizer"
 
@@ -103,8 +103,7 @@ class Head:
     def __init__(self, source: Source, device: str, arch: Architecture) -> None:
         self._device, cross = device, arch.cross
         self._two_stacks, self._hands_on = cross is not None, () if cross is None else cross.hands_on
-        auto: Any = AutoModelForCausalLM if cross is None else AutoModelForSeq2SeqLM
-        config = typed_config(source.config, source.origin.name)
+        config, auto = typed_config(source.whole, source.origin.name), getattr(transformers, source.auto_class)
         try:
             with init_empty_weights(include_buffers=False):
                 model: Any = auto.from_config(config, attn_implementation="eager", dtype=torch.float32)
@@ -113,15 +112,20 @@ class Head:
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"
             ) from None
         self._model = model.eval()
-        base = model.base_model
+        own = source.names.base
         within = "" if cross is None else f"{cross.stack}."
-        found = decoder_blocks(base.get_submodule(within.rstrip(".")))
+        found = decoder_blocks(model.get_submodule(f"{own}{within}".rstrip(".")))
         if found is None:
             raise ConvertAttnError(f"'{source.origin.name}' has no list of decoder blocks in its class")
         stem, blocks = found
-        own = f"{model.base_model_prefix}." if base is not model else ""
-        left_out = [f"{own}{within}{stem}.", *([] if cross is None else [f"{own}{cross.encoder}."])]
-        outside = [name for name, _ in model.named_parameters() if not name.startswith(tuple(left_out))]
+        left_out = (f"{own}{within}{stem}.", *([] if cross is None else [f"{own}{cross.encoder}."]))
+        # of a larger model only what text goes through
+        read = (own, *(() if source.within is None else _head_names(model)))
+        outside = [
+            name
+            for name, _ in model.named_parameters()
+            if not name.startswith(left_out) and (source.within is None or name.startswith(read))
+        ]
         known = source.names
         made = [name for name in outside if not known.stored(name) and known.is_made(name)]
         for name in made:
@@ -155,6 +159,12 @@ class Head:
             given = {"decoder_input_ids": given["input_ids"], "encoder_outputs": (self._states,)}
         found: Tensor = self._model(**given, use_cache=False).logits
         return found.float()
+
+
+def _head_names(model: Any) -> tuple[str, ...]:
+    """What names of the language-model head begin with."""
+    head = model.get_output_embeddings()
+    return tuple(f"{name}." for name, module in model.named_modules() if module is head)
 
 
 def measure(head: Head, tokens: Tensor, original: Tensor, converted: Tensor, text: str) -> Measured:

@@ -27,8 +27,6 @@ from convert_attn.convert.verification.result import Expected, run_folder, workp
 from convert_attn.convert.verification.stored import verify_folder
 from convert_attn.convert.version import __version__
 
-_AUTO_CLASS = "AutoModelForCausalLM"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Healed:
@@ -38,10 +36,11 @@ class Healed:
         output: the folder.
         tokens: trained on.
         steps: of the stage over the whole model.
-        start, best: nats per token on the selection text, as converted and of the weights that were kept: KL to the
+        start, best: `unit` on the selection text, as converted and of the weights that were kept: KL to the
             original (distill; plus lm_weight times the text's own loss) or that loss (uptrain); None where only layers
             were trained.
         perplexity: the same two weights' on the selection text, None likewise.
+        unit: of start and best; "" of an encoder, whose they are the error of its last hidden states, a share.
         warnings: sentences for the user.
     """
 
@@ -51,6 +50,7 @@ class Healed:
     start: float | None = None
     best: float | None = None
     perplexity: tuple[float, float] | None = None
+    unit: str = "nats per token"
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -99,12 +99,12 @@ def write_result(
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         card = write_card(student.card_text() or "", config, output.absolute().name)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        verify_folder(folder, _AUTO_CLASS, progress)
+        verify_folder(folder, student.auto_class, progress)
         expected = Expected(source=student, numbers=cached_by_layer(student))
         with workplace(folder) as work:
             run_folder(
                 folder,
-                _AUTO_CLASS,
+                student.auto_class,
                 expected=expected,
                 subject="nothing was written: the healed model",
                 work=work,
@@ -177,13 +177,17 @@ def describe_run(
         "text": text,
         "tokens": healed.tokens,
         "train": settings.learned,
-        "goal": goal(settings.stages, settings.lm_weight),
+        "goal": goal(settings.stages, settings.lm_weight) if healed.unit else ENCODER_GOAL,
+        "unit": healed.unit,
         "selection": {"start": healed.start, "best": healed.best},
         "selection_perplexity": None if healed.perplexity is None else [*healed.perplexity],
         "settings": settings.as_dict(),
         "command": command,
         "versions": versions(),
     }
+
+
+ENCODER_GOAL = "squared error of the last hidden states, relative to their size"
 
 
 def goal(stages: Sequence[str], lm_weight: float) -> str:
@@ -195,8 +199,7 @@ def goal(stages: Sequence[str], lm_weight: float) -> str:
 
 def measured_losses(records: list[Record], stage: str, best_step: int) -> tuple[float, float] | None:
     """Give the text's own loss on the selection text: as converted, and at a stage's best step."""
-    before = [r["selection_loss"] for r in records if r["stage"] == START]
-    after = [
-        r["selection_loss"] for r in records if r["stage"] == stage and "selection" in r and r["step"] == best_step
-    ]
+    told = [record for record in records if "selection_loss" in record]  # encoders have none
+    before = [r["selection_loss"] for r in told if r["stage"] == START]
+    after = [r["selection_loss"] for r in told if r["stage"] == stage and "selection" in r and r["step"] == best_step]
     return (before[0], after[0]) if before and after else None

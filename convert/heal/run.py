@@ -43,6 +43,7 @@ from convert_attn.convert.heal.training.loop import Progressed
 from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
 from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.text.encoder_windows import WINDOW
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -103,6 +104,8 @@ def heal(
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
     texts = Texts.of(data, data_weights, exclude)
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
+    if pair.encoder and settings.lm_weight:
+        raise UsageError(f"--lm-weight is for language models: '{converted}' is an encoder and has no next token")
     target = Path(output) if output is not None else _default_output(pair)
     check_output(target, overwrite)
     if target.resolve() == pair.student.origin.folder.resolve():
@@ -203,9 +206,10 @@ class _Healing:
     def _length(self) -> int:
         """Tokens per window."""
         asked, context = self.settings.seq_len, self.pair.context
+        longest = WINDOW if self.pair.encoder else _LONGEST_WINDOW
         if asked is not None and asked > context:
             raise UsageError(f"--seq-len is {asked}, the model reads at most {context} tokens")
-        return window_length(self.texts.data, asked or min(context, _LONGEST_WINDOW))
+        return window_length(self.texts.data, asked or min(context, longest))
 
     def _pack(self, length: int) -> None:
         """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
@@ -220,6 +224,7 @@ class _Healing:
                 length=length,
                 tokens=self.settings.tokens,
                 place=self.place.folder,
+                encoder=self.pair.encoder,
             )
             self._text()
         except ConvertAttnError:
@@ -332,7 +337,9 @@ class _Healing:
 
     def _healed(self, text: Text, used: int, done: Progressed | None) -> Healed:
         """What came of it; `used`: windows of the stage over single blocks."""
-        found = Healed(output=self.output, tokens=used * text.length, steps=0, warnings=self._warnings(text, done))
+        told = self._warnings(text, done)
+        found = Healed(output=self.output, tokens=used * text.length, steps=0, warnings=told)
+        found = replace(found, unit="") if self.pair.encoder else found
         if done is None:
             return found
         losses = measured_losses(journals.read(self.place.folder / LOG), str(self.settings.whole), done.best_step)

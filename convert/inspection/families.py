@@ -11,6 +11,7 @@ from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.block_facts import Added, Rotary
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.classes.auto_classes import writes_alone
 from convert_attn.convert.targets import convertible, fitting
 
 _LAYERS, _HEADS, _HEAD_DIM = 2, 8, 8  # of the model that stands for a family
@@ -107,7 +108,8 @@ def _rows() -> Iterator[tuple[str, ...]]:
     """Families that become the same together, in the order of the first of each."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, cells in families().items():
-        alike.setdefault(tuple(str(cells[to]) for to in COLUMNS), []).append(f"`{name}`")
+        inside = "" if writes_alone(name) else " (inside larger models)"
+        alike.setdefault(tuple(str(cells[to]) for to in COLUMNS), []).append(f"`{name}`{inside}")
     for texts, names in alike.items():
         yield ", ".join(names), *texts
 

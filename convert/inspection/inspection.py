@@ -193,6 +193,8 @@ class _Look:
     def targets(self, form: Form) -> list[Target]:
         """Give every target that holds a form, and that the engine takes."""
         fit = fitting(self.arch, self.sizes, form)
+        if self.source.within is not None:  # the larger model's class makes it
+            fit = [target for target in fit if target.becomes is None]
         return [t for t in fit if self.engine is None or takes(self.engine, self.config(t, form))]
 
     def holders(self, form: Form) -> tuple[str, ...]:
@@ -221,6 +223,8 @@ class _Look:
             biases=biases,
             inv_freq=planes,
         )
+        if self.source.within is not None:
+            config, model_type = self.source.whole, self.source.whole["model_type"]
         return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
 
     def latents(self) -> list[LatentCache]:

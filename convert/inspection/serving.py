@@ -77,11 +77,11 @@ def serving(
     """
     source = Source.open(resolve(str(model), revision, subfolder, weights=False))
     source.refuse_quantised()
-    rules = verdicts(source.config)
+    rules = verdicts(source.whole)
     if not rules:
         known = ", ".join(sorted(frozenset().union(*(rule.types for rule in RULES))))
         raise UsageError(
-            f"no rules for '{source.config['model_type']}', which no conversion makes; there are rules for {known}"
+            f"no rules for '{source.whole['model_type']}', which no conversion makes; there are rules for {known}"
         )
     asked = None if engine is None else named(engine).name
-    return str(source.config["model_type"]), [rule for rule in rules if asked in (None, rule.engine)]
+    return str(source.whole["model_type"]), [rule for rule in rules if asked in (None, rule.engine)]

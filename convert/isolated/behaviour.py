@@ -42,14 +42,22 @@ class Step:
     held: Held | None
 
 
+def text_config(config: Any) -> Any:
+    """Give the config of the language model in a larger one's; else the config itself."""
+    parts = [getattr(config, key, None) for key in getattr(config, "sub_configs", ())]
+    inner = config.get_text_config(decoder=True) if parts else config
+    return inner if any(inner is part for part in parts) else config
+
+
 def probe_length(config: Any) -> int:
     """Tell how many tokens a model of this config is asked at once."""
-    return min(LENGTH, getattr(config, "max_position_embeddings", None) or LENGTH)
+    return min(LENGTH, getattr(text_config(config), "max_position_embeddings", None) or LENGTH)
 
 
 def probe_tokens(config: Any) -> Tensor:
     """Make token ids [1, S] for a model of this config, the same at every call, none of them padding."""
     length = probe_length(config)
+    config = text_config(config)
     drawn = torch.randint(config.vocab_size, (64 + length,), generator=torch.Generator().manual_seed(5))
     padding = getattr(config, "pad_token_id", None)
     return drawn[drawn != (-1 if padding is None else padding)][None, :length]
@@ -261,8 +269,13 @@ def cached_numbers(model: Any, ids: Tensor) -> list[float]:
     return [(more - less) / (long - short) for less, more in zip(*sizes, strict=True)]
 
 
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """List the outermost modules whose class name says attention, in the order of the blocks."""
+def attention_modules(model: nn.Module, within: str = "") -> list[nn.Module]:
+    """List the outermost modules whose class name says attention, in the order of the blocks.
+
+    Args:
+        within: the module in which they are, "" for any.
+    """
+    model = model.get_submodule(within)
     names = [name for name, module in model.named_modules() if "Attention" in type(module).__name__]
     return [
         model.get_submodule(name)
@@ -293,17 +306,18 @@ def feed(x: Tensor) -> Callable[..., Any]:
 
 @torch.inference_mode()
 def attention_outputs(
-    model: Any, ids: Tensor, inputs: dict[int, Tensor], inside: tuple[str, str] = ("", "")
+    model: Any, ids: Tensor, inputs: dict[int, Tensor], inside: tuple[str, str] = ("", ""), within: str = ""
 ) -> dict[int, Tensor]:
     """Run a model whose n-th attention module reads inputs[n], [1, S, D], and tell what it gives, [1, S, D].
 
     Args:
         inside: below an attention module, which one reads and which one gives, where it does more than attention.
+        within: as of `attention_modules`.
 
     Raises:
         MisbehaviourError: there is no n-th attention module.
     """
-    modules = attention_modules(model)
+    modules = attention_modules(model, within)
     if len(modules) <= max(inputs, default=-1):
         raise MisbehaviourError(f"has {len(modules)} attention modules where {max(inputs) + 1} or more are expected")
     found: dict[int, Tensor] = {}
@@ -325,11 +339,12 @@ def attention_outputs(
 
 
 @torch.inference_mode()
-def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: str = "") -> Tensor:
+def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: str = "", within: str = "") -> Tensor:
     """Run a model whose attention modules give what they are told, [1, S, D] each: all that is not attention.
 
     Args:
         gives: as the second of `attention_outputs`' `inside`.
+        within: as of `attention_modules`.
     """
 
     def replaced(y: Tensor) -> Callable[..., Any]:
@@ -339,7 +354,7 @@ def around_attention(model: Any, ids: Tensor, outputs: Sequence[Tensor], gives: 
 
         return hook
 
-    modules = [module.get_submodule(gives) for module in attention_modules(model)]
+    modules = [module.get_submodule(gives) for module in attention_modules(model, within)]
     handles = [module.register_forward_hook(replaced(y)) for module, y in zip(modules, outputs, strict=True)]
     with hooked(handles):
         return forward(model, ids).values

@@ -20,7 +20,13 @@ from .behaviour import MisbehaviourError
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
 _SAME = 2e-3  # standard deviations, of outputs that the same arithmetic makes of the same numbers in float32
-_GENERATING = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")
+_WRITES = (  # that generate
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
+)
 _NOT_COMPARED = ("transformers_version", "_from_model_config", "_commit_hash")
 
 
@@ -59,7 +65,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
             cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
-            `behaviour.attention_outputs`), `sites` (of an encoder-decoder: see `pairs.attention_outputs`).
+            `behaviour.attention_outputs`), `sites` (of an encoder-decoder: see `pairs.attention_outputs`), `within`
+            (the module that is the language model in a larger model).
 
     Returns:
         the fields of `Report`.
@@ -124,7 +131,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     if model is None:
         return None
     ids = behaviour.probe_tokens(model.config)
-    language = job["auto_class"] in _GENERATING
+    language = job["auto_class"] in _WRITES
     if job.get("encoder"):
         with report.step("it reads a padded batch"):
             report.figures["padding"] = encoder.check_padding(_base(model), ids)
@@ -133,9 +140,10 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
     with report.step("its blocks are compared with the converted weights"):
         report.figures["block_errors"] = _compare_blocks(job, model, ids, "rounding", "in float32")
     with report.step("it runs with given numbers in the place of attention"):
+        hidden_size = behaviour.text_config(model.config).hidden_size
         given = [
-            torch.randn(1, ids.shape[1], model.config.hidden_size, generator=torch.Generator().manual_seed(layer))
-            for layer in range(len(job.get("sites") or behaviour.attention_modules(model)))
+            torch.randn(1, ids.shape[1], hidden_size, generator=torch.Generator().manual_seed(layer))
+            for layer in range(len(job.get("sites") or behaviour.attention_modules(model, job.get("within", ""))))
         ]
         settings = _settings(model.generation_config) if language else {}
         return Outside(ids, given, _around(job, model, ids, given), settings)
@@ -144,7 +152,7 @@ def _run_exact(job: dict[str, Any], report: Report) -> Outside | None:
 
 def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) -> None:
     """What a model with a cache does with it."""
-    language = job["auto_class"] in _GENERATING
+    language = job["auto_class"] in _WRITES
     kind = pairs if job.get("sites") else behaviour
     with report.step("it decodes"):
         report.figures["decodes"] = kind.check_decode(model if language else _base(model), ids)
@@ -163,7 +171,7 @@ def _inside(job: dict[str, Any]) -> tuple[str, str]:
 def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor]) -> Tensor:
     if sites := job.get("sites"):
         return pairs.around_attention(model, ids, given, sites)
-    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1])
+    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1], job.get("within", ""))
 
 
 def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
@@ -195,7 +203,8 @@ def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str
     if sites := job.get("sites"):
         found = pairs.attention_outputs(model, ids, _probes(job, "x"), _probes(job, "o"), sites)
     else:
-        found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job))
+        within = job.get("within", "")
+        found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job), within)
     errors = {str(number): _relative(found[number], reference) for number, reference in expected.items()}
     for number, error in errors.items():
         allowed = max(rounding.get(number, 0.0), _EXACT)

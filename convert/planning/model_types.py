@@ -52,8 +52,8 @@ def _instead(model_type: str) -> str:
         return f"is {what} whose attention convert-attn has no facts of; {could}"
     if tasks & {*_SIGHT}:
         return (
-            "is a vision-language (multimodal) model: convert its language model, saved as a checkpoint of its own "
-            f"(`model.language_model` of its class), if that is convertible; {could}"
+            "is a vision-language (multimodal) model, whose language model converts in its place where that is of a "
+            f"convertible type; the one in this config.json is not; {could}"
         )
     if tasks & {*_SPEECH, "CTC"}:
         return f"is a speech model and no causal language model: it keeps no KV cache that could shrink; {could}"

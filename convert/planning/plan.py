@@ -26,7 +26,7 @@ from convert_attn.convert.planning.outputs import OutputTensor, result_tensors
 from convert_attn.convert.planning.own_tensors import check_attention
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
-from convert_attn.convert.targets import choose
+from convert_attn.convert.targets import choose, fitting
 from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
 
@@ -105,7 +105,7 @@ class Plan:
     @property
     def run_dtypes(self) -> set[torch.dtype]:
         """The dtype that the result is stored in, and that which config.json names and loaders go by."""
-        typed = typed_config(self.source.config, self.source.origin.name)
+        typed = typed_config(self.source.whole, self.source.origin.name)
         named = str(typed.dtype if self.request.dtype == "auto" else self.request.dtype).removeprefix("torch.")
         stored = DTYPES[self.cache_dtype]
         return {stored, DTYPES.get(DTYPE_OPTIONS.get(named, ""), stored)}
@@ -251,7 +251,9 @@ def make_plan(source: Source, request: Request) -> Plan:
     text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
-    target = choose(arch, sizes, form, request.layout)
+    target = (
+        choose(arch, sizes, form, request.layout) if source.within is None else _in_place(source, arch, sizes, form)
+    )
     result_classes(target, source)
     check_names_of_blocks(arch, source)
     facts = facts_of(arch, source.config, source.origin.name)
@@ -296,6 +298,26 @@ def _check_key_bias(blueprint: Blueprint) -> None:
         )
 
 
+def _in_place(source: Source, arch: Architecture, sizes: Geometry, form: Form) -> Target:
+    """Give the target for a language model inside a larger one: its own class, which the larger one makes.
+
+    Raises:
+        UsageError: that has no such cache.
+    """
+    found = [target for target in fitting(arch, sizes, form) if target.becomes is None]
+    if found:
+        return found[0]
+    of = f"the language model of '{source.origin.name}' is a {arch.model_type} inside a {source.whole['model_type']}"
+    if isinstance(form, LatentCache):
+        raise UsageError(
+            f"{of}, whose class makes it: it stays in its own class, which has no latent; use --to gqa or --to mqa"
+        )
+    raise UsageError(
+        f"{of}, whose class makes it: it stays in its own class, which has no fewer K/V heads than query heads, or "
+        "one number of them for all layers"
+    )
+
+
 def _warnings(plan: Plan) -> tuple[str, ...]:
     """What the user should know of a plan that can be carried out."""
     before, after = plan.cache_bytes
@@ -324,7 +346,7 @@ def result_classes(target: Target, source: Source) -> list[str]:
     Raises:
         UsageError: the source's class has no counterpart in the target.
     """
-    classes = source.config.get("architectures") or []
+    classes = source.whole.get("architectures") or []
     if not target.classes:
         return list(classes)
     missing = [name for name in classes if name not in target.classes]

@@ -40,7 +40,9 @@ class Request:
         dtype: "auto" or a key of DTYPE_OPTIONS.
         device: where the arithmetic runs.
         engine: what the result is served by, by the name that `--for` takes; None: no matter.
-        trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result.
+        arch_like: the family that a source of an unknown model type is read as; None: its own.
+        trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result, and the
+            class's, where transformers has none for the model type.
     """
 
     to: To
@@ -61,6 +63,7 @@ class Request:
     seed: int = 0
     overwrite: bool = False
     engine: str | None = field(default=None, metadata={"option": "for"})
+    arch_like: str | None = None
     trust_remote_code: bool = False
 
 
@@ -80,6 +83,7 @@ class _PlainOptions(TypedDict, total=False):
     seed: int
     overwrite: bool
     engine: str | None
+    arch_like: str | None
 
 
 class RequestOptions(_PlainOptions, total=False):

@@ -17,12 +17,13 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import SharedHeads, form_of, query_heads
 from convert_attn.convert.classes.auto_classes import auto_class_of, hub_task
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.language_model import language_config
 from convert_attn.convert.methods import methods
 from convert_attn.convert.planning.plan import Plan
 
 _BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
 _RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
-_WRITES = "text-generation"
+_WRITES, _SEES = "text-generation", "image-text-to-text"
 _CARRIED = ("license", "license_name", "license_link", "language")
 _TEXTS = {
     "auto": "the general text that comes with convert-attn",
@@ -48,7 +49,7 @@ def header(plan: Plan) -> str:
         **carried,
         **_base_model(plan),
         library_name="transformers",
-        pipeline_tag=_WRITES if _is_language_model(plan) else hub_task(auto_class_of(plan.source.config)),
+        pipeline_tag=_pipeline(plan) if _is_language_model(plan) else hub_task(plan.source.auto_class),
         tags=["convert-attn", plan.request.to, *(["kv-cache"] if plan.geometry.causal else []), plan.result_type],
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -57,6 +58,11 @@ def header(plan: Plan) -> str:
 def _is_language_model(plan: Plan) -> bool:
     """Whether it goes on with a text: neither an encoder nor one with an encoder."""
     return plan.geometry.causal and plan.arch.cross is None
+
+
+def _pipeline(plan: Plan) -> str:
+    """What the Hub calls what a model that writes is for."""
+    return _SEES if plan.source.auto_class == "AutoModelForImageTextToText" else _WRITES
 
 
 def _base_model(plan: Plan) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def render(config: Mapping[str, Any], name: str) -> str:
 
 def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     block: dict[str, Any] = config["convert_attn"]
-    typed = typed_config(dict(config), name)
+    typed = typed_config(language_config(dict(config), name), name)
     form, heads = form_of(typed), query_heads(typed)
     before = SharedHeads.of(block["source_num_key_value_heads"], typed.num_hidden_layers)
     commit = f" at commit `{block['source_commit']}`" if block["source_commit"] else ""
@@ -120,6 +126,11 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
         yield "| KV cache | none (an encoder) | none |"
         yield "| parameters | {:,} | {:,} |".format(*parameters)
     yield ""
+    if block.get("inside"):
+        yield (
+            f"The language model ({block['source_model_type']}) inside the {block['inside']} was converted, on text "
+            "alone; everything else is the source's."
+        )
     method = methods().get(block["method"])
     source = f" ({method.source})" if method else ""
     yield f"Method: `{block['method']}`{source}, {calibrated_on(block['calibration'])}, seed {block['seed']}."
@@ -173,8 +184,8 @@ def _quality(config: Mapping[str, Any], name: str) -> Iterator[str]:
         yield from _similarity(found)
         return
     yield (
-        f"As converted, on {found['windows']} windows of {found['length']} tokens ({found['text']}), with standard "
-        "errors:"
+        f"As converted, on {found['windows']} windows of {found['length']} tokens ({found['text']}){_alone(block)}, "
+        "with standard errors:"
     )
     yield ""
     yield "| | original | converted |"
@@ -183,6 +194,11 @@ def _quality(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield f"| perplexity | {found['original']['mean']:.2f} | {now['mean']:.2f} ± {now['error']:.2f} |"
     yield f"| KL(original \\|\\| converted), nats per token | 0 | {kl['mean']:.4f} ± {kl['error']:.4f} |"
     yield f"| top-1 agreement | 100% | {top1['mean']:.1%} ± {top1['error']:.1%} |"
+
+
+def _alone(block: Mapping[str, Any]) -> str:
+    """What was not looked at, where the language model is inside a larger model."""
+    return "" if block.get("inside") is None else ", on text alone: no image was looked at"
 
 
 def _similarity(found: Mapping[str, Any]) -> Iterator[str]:
@@ -247,13 +263,14 @@ def _healed(config: Mapping[str, Any], name: str) -> Iterator[str]:
         yield f"{run['tokens']:,} tokens of {run['text']}{teacher}."
         if run["selection"]["best"] is not None:
             before, after = run["selection"]["start"], run["selection"]["best"]
-            low, high = run["selection_perplexity"]
+            unit = run.get("unit", "nats per token")
             yield ""
             yield "| on selection text, not trained on | before | after |"
             yield "|---|---|---|"
-            goal = run.get("goal", "loss").replace("|", "\\|")
-            yield f"| {goal}, nats per token | {before:.4f} | {after:.4f} |"
-            yield f"| perplexity | {low:.2f} | {high:.2f} |"
+            goal = ", ".join(filter(None, (run.get("goal", "loss"), unit))).replace("|", "\\|")
+            yield f"| {goal} | {before:.4f} | {after:.4f} |"
+            if perplexity := run["selection_perplexity"]:
+                yield "| perplexity | {:.2f} | {:.2f} |".format(*perplexity)
         if run is runs[-1] and run.get("curve"):
             yield ""
             yield f"![loss]({run['curve']})"

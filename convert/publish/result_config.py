@@ -12,10 +12,11 @@ import transformers
 from convert_attn import modeling
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import SharedHeads, told
-from convert_attn.convert.checkpoint.files import read_json
+from convert_attn.convert.checkpoint.files import own_file, read_json
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.tokenizer_code import SETTINGS as TOKENIZER_SETTINGS
 from convert_attn.convert.checkpoint.tokenizer_code import TokenizerCode, json_object
+from convert_attn.convert.classes.language_model import with_language_model
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.planning.class_config import class_config
@@ -36,20 +37,42 @@ def result_config(plan: Plan, blueprint: Blueprint | None = None, made: Made = U
         blueprint: the plan's own, or that with what the fit has found.
         made: what was found on the way.
     """
-    source = plan.source.config
-    config, _ = class_config(plan.target, blueprint or plan.blueprint, plan.source.origin.name)
+    source = plan.source.whole
+    config = _changed(plan, blueprint or plan.blueprint)
     config["architectures"] = result_classes(plan.target, plan.source)
     if plan.request.dtype in DTYPE_OPTIONS:
         # transformers 4 called it torch_dtype
         named = [key for key in ("dtype", "torch_dtype") if key in source] or ["dtype"]
         config |= dict.fromkeys(named, plan.request.dtype)
+    if plan.source.class_code():
+        config["auto_map"] = source["auto_map"]
     if plan.target.layout == "custom":
         config["auto_map"] = modeling.auto_map(plan.result_type)
     config["transformers_version"] = transformers.__version__
     if plan.target.form is SharedHeads:
-        config |= legacy_keys(plan.arch, config)
+        within = plan.source.within
+        inner = config if within is None or not within.key else config[within.key]
+        inner |= legacy_keys(plan.arch, inner)
     config["convert_attn"] = provenance(plan, made)
     return config
+
+
+def _changed(plan: Plan, blueprint: Blueprint) -> dict[str, Any]:
+    """The source's config.json with what the class of the result decides; inside a larger model's the part that is it.
+
+    There the file keeps what it leaves out: only what is another value is written.
+    """
+    source = plan.source
+    config, _ = class_config(plan.target, blueprint, source.origin.name)
+    if source.within is None:
+        return config
+    before, own = source.within.config, plan.target.configure(blueprint)
+    changed = {key: value for key, value in config.items() if key in own or before.get(key) != value}
+    changed = {key: value for key, value in changed.items() if key != "model_type"}
+    if plan.request.dtype in DTYPE_OPTIONS:
+        inner = source.whole.get(source.within.key, {})
+        changed |= dict.fromkeys((key for key in ("dtype", "torch_dtype") if inner.get(key)), plan.request.dtype)
+    return with_language_model(source.whole, source.within, changed, before.keys() - config.keys())
 
 
 def legacy_keys(arch: Architecture, config: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +99,8 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_commit": plan.source.origin.commit,
         "source_headers_sha256": headers_sha256(plan.source.weights),
         "source_model_type": plan.arch.model_type,
+        **({} if plan.request.arch_like is None else {"arch_like": plan.request.arch_like}),
+        **({} if plan.source.within is None else {"inside": plan.source.whole["model_type"]}),
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
         "form": plan.form.label(plan.geometry.num_heads),
@@ -139,6 +164,8 @@ def carry_files(source: Source, result_type: str, folder: Path) -> None:
     """
     for name in source.side_files():
         _carry(source.origin.folder / name, folder / name)
+    for name in source.class_code():
+        shutil.copyfile(own_file(source.origin.folder, name), folder / name)
     if code := source.tokenizer_code:
         _carry_tokenizer_code(source.origin.folder, code, folder)
     for path in modeling.source_files(result_type) if result_type in modeling.FAMILIES else ():

@@ -73,6 +73,22 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
 )
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
 TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
+# models that see too, whose language model converts in its own class, and such language models by themselves
+LARGER = frozenset(
+    {
+        "gemma3",
+        "idefics3",
+        "internvl",
+        "llava",
+        "llava_next",
+        "mistral3",
+        "qwen2_5_vl",
+        "qwen2_5_vl_text",
+        "qwen2_vl",
+        "qwen2_vl_text",
+        "smolvlm",
+    }
+)
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
 CUSTOM = GQA | LATENT

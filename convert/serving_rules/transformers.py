@@ -7,6 +7,7 @@ from convert_attn.convert.serving_rules.base import (
     ENCODERS,
     GQA,
     GROUPED,
+    LARGER,
     LLAMA_LIKE,
     SAME_CLASS,
     TWO_STACKS,
@@ -30,6 +31,15 @@ ENGINE = Engine(
             kept=True,
             evidence="tried",
             where="tests/test_identities.py",
+        ),
+        ServingRule(
+            engine=_NAME,
+            version=_VERSION,
+            types=LARGER,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where="tests/test_larger.py",
         ),
         ServingRule(
             engine=_NAME,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from convert_attn.convert.errors import ConvertAttnError, first_line
 
 
 class _EnoughError(Exception):
-    """Raised to stop a forward pass before its first block."""
+    """Raised to stop a forward pass where enough was seen."""
 
 
 @dataclass
@@ -227,6 +227,8 @@ class Skeleton:
         def passing(number: int) -> Callable[..., Tensor]:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 found[number] = Call(args, kwargs)
+                if number + 1 == len(self.blocks):  # what follows may have weights that the checkpoint has not
+                    raise _EnoughError
                 return handed_on(hidden_states, args, self._hands_on)
 
             return forward
@@ -234,7 +236,7 @@ class Skeleton:
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            with self.filled(self.outside()):
+            with self.filled(self.outside()), suppress(_EnoughError):
                 self.stack(input_ids=batch.to(self.device), use_cache=False)
         finally:
             for block in self.blocks:

@@ -18,6 +18,7 @@ from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tenso
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import ShardWriter
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.language_model import with_language_model
 
 SMALL = 100_000_000  # bytes: a model of this size is run whole
 _BLOCK = re.compile(r"^(.*?\.)(\d+)(\..*)$|^()(\d+)(\..*)$")
@@ -65,6 +66,15 @@ def find_blocks(names: Iterable[str]) -> Blocks:
     return Blocks(stem, max(numbers[stem]) + 1)
 
 
+def blocks_of(source: Source) -> Blocks:
+    """Find the blocks of a checkpoint; of a larger model those of the language model inside it."""
+    infos, known = source.weights.infos, source.names
+    if source.within is None:
+        return find_blocks(infos)
+    groups = ((name, known.group_of(name)) for name in infos)
+    return find_blocks(name for name, group in groups if group and group.parameter.startswith(known.base))
+
+
 def checked_layers(config: dict[str, Any], layers: int, nbytes: int) -> tuple[int, ...]:
     """List the layers that are run: all of a small model, else the first, the middle and the last."""
     if layers <= 3 or nbytes <= SMALL:
@@ -91,7 +101,7 @@ def write_cut(
         changed: tensors of the source, by name, that are others in the cut.
     """
     changed = changed or {}
-    weights, blocks = source.weights, find_blocks(source.weights.infos)
+    weights, blocks = source.weights, blocks_of(source)
     number = {str(layer): n for n, layer in enumerate(layers)}
     infos: list[TensorInfo] = []
     origin: dict[str, str] = {}
@@ -116,10 +126,10 @@ def write_cut(
     except BaseException:
         writer.abandon()
         raise
-    config = cut_config(source.config, layers, blocks.count)
+    config = _cut_whole(source, layers, blocks.count)
     files: list[Path] = []
-    if code is not None and "auto_map" in source.config:
-        config["auto_map"], files = source.config["auto_map"], sorted(code.glob("*.py"))
+    if code is not None and "auto_map" in source.whole:
+        config["auto_map"], files = source.whole["auto_map"], sorted(code.glob("*.py"))
     elif config["model_type"] in modeling.FAMILIES:
         config["auto_map"] = modeling.auto_map(config["model_type"])
         files = modeling.source_files(config["model_type"])
@@ -129,6 +139,16 @@ def write_cut(
     generation = source.origin.folder / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)
+
+
+def _cut_whole(source: Source, layers: Sequence[int], count: int) -> dict[str, Any]:
+    """config.json for these layers, the language model's part of it where it is of a larger one."""
+    if source.within is None:
+        return cut_config(source.config, layers, count)
+    plain = {key: value for key, value in source.whole.items() if key not in _LEFT_OUT}
+    config = cut_config(source.config, layers, count)
+    changed = {key: value for key, value in config.items() if source.config.get(key) != value}
+    return with_language_model(plain, source.within, changed, set())
 
 
 def cut_config(raw: dict[str, Any], layers: Sequence[int], count: int) -> dict[str, Any]:

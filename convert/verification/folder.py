@@ -13,8 +13,8 @@ from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, form
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.remote_code import brings_classes, register_code
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.maths.moments import moments_from_norm
@@ -25,7 +25,7 @@ from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.targets.latent import read_latent
-from convert_attn.convert.verification.cut import checked_layers, find_blocks
+from convert_attn.convert.verification.cut import blocks_of, checked_layers
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.result import Answer, Expected, Verified, answer, run_folder, workplace
 from convert_attn.convert.verification.source import Probe, check_source, probe_states
@@ -65,7 +65,10 @@ def verify(
     folder = source.origin.folder
     _check_code(source, trust_remote_code)
     original = None if against is None else Source.open(resolve(str(against)))
-    auto_class = auto_class_of(source.config)
+    if trust_remote_code and brings_classes(source.whole):
+        register_code(folder, source.whole, str(model))
+        source = Source.open(source.origin)
+    auto_class = source.auto_class
     verify_folder(folder, auto_class, progress)
     expected = Expected(
         source=original,
@@ -102,7 +105,7 @@ def _check_code(source: Source, trusted: bool) -> None:
 
 def other_code(source: Source) -> str | None:
     """Name the first file of code that a loader may run and this version did not write; None where there is none."""
-    if "auto_map" not in source.config and source.tokenizer_code is None:
+    if "auto_map" not in source.whole and source.tokenizer_code is None:
         return None
     model_type = source.config["model_type"]
     ours = {path.name: path for path in modeling.source_files(model_type)} if model_type in modeling.FAMILIES else {}
@@ -132,11 +135,11 @@ def _answers(source: Source) -> list[Answer]:
     model_type = source.config["model_type"]
     arch = architectures().get(model_type)
     if arch is not None:
-        plan = _as_it_is(source)
+        plan = as_it_is(source)
         return [answer(probe, Layers(plan).read(probe.layer)) for probe in check_source(plan)]
     if model_type not in modeling.FAMILIES:
         return []
-    config, blocks = typed_config(source.config, source.origin.name), find_blocks(source.weights.infos)
+    config, blocks = typed_config(source.config, source.origin.name), blocks_of(source)
     nbytes = sum(info.nbytes for info in source.weights.infos.values())
     layers = checked_layers(source.config, blocks.count, nbytes)
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
@@ -184,8 +187,8 @@ def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
     return moments_from_norm(gain, bias).variance().sqrt().float()
 
 
-def _as_it_is(source: Source) -> Plan:
-    """A plan that changes nothing, for what reads a checkpoint through one."""
+def as_it_is(source: Source) -> Plan:
+    """Make a plan that changes nothing, for what reads a checkpoint through one."""
     arch = architectures()[source.config["model_type"]].of(typed_config(source.config, source.origin.name))
     sizes = geometry(arch, source.config, source.origin.name)
     form = SharedHeads(sizes.kv_by_layer)

@@ -27,7 +27,7 @@ from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.provenance import solved_mlp
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets.base import Converted
-from convert_attn.convert.verification.cut import Changed, checked_layers, find_blocks, write_cut
+from convert_attn.convert.verification.cut import Changed, blocks_of, checked_layers, write_cut
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.source import Probe
 from convert_attn.convert.weights.functional import Attention
@@ -118,7 +118,7 @@ def run_folder(
     checkpoint = Source.open(Origin(name=str(folder), folder=folder))
     nbytes = sum(info.nbytes for info in checkpoint.weights.infos.values())
     arch = architectures().get(checkpoint.config["model_type"])
-    count = find_blocks(checkpoint.weights.infos).count
+    count = blocks_of(checkpoint).count
     layers = checked_layers(checkpoint.config, count, nbytes)
     if arch is not None and arch.cross is not None:  # both stacks are run whole
         count = geometry(arch, checkpoint.config, str(folder)).num_layers
@@ -131,9 +131,10 @@ def run_folder(
         "folder": str(folder.resolve()),
         "model": str(model.resolve()),
         "auto_class": auto_class,
-        "trust": "auto_map" in checkpoint.config,
+        "trust": "auto_map" in checkpoint.whole,
         "trust_tokenizer": expected.trust_tokenizer,
-        "model_types": [checkpoint.config["model_type"]],
+        "model_types": [checkpoint.config["model_type"], checkpoint.whole["model_type"]],
+        "within": "" if checkpoint.within is None else checkpoint.names.base.rstrip("."),
     }
     if arch is not None:
         job |= {"encoder": not arch.causal, "inside": _inside(arch)}
@@ -177,14 +178,15 @@ def _source_job(
     """What a job needs of the source: its folder for the tokenizer, a cut of it in a class that is not its own code."""
     job: dict[str, Any] = {"source": str(source.origin.folder.resolve())}
     if expected.same_outside:
-        whole = range(find_blocks(source.weights.infos).count)
+        whole = range(blocks_of(source).count)
         kept = whole if len(layers) >= len(whole) else layers
-        write_cut(source, kept, work / "source", changed=_solved_tensors(source, checkpoint))
+        code = source.origin.folder if source.class_code() else None
+        write_cut(source, kept, work / "source", code=code, changed=_solved_tensors(source, checkpoint))
         ours, theirs = _float_dtypes(checkpoint), _float_dtypes(source)
         job |= {
             "cast": str(DTYPES[next(iter(ours))]).removeprefix("torch.") if ours != theirs and len(ours) == 1 else None,
             "source_model": str((work / "source").resolve()),
-            "trust_model": source.config["model_type"] in modeling.FAMILIES,
+            "trust_model": code is not None or source.config["model_type"] in modeling.FAMILIES,
         }
     return job
 
@@ -195,7 +197,7 @@ def _solved_tensors(source: Source, result: Source) -> dict[str, Changed]:
     if arch is None:
         return {}
     turned = arch.transposed != architectures().get(result.config["model_type"], arch).transposed
-    solved = solved_mlp(result.config.get("convert_attn") or {}, arch.mlp_output)
+    solved = solved_mlp(result.whole.get("convert_attn") or {}, arch.mlp_output)
 
     def read(name: str) -> Tensor:
         tensor = result.weights.read(name)

@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import LatentCache, form_of
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.loading import load_language_model
@@ -37,6 +38,7 @@ class Recipe:
         model: folder, or Hub id where its own code is to be run.
         commit: of a Hub id.
         config: instead of `model`: config.json of a model with random weights.
+        auto_class: of transformers, which loads `model`.
     """
 
     dtype: str
@@ -45,6 +47,7 @@ class Recipe:
     commit: str | None = None
     config: dict[str, Any] | None = None
     trust_remote_code: bool = False
+    auto_class: str = "AutoModelForCausalLM"
 
     def build(self) -> Any:
         """Give the model, ready to run.
@@ -58,7 +61,12 @@ class Recipe:
             if self.config is not None:
                 return _random(self.config, dtype, self.device)
             model = load_language_model(
-                name, name, dtype=dtype, commit=self.commit, trust_remote_code=self.trust_remote_code
+                name,
+                name,
+                dtype=dtype,
+                commit=self.commit,
+                trust_remote_code=self.trust_remote_code,
+                auto_class=self.auto_class,
             )
             return model.to(self.device)
         except (torch.OutOfMemoryError, MemoryError):
@@ -102,7 +110,15 @@ class Contender:
     @property
     def context(self) -> int | None:
         """Longest input in tokens, None where the config names none."""
-        return getattr(self.config, "max_position_embeddings", None)
+        limit, known = getattr(self.config, "max_position_embeddings", None), architectures()
+        arch = known.get(self.config.model_type)
+        return limit if limit is None or arch is None else limit - arch.first_position
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it is an encoder: it has no next token and no cache."""
+        known = architectures().get(self.config.model_type)
+        return known is not None and not known.causal
 
     @property
     def form(self) -> str:
@@ -188,6 +204,12 @@ def open_contenders(
         _contender(source, name, device, dtype, trust_remote_code) for source, name in zip(sources, names, strict=True)
     )
     _check_vocabulary(found)
+    other = next((one for one in found if one.encoder != found[0].encoder), None)
+    if other is not None:
+        raise UsageError(
+            f"of '{found[0].origin.name}' and '{other.origin.name}' one is an encoder and the other is not: it is no "
+            "conversion of that model"
+        )
     return found
 
 
@@ -201,7 +223,8 @@ def _names(origins: list[Origin]) -> list[str]:
 
 
 def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) -> Contender:
-    origin, raw = source.origin, source.config
+    origin, raw, known = source.origin, source.whole, architectures()
+    auto = "AutoModelForCausalLM"
     own = raw["model_type"] in FAMILIES
     foreign = bool(raw.get("auto_map")) and not own
     if foreign and not trust:
@@ -216,11 +239,13 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
         where, commit = str(origin.folder), None
         config = typed_config(raw, origin.name)
         classes = raw.get("architectures") or []
-        if classes and not any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in classes):
+        encoder = raw["model_type"] in known and not known[raw["model_type"]].causal
+        auto = source.auto_class if encoder else auto
+        if classes and not encoder and not any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in classes):
             raise UsageError(f"'{origin.name}' is no causal language model but {classes[0]}: nothing can be compared")
         _ = source.weights  # quantised or missing ones are the first thing to say
     trusted = foreign or (trust and source.tokenizer_code is not None)
-    recipe = Recipe(dtype=dtype, device=device, model=where, commit=commit, trust_remote_code=trusted)
+    recipe = Recipe(dtype=dtype, device=device, model=where, commit=commit, trust_remote_code=trusted, auto_class=auto)
     said = [leftover_warning(source.leftovers, plain=not foreign)] if source.leftovers else []
     if own and (file := other_code(source)) is not None:
         said.append(

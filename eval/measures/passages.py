@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.samples import general_heldout_text, heldout_text
-from convert_attn.convert.text.documents import read_documents
+from convert_attn.convert.text.documents import read_documents, split_documents
+from convert_attn.convert.text.encoder_windows import framed, plain_tokens
 
 BUNDLED = "bundled held-out text: 12 modules of the Python standard library"
+GENERAL = "bundled held-out text of several kinds"
+_MOST_DOCUMENTS = 4096  # of a text for an encoder
 _MODULE = re.compile(r"^(?=# Lib/)", re.MULTILINE)
 
 
@@ -66,9 +70,30 @@ def bundled_documents() -> list[str]:
     return [module for module in _MODULE.split(heldout_text()) if module.strip()]
 
 
-def documents_of(text: str | None) -> Iterator[str]:
-    """Give the documents of a file or dataset, or of the bundled text."""
+def documents_of(text: str | None, encoder: bool = False) -> Iterator[str]:
+    """Give the documents of a file or dataset, or of the bundled text: that of several kinds for an encoder."""
+    if text is None and encoder:
+        return iter(split_documents(general_text()))
     return iter(bundled_documents()) if text is None else read_documents(text)
+
+
+def make_texts(tokenizer: Any, documents: Iterable[str], length: int, max_tokens: int) -> Passages:
+    """Give texts as an encoder meets them: windows with the tokenizer's special tokens at both ends, each for itself.
+
+    Args:
+        length: of a window in tokens, the special ones counted.
+
+    Raises:
+        ConvertAttnError: no token in the text.
+    """
+    read = list(islice(documents, _MOST_DOCUMENTS))
+    ids = plain_tokens(read, tokenizer, max_tokens)
+    if not ids:
+        raise ConvertAttnError("the text has no token: give another --text")
+    windows = framed(ids, tokenizer, length)
+    size = sum(len(document.encode()) for document in read)
+    owners = torch.arange(len(windows))[:, None].expand_as(windows)
+    return Passages(windows, owners, size / len(ids))
 
 
 def make_passages(tokenizer: Any, documents: Iterable[str], length: int, max_tokens: int) -> Passages:

@@ -108,8 +108,8 @@ class _Runner:
         self.clock.end_call()
 
 
-def _figures(spreads: Mapping[str, Spread | None], tokens: int) -> dict[str, Any] | None:
-    """Spread of both models, tokens per second, and the original's time over the conversion's.
+def timed_figures(spreads: Mapping[str, Spread | None], tokens: int) -> dict[str, Any] | None:
+    """Give the spread of both models, tokens per second, and the original's time over the conversion's.
 
     The range of the speed-up pairs the slow quartile of one with the fast quartile of the other.
     """
@@ -136,7 +136,7 @@ def _timed(
     calls = {name: runner.prefill() if what == "prefill" else runner.decode() for name, runner in runners.items()}
     spreads = take_turns(calls, repeats, device)
     attention = {name: runner.clock.last(spreads[name].repeats) for name, runner in runners.items()}
-    return {what: _figures(spreads, tokens), f"{what}_attention": _figures(attention, tokens)}
+    return {what: timed_figures(spreads, tokens), f"{what}_attention": timed_figures(attention, tokens)}
 
 
 @torch.inference_mode()

@@ -13,9 +13,10 @@ from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.publish.card import between_marks, folder_card, measured_lines, write_card
 from convert_attn.convert.samples import SAMPLES, sample_path
 from convert_attn.eval.measures.contenders import Contender
+from convert_attn.eval.measures.figures import estimate
 from convert_attn.eval.results.store import write_whole
 
-_TEXT_GENERATION = "text-generation"
+_TEXT_GENERATION, _FEATURES = "text-generation", "feature-extraction"
 
 
 def check_cards(contenders: tuple[Contender, ...]) -> None:
@@ -46,7 +47,7 @@ def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult
     def add(dataset: str, type_: str, metric: str, label: str, value: float) -> None:
         found.append(
             EvalResult(
-                task_type=_TEXT_GENERATION,
+                task_type=_FEATURES if model["encoder"] else _TEXT_GENERATION,
                 dataset_type=type_,
                 dataset_name=dataset,
                 metric_type=metric,
@@ -61,6 +62,9 @@ def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult
         add(text, "text", "bits_per_byte", "bits per byte", quality["bits_per_byte"]["mean"])
         add(text, "text", "kl_divergence", "KL(original || converted), nats per token", quality["kl"]["mean"])
         add(text, "text", "top1_agreement", "top-1 agreement with the original", quality["top1"]["mean"])
+    if model["embeddings"]:
+        name, cosine = document["text"]["name"], model["embeddings"]["cosine"]["mean"]
+        add(name, "text", "cosine_similarity", "cosine similarity of embeddings to the original's", cosine)
     for task, result in (model["tasks"] or {}).items():
         for metric, value in result["metrics"].items():
             add(task, task, metric, metric, value["mean"])
@@ -78,6 +82,13 @@ def _figures(document: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
             ["bits per byte", f"{before['bits_per_byte']:.4f}", f"{quality['bits_per_byte']['mean']:.4f}"],
             ["KL(original || converted), nats per token", "0", f"{quality['kl']['mean']:.4f}"],
             ["top-1 agreement", "100%", f"{quality['top1']['mean']:.1%}"],
+        ]
+    if similar := model["embeddings"]:
+        weights = (f"{one['parameters']:,}" for one in (original, model))
+        rows = [
+            ["cosine similarity of embeddings", "1", estimate(similar["cosine"], 4)],
+            ["error of hidden states, squared, relative", "0", estimate(similar["hidden_error"])],
+            ["parameters", *weights],
         ]
     tasks = []
     for task, result in (model["tasks"] or {}).items():

@@ -34,6 +34,10 @@ def _model_entry(job: Job, contender: Contender) -> dict[str, Any]:
         "cache": get(contender, "cache"),
         "peak_memory": get(contender, "peak memory"),
         "speed": get(contender, "speed"),
+        "encoder": contender.encoder,
+        "parameters": get(contender, "parameters"),
+        "embeddings": get(contender, "embeddings"),
+        "forward": get(contender, "forward"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,15 @@ class Section:
 
 def sections(document: dict[str, Any]) -> list[Section]:
     """Give all tables that have something in them."""
-    makers = (overview, quality, positions, copies, tasks, speed, memory)
+    makers: tuple[Callable[[dict[str, Any]], Section | None], ...] = (
+        overview,
+        quality,
+        positions,
+        copies,
+        tasks,
+        speed,
+    )
+    makers = (embeddings, forward) if document["original"]["encoder"] else (*makers, memory)
     return [section for maker in makers if (section := maker(document)) is not None and section.rows]
 
 
@@ -61,6 +70,51 @@ def overview(document: dict[str, Any]) -> Section:
             "range of the quartiles. Above 1 the conversion is faster."
         )
     return Section("Overview", note, header, rows)
+
+
+def embeddings(document: dict[str, Any]) -> Section:
+    """Give one row per encoder."""
+    original, models = document["original"], document["models"]
+    whole = original["parameters"]
+    rows = [[f"{original['name']} ({original['form']})", count(whole), "1", "-", "0"]]
+    for model in models:
+        found, held = model["embeddings"] or {}, model["parameters"]
+        share = f" ({held / whole:.1%})" if held and whole else ""
+        least = number(found.get("least"), 4)
+        figures = [estimate(found.get("cosine"), 4), least, estimate(found.get("hidden_error"))]
+        rows.append([f"{model['name']} ({model['form']})", f"{count(held)}{share}", *figures])
+    text = document["text"]
+    measured = f" Text: {text['name']}, {text['windows']} texts of {text['window']} tokens." if text else ""
+    note = (
+        "An embedding is the mean of a text's last hidden states; ± is one standard error over texts. Error of hidden "
+        "states: squared, relative to the original's size. An encoder reads a text once: it has no perplexity, no "
+        f"cache and no decoding that could be measured.{measured}"
+    )
+    header = ["model", "parameters", "cosine of embeddings", "least", "error of hidden states"]
+    return Section("Overview", note, header, rows)
+
+
+def forward(document: dict[str, Any]) -> Section:
+    """Give the times of a forward pass of encoders."""
+    rows = []
+    for model in document["models"]:
+        for found in model["forward"] or ():
+            where = [model["name"], f"{found['context']:,}", str(found["batch_size"])]
+            if "skipped" in found:
+                rows.append([*where, f"not timed: {found['skipped']}", *["-"] * 3])
+                continue
+            for key, label in (("forward", "whole"), ("forward_attention", "attention only")):
+                if (figures := found[key]) is not None:
+                    times = [spread(figures[side]) for side in ("original", "converted")]
+                    rows.append([*where, label, *times, speedup(figures)])
+    where_ = document["environment"]
+    note = (
+        f"{where_['device_name']}, {where_['dtype']}, {where_['threads']} thread(s); medians with quartiles of "
+        f"{document['settings']['repeats']} forward passes of the base model after two of warm-up, original and "
+        "conversion in turns. Speed-up above 1: the conversion is faster."
+    )
+    header = ["model", "tokens", "batch", "what", "original, ms", "conversion, ms", "speed-up"]
+    return Section("Speed", note, header, rows)
 
 
 def quality(document: dict[str, Any]) -> Section | None:

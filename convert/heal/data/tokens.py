@@ -24,7 +24,11 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text.documents import read_documents
+from convert_attn.convert.text.encoder_windows import special_tokens
 from convert_attn.convert.text.windows import TOKEN_FILE, load_tokenizer, token_file
+
+Ends = tuple[list[int], list[int]]
+"""Tokens in front of a window's text and behind it."""
 
 SAMPLE = "sample"
 _TOKENS, _SHAPE = "tokens-{}.bin", "tokens-{}.json"
@@ -120,7 +124,7 @@ def window_length(specs: Sequence[str], longest: int) -> int:
     return min([longest, *lengths])
 
 
-def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, place: Path) -> int:
+def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, place: Path, encoder: bool = False) -> int:
     """Write the windows of every text to train on into a folder.
 
     Args:
@@ -131,6 +135,7 @@ def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, pla
         length: tokens per window.
         tokens: how many the run asks for, of which each text gives its share.
         place: where to write.
+        encoder: windows begin and end with the tokenizer's special tokens; those of a .npy file are as they are.
 
     Returns:
         how many windows were left out.
@@ -140,16 +145,18 @@ def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, pla
     """
     known = np.zeros(0, dtype=np.uint64)
     if texts.exclude is not None:
-        known = _runs(np.fromiter(_stream(texts.exclude, folder, name), dtype=np.int64))
+        known = _runs(np.fromiter(_stream(texts.exclude, folder, name, encoder), dtype=np.int64))
     left_out = 0
     for number, (spec, weight) in enumerate(zip(texts.data, texts.data_weights, strict=True)):
-        stream = _stream(spec, folder, name)
+        stream = _stream(spec, folder, name, encoder)
+        framed = encoder and not spec.endswith(TOKEN_FILE)
+        ends: Ends = special_tokens(load_tokenizer(folder, name, _REMEDY)) if framed else ([], [])
         if not spec.endswith(TOKEN_FILE):
             own = tokens * weight // sum(texts.data_weights)
             wanted = max(own, min(_SPREAD * own, _SPREAD_TOKENS))
             stream = islice(stream, wanted + 2 * length)
         with (place / _TOKENS.format(number)).open("wb") as file:
-            count, dropped = _write_windows(stream, known, length, file)
+            count, dropped = _write_windows(stream, known, length, ends, file)
         if count < 2:
             without = f" besides {dropped} that --exclude has too" if dropped else ""
             raise ConvertAttnError(
@@ -161,22 +168,31 @@ def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, pla
     return left_out
 
 
-def _write_windows(stream: Iterator[int], known: NDArray[np.uint64], length: int, file: BinaryIO) -> tuple[int, int]:
-    """How many windows of a stream were written, and how many left out for what they share with known text."""
+def _write_windows(
+    stream: Iterator[int], known: NDArray[np.uint64], length: int, ends: Ends, file: BinaryIO
+) -> tuple[int, int]:
+    """How many windows of a stream were written, and how many left out for what they share with known text.
+
+    Args:
+        ends: what each begins and ends with, part of its length.
+    """
     count = dropped = 0
-    while len(ids := [*islice(stream, 4096 * length)]) >= length:
-        windows = np.array(ids[: len(ids) // length * length], dtype=np.int64).reshape(-1, length)
+    inside = max(1, length - sum(map(len, ends)))
+    while len(ids := [*islice(stream, 4096 * inside)]) >= inside:
+        windows = np.array(ids[: len(ids) // inside * inside], dtype=np.int64).reshape(-1, inside)
         fresh = windows[~_shares(windows, known)]
-        file.write(fresh.astype(np.int32).tobytes())
+        before, after = (np.tile(np.array(part, dtype=np.int64), (len(fresh), 1)) for part in ends)
+        file.write(np.concatenate([before, fresh, after], 1).astype(np.int32).tobytes())
         count, dropped = count + len(fresh), dropped + len(windows) - len(fresh)
     return count, dropped
 
 
-def _stream(spec: str, folder: Path, name: str) -> Iterator[int]:
-    """The tokens of a text."""
+def _stream(spec: str, folder: Path, name: str, encoder: bool = False) -> Iterator[int]:
+    """The tokens of a text; of an encoder without special ones."""
     if spec.endswith(TOKEN_FILE):
         return iter(token_file(Path(spec), _ANY_LENGTH, None).flatten().tolist())
-    return _ids([calibration_text()] if spec == SAMPLE else read_documents(spec), load_tokenizer(folder, name, _REMEDY))
+    documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
+    return _ids(documents, load_tokenizer(folder, name, _REMEDY), special=not encoder)
 
 
 def _runs(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -209,12 +225,16 @@ def _pieces(document: str) -> Iterator[str]:
     yield document[start:]
 
 
-def _ids(documents: Iterable[str], tokenizer: Any) -> Iterator[int]:
-    """Documents one after the other, an end-of-text token after each where the tokenizer has one."""
+def _ids(documents: Iterable[str], tokenizer: Any, special: bool = True) -> Iterator[int]:
+    """Documents one after the other, an end-of-text token after each where the tokenizer has one.
+
+    Args:
+        special: with special tokens at all.
+    """
     for document in documents:
         for number, piece in enumerate(_pieces(document)):
-            yield from tokenizer(piece, verbose=False, add_special_tokens=number == 0)["input_ids"]
-        if tokenizer.eos_token_id is not None:
+            yield from tokenizer(piece, verbose=False, add_special_tokens=special and number == 0)["input_ids"]
+        if special and tokenizer.eos_token_id is not None:
             yield tokenizer.eos_token_id
 
 

@@ -38,16 +38,18 @@ class Halves:
 
     Attributes:
         together: the class does not come apart.
+        encoder: it is an encoder: its last hidden states are all that is asked of it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, encoder: bool = False) -> None:
         self._model, self._base, self._forward = model, model.base_model, model.forward
-        self.together = self._base is model
+        self.encoder = encoder
+        self.together = self._base is model and not encoder
 
     @property
     def whole(self) -> bool:
         """Whether logits are made at once, and the second half hands them on."""
-        return self.together or self._sharded_apart()
+        return not self.encoder and (self.together or self._sharded_apart())
 
     def _sharded_apart(self) -> bool:
         """Whether a half gathers its shards by itself: gradients of what it gathers would go nowhere."""
@@ -88,6 +90,8 @@ class Halves:
     @torch.no_grad()
     def try_out(self, tokens: Tensor) -> None:
         """Find out whether the halves compute what the whole does, on the first tokens of [B, T]; `together` if not."""
+        if self.encoder:
+            return
         part = tokens[:1, :_TRIED].to(self._model.device)
         wanted = self._forward(input_ids=part, use_cache=False).logits[0]
         try:  # in two chunks: a class may look from one token at another

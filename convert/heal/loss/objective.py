@@ -17,7 +17,7 @@ from convert_attn.convert.heal.state.settings import UPTRAIN, Settings
 _NONE = -100  # what has no next token
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective:
     """Weights of the parts of the loss.
 
@@ -25,33 +25,44 @@ class Objective:
         kl: of T^2 KL(teacher || student) at temperature T, nats per token (Hinton et al., arXiv:1503.02531).
         hidden: of the squared error of each layer's output relative to its size, mean over layers.
         lm: of the loss on the text's next token, nats per token.
+        last: of the squared error of the last hidden states relative to their size: what an encoder learns by, which
+            has no next token.
     """
 
-    kl: float
-    hidden: float
-    lm: float
+    kl: float = 0.0
+    hidden: float = 0.0
+    lm: float = 0.0
     temperature: float = 1.0
+    last: float = 0.0
 
     @classmethod
-    def of(cls, settings: Settings) -> Objective:
+    def of(cls, settings: Settings, teacher: Halves | None = None) -> Objective:
         """Of a run: distillation, or uptraining on the text alone (Ainslie et al., arXiv:2305.13245, section 2.1)."""
+        if teacher is not None and teacher.encoder:
+            return cls(hidden=settings.hidden_weight, last=1.0)
         if settings.whole == UPTRAIN:
-            return cls(0.0, 0.0, 1.0)
-        return cls(1.0, settings.hidden_weight, settings.lm_weight, settings.temperature)
+            return cls(lm=1.0)
+        return cls(kl=1.0, hidden=settings.hidden_weight, lm=settings.lm_weight, temperature=settings.temperature)
 
     @classmethod
-    def measured(cls, teacher: Any | None) -> Objective:
+    def measured(cls, teacher: Halves | None) -> Objective:
         """On selection text: KL at temperature 1 where there is a teacher, and the text's own loss."""
-        return cls(0.0 if teacher is None else 1.0, 0.0, 1.0)
+        if teacher is not None and teacher.encoder:
+            return cls(last=1.0)
+        return cls(kl=0.0 if teacher is None else 1.0, lm=1.0)
 
     @property
     def teaches(self) -> bool:
         """Whether the teacher is run."""
-        return self.kl > 0 or self.hidden > 0
+        return self.kl > 0 or self.hidden > 0 or self.last > 0
 
     def on_selection(self, kl: float, loss: float) -> float:
-        """Tell what weights are chosen by: the loss without the part of hidden states, KL at temperature 1."""
-        return (kl if self.kl else 0.0) + self.lm * loss
+        """Tell what weights are chosen by: the loss without the part of hidden states, KL at temperature 1.
+
+        Args:
+            kl: of an encoder the error of its last hidden states.
+        """
+        return (kl if self.kl or self.last else 0.0) + self.lm * loss
 
     def parts(self, student: Any, teacher: Halves | None, tokens: Tensor) -> dict[str, Tensor]:
         """ "loss" and what it is made of, each a mean over the batch; logits are made a few tokens at a time.
@@ -105,6 +116,10 @@ class Scored:
             error = hidden_error(ours.hidden, self.theirs.hidden)
             losses.append(goal.hidden * error)
             found["hidden"] = error.detach()
+        if goal.last > 0 and self.theirs is not None:
+            error = hidden_error((ours.last, ours.last), (ours.last, self.theirs.last))
+            losses.append(goal.last * error)
+            found["last"] = error.detach()
         return found | {"loss": torch.stack(losses).sum()}
 
     def _score(self, student: Halves) -> Score:
@@ -126,12 +141,12 @@ class Scored:
         return score
 
 
-def attach(model: Any) -> Halves:
-    """Let a causal language model answer `model(input_ids=..., scored=Scored(...))` with losses.
+def attach(model: Any, encoder: bool = False) -> Halves:
+    """Let a causal language model, or an encoder, answer `model(input_ids=..., scored=Scored(...))` with losses.
 
     The losses are its own forward's, so that whatever wraps the model (replicas, shards, adapters) is around them too.
     """
-    halves, own = Halves(model), model.forward
+    halves, own = Halves(model, encoder), model.forward
 
     def forward(*args: Any, scored: Scored | None = None, **kwargs: Any) -> Any:
         return own(*args, **kwargs) if scored is None else scored.losses(halves)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from accelerate import Accelerator, init_empty_weights
 from accelerate.utils import DistributedType
 from torch import nn
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from convert_attn.convert.calibration.calibrate import IN_MEMORY
@@ -126,7 +126,8 @@ class ParameterCounts:
 
 def _empty(source: Source) -> Any:
     with init_empty_weights():
-        model: Any = AutoModelForCausalLM.from_config(typed_config(source.config, source.origin.name))
+        auto = getattr(transformers, source.auto_class)
+        model: Any = auto.from_config(typed_config(source.config, source.origin.name))
     model.tie_weights()
     return model
 
@@ -171,7 +172,7 @@ class Predictor:
             block=measure_block(accelerator, pair.student, settings.learned, length),
             layers=int(config.num_hidden_layers),
             hidden=int(config.hidden_size),
-            vocabulary=int(config.vocab_size),
+            vocabulary=int(config.hidden_size if pair.encoder else config.vocab_size),
             length=length,
             windows=windows,
             dtype=dtype,

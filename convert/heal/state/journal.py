@@ -138,7 +138,8 @@ def _curve(axes: Any, steps: list[Record], records: list[Record]) -> None:
         axes.set_yscale("log")
     for start in [r["selection"] for r in records if r["stage"] == START][:1]:
         axes.axhline(start, color="#d55e00", linestyle=":", label="as converted, selection text")
-    axes.set(xlabel="tokens", ylabel="loss, nats per token", title=steps[0]["stage"])
+    unit = ", nats per token" if any("selection_loss" in r for r in measured) else ""  # an encoder's is a share
+    axes.set(xlabel="tokens", ylabel=f"loss{unit}", title=steps[0]["stage"])
     axes.legend()
 
 

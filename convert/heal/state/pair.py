@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
-from convert_attn.convert.classes.auto_classes import auto_class_of
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.planning.model_types import architecture
@@ -42,9 +42,21 @@ class Pair:
         return typed_config(self.student.config, self.student.origin.name)
 
     @property
+    def encoder(self) -> bool:
+        """Whether both are encoders, which have no next token."""
+        return _is_encoder(self.student)
+
+    @property
     def context(self) -> int:
         """The longest window both read."""
-        return int(getattr(self.config, "max_position_embeddings", 2048))
+        known = architectures().get(self.student.config["model_type"])
+        unused = 0 if known is None else known.first_position
+        return int(getattr(self.config, "max_position_embeddings", 2048)) - unused
+
+
+def _is_encoder(source: Source) -> bool:
+    arch = architectures().get(source.config["model_type"])  # none of a class with a latent
+    return arch is not None and not arch.causal
 
 
 def open_pair(converted: str, teacher: Origin | None) -> Pair:
@@ -61,9 +73,13 @@ def open_pair(converted: str, teacher: Origin | None) -> Pair:
     origin = resolve(converted)
     _, provenance = read_provenance(origin.folder)
     student = Source.open(origin)
-    if auto_class_of(student.config) != "AutoModelForCausalLM":
-        raise UsageError(f"'{converted}' is a {student.config['architectures'][0]}: heal trains language models only")
+    encoder = _is_encoder(student)
+    if student.auto_class != "AutoModelForCausalLM" and not encoder:
+        kind = student.whole["architectures"][0]
+        raise UsageError(f"'{converted}' is a {kind}: heal trains language models and encoders only")
     if teacher is None:
+        if encoder:
+            raise UsageError(f"'{converted}' is an encoder: it learns from its original alone, give --stages distill")
         return Pair(student, None, provenance)
     original = Source.open(teacher)
     _check_source(original, student, provenance)
@@ -130,12 +146,13 @@ def learns(name: str, train: str) -> bool:
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
-    """Give the language model, nothing of it trainable, without dropout.
+    """Give the language model or encoder, nothing of it trainable, without dropout.
 
     Raises:
         ConvertAttnError: its class cannot be loaded.
     """
-    model = load_language_model(source.origin.folder, source.origin.name, dtype=dtype, attention="sdpa")
+    where, name = source.origin.folder, source.origin.name
+    model = load_language_model(where, name, dtype=dtype, attention="sdpa", auto_class=source.auto_class)
     without_dropout(model)
     model.requires_grad_(False)
     return model.eval()

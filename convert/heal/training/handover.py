@@ -56,7 +56,10 @@ class Handover:
         self, accelerator: Accelerator, student: Any, teacher: Halves | None, text: Text, journal: Journal
     ) -> None:
         """Measure the student without and with what its layers have learned; keep the better."""
-        objective = Objective.of(self.settings)
+        objective = Objective.of(self.settings, teacher)
+
+        def told(record: dict[str, Any], loss: float) -> None:
+            journal.write(record if objective.last else record | {"selection_loss": loss})
 
         def measured() -> tuple[float, float]:
             parts = text.selection.split(self.settings.micro_batch_size or len(text.selection))
@@ -65,14 +68,14 @@ class Handover:
             return objective.on_selection(kl, loss), loss
 
         before, loss = measured()
-        journal.write({"stage": START, "step": 0, "selection": before, "selection_loss": loss})
+        told({"stage": START, "step": 0, "selection": before}, loss)
         chosen, after = self._layers(), before
         if chosen:
             present = dict(student.named_parameters())
             old = {name: present[name].detach().clone() for name in chosen}
             into(student, chosen)
             after, loss = measured()
-            journal.write({"stage": LAYERWISE, "step": -1, "selection": after, "selection_loss": loss})
+            told({"stage": LAYERWISE, "step": -1, "selection": after}, loss)
             into(student, old)
             chosen = chosen if after < before else {}
         self.place.keep(_CHOSEN, chosen, {"start": before, "entry": min(before, after)})

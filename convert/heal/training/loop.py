@@ -89,7 +89,7 @@ class Training:
     def __post_init__(self) -> None:
         settings = self.settings
         self.stage = str(settings.whole)
-        self.objective = Objective.of(settings)
+        self.objective = Objective.of(settings, self.teacher)
         self._per_step = settings.windows_per_step
         self._own, self._micro = settings.shares(self.accelerator.num_processes)
         steps = max(1, self.tokens // (self._per_step * self.text.length))
@@ -221,7 +221,7 @@ class Training:
             self.done.start = value
         if not math.isfinite(value) or value > 2 * self.done.start + _DIVERGED:
             raise ConvertAttnError(
-                f"the run diverges: {value:.4g} nats per token on the selection text after {self.done.step} steps, "
+                f"the run diverges: {value:.4g} on the selection text after {self.done.step} steps, "
                 f"{self.done.start:.4g} at the start; give a lower --lr than {self.schedule.rate:.3g}"
             )
         if value < self.done.best:
@@ -237,9 +237,10 @@ class Training:
             "steps": self.schedule.steps,
             "tokens": self.done.step * self._per_step * self.text.length,
             "selection": value,
-            "selection_loss": loss,
+            **({} if self.objective.last else {"selection_loss": loss}),
             "seconds": round(self.done.seconds, 2),
         }
+        kl = None if self.objective.last else kl
         self.journal.write(record if kl is None else record | {"selection_kl": kl})
 
     def _trainable(self) -> dict[str, Tensor]:
@@ -283,7 +284,11 @@ class Training:
 
 @torch.no_grad()
 def window_sums(accelerator: Accelerator, student: Any, teacher: Halves | None, windows: Tensor) -> Tensor:
-    """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher."""
+    """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher.
+
+    Of an encoder the error of the last hidden states in the place of KL, and no loss of the text's own.
+    """
     with accelerator.autocast():
         found = Objective.measured(teacher).parts(student, teacher, windows.to(accelerator.device))
-    return len(windows) * torch.tensor([float(found.get("kl", 0.0)), float(found["lm"]), 1.0], dtype=torch.float64)
+    distance, loss = found.get("kl", found.get("last", 0.0)), found.get("lm", 0.0)
+    return len(windows) * torch.tensor([float(distance), float(loss), 1.0], dtype=torch.float64)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 from convert_attn.convert.heal.data.tokens import Text
 from convert_attn.convert.heal.loss.halves import Halves
@@ -30,6 +31,20 @@ def narrow_dtype(accelerator: Accelerator) -> torch.dtype:
     return narrow.get(accelerator.mixed_precision, torch.float32)
 
 
+def _leave_out_heads(student: Any, tokens: Tensor) -> None:
+    """Of an encoder train only what its last hidden states depend on: no pooler, no head of a task.
+
+    Args:
+        tokens: [B, T] to find that out with.
+    """
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        states = student.base_model(input_ids=tokens.to(student.device)).last_hidden_state
+        gradients = torch.autograd.grad(states.sum(), trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
 @dataclass(kw_only=True)
 class Whole:
     """The stage."""
@@ -50,11 +65,13 @@ class Whole:
         teacher = None if self.pair.teacher is None else load_model(self.pair.teacher, narrow_dtype(self.accelerator))
         if teacher is not None:
             teacher.to(self.accelerator.device)
-        theirs = None if teacher is None else Halves(teacher)
+        theirs = None if teacher is None else Halves(teacher, self.pair.encoder)
         student = load_model(self.pair.student, torch.float32)
-        self._try_out(text, attach(student), *([] if theirs is None else [theirs]))
+        self._try_out(text, attach(student, self.pair.encoder), *([] if theirs is None else [theirs]))
         start, entry = self.handover.begin(self.accelerator, student, theirs, text, self.journal)
         student = self._marked(student)
+        if self.pair.encoder:
+            _leave_out_heads(student, text.selection[:1])
         if teacher is not None and self.accelerator.distributed_type != DistributedType.FSDP:
             share_frozen(student, teacher)
         if self.settings.torch_compile:
