@@ -117,6 +117,7 @@ class LayerRefit:
 
     def _solve_queries(self, every: list[Tensor], asked: list[Tensor]) -> None:
         scale, parts = self.rule.scale, self._parts.queries()
+        first = parts[0].columns.start or 0  # what comes before it stays as it is
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -130,7 +131,7 @@ class LayerRefit:
             for tile in self.sample.tiles:
                 given = [part.given(c, tile.batch, tile) for part, c in zip(parts, changes, strict=True)]
                 query = torch.cat(given, -1) * scale
-                yield _centred(tile.importance, scores_of(query, every[tile.batch][:, :, : tile.length]))
+                yield _centred(tile.importance, scores_of(query, every[tile.batch][:, :, : tile.length, first:]))
 
         weight = torch.zeros(())
         for tile in self.sample.tiles:
