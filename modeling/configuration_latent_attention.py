@@ -69,9 +69,9 @@ class LatentAttentionFields:
     kv_a_bias: bool = False
     o_bias: bool = False
     latent_attention_mode: str = "auto"
-    num_key_value_heads: int | None = 0
-    qk_head_dim: int | None = 0
-    head_dim: int | None = 0
+    num_key_value_heads: Any = 0
+    qk_head_dim: Any = 0
+    head_dim: Any = 0
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

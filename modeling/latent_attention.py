@@ -258,7 +258,9 @@ class LatentAttention(nn.Module):
     def _inverse_size(self, states: torch.Tensor) -> torch.Tensor:
         """What a norm multiplies heads [B, n, S, d] by: [B, n, S, 1], or [B, 1, S, 1] where all are taken together."""
         over = (1, 3) if self.config.key_norm_together else (3,)
-        return (states.float().square().mean(over, keepdim=True) + self.config.key_norm_eps).rsqrt().to(states.dtype)
+        mean = states.float().square().mean(over, keepdim=True)
+        found: torch.Tensor = (mean + self.config.key_norm_eps).rsqrt().to(states.dtype)
+        return found
 
     def _compress(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[B, S, D] -> latent [B, 1, S, r], rotary key, not yet turned, [B, 1, S, R], and sizes of keys, if any."""

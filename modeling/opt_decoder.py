@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
 from .plain_decoder import PlainParts  # noqa: TID251 - beside this file in a checkpoint, too
 
@@ -15,12 +14,12 @@ from .plain_decoder import PlainParts  # noqa: TID251 - beside this file in a ch
 class OPTParts(PlainParts):
     """Embeddings, blocks and, in most, the last LayerNorm."""
 
-    layers: nn.ModuleList
-    layerdrop: float
-    training: bool
-    project_in: nn.Linear | None
-    project_out: nn.Linear | None
-    final_layer_norm: nn.LayerNorm | None
+    layers: Any
+    layerdrop: Any
+    training: Any
+    project_in: Any
+    project_out: Any
+    final_layer_norm: Any
     embed_positions: Any
 
     def blocks(self) -> Iterable[Any]:

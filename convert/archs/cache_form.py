@@ -154,8 +154,8 @@ class LatentCache:
 
     def numbers_by_layer(self, sizes: Geometry) -> list[int]:
         """Give numbers cached per token in each layer."""
-        sizes = zip(self.ranks, self.rope_dims, strict=True)
-        return [rank + rope_dim + self.key_sizes for rank, rope_dim in sizes]
+        both = zip(self.ranks, self.rope_dims, strict=True)
+        return [rank + rope_dim + self.key_sizes for rank, rope_dim in both]
 
     def settings(self) -> dict[str, Any]:
         """For config.json's `convert_attn` block and --json."""
@@ -209,8 +209,8 @@ def form_of(config: Any) -> Form:
         ranks = getattr(config, "kv_lora_ranks", None) or int(rank)
         rope_dim, norm = getattr(config, "qk_rope_head_dim", 0), getattr(config, "latent_norm", False)
         found = LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
-        heads = int(getattr(config, "key_norm_heads", 0))
-        return replace(found, key_sizes=1 if heads and config.key_norm_together else heads)
+        keys = int(getattr(config, "key_norm_heads", 0))
+        return replace(found, key_sizes=1 if keys and config.key_norm_together else keys)
     if getattr(config, "multi_query", False):
         return SharedHeads.of(1, layers)
     heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)

@@ -120,6 +120,7 @@ class LayerRefit:
 
     def _solve_queries(self, every: list[Tensor], asked: list[Tensor]) -> None:
         scale, parts = self.rule.scale, self._parts.queries()
+        first = parts[0].columns.start or 0  # what comes before it stays as it is
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             sums = [torch.zeros_like(part.weight) for part in parts]
@@ -133,8 +134,12 @@ class LayerRefit:
             for tile in self.sample.tiles:
                 given = [part.given(c, tile.batch, tile) for part, c in zip(parts, changes, strict=True)]
                 query = torch.cat(given, -1) * scale
+<<<<<<< HEAD
                 scores = scores_of(query, every[tile.batch][:, :, : tile.length], product)
                 yield _centred(tile.importance, scores)
+=======
+                yield _centred(tile.importance, scores_of(query, every[tile.batch][:, :, : tile.length, first:]))
+>>>>>>> latents
 
         weight = torch.zeros(())
         for tile in self.sample.tiles:
