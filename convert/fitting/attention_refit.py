@@ -134,12 +134,8 @@ class LayerRefit:
             for tile in self.sample.tiles:
                 given = [part.given(c, tile.batch, tile) for part, c in zip(parts, changes, strict=True)]
                 query = torch.cat(given, -1) * scale
-<<<<<<< HEAD
-                scores = scores_of(query, every[tile.batch][:, :, : tile.length], product)
+                scores = scores_of(query, every[tile.batch][:, :, : tile.length, first:], product)
                 yield _centred(tile.importance, scores)
-=======
-                yield _centred(tile.importance, scores_of(query, every[tile.batch][:, :, : tile.length, first:]))
->>>>>>> latents
 
         weight = torch.zeros(())
         for tile in self.sample.tiles:
