@@ -49,17 +49,22 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "bert_gqa": Family("BertGQA", PRETRAINED_ENCODERS),
+    "biogpt_gqa": Family("BioGptGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
+    "bloom_gqa": Family("BloomGQA"),
     "distilbert_gqa": Family("DistilBertGQA", ENCODERS),
     "electra_gqa": Family("ElectraGQA", PRETRAINED_ENCODERS),
+    "falcon_gqa": Family("FalconGQA"),
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
     "gpt_neo_gqa": Family("GPTNeoGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
     "gpt_neox_gqa": Family("GPTNeoXGQA"),
     "gptj_gqa": Family("GPTJGQA", LANGUAGE_MODELS),
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),
+    "mpt_gqa": Family("MptGQA"),
     "opt_gqa": Family("OPTGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
+    "xglm_gqa": Family("XGLMGQA", LANGUAGE_MODELS[:2]),
     "xlm_roberta_gqa": Family("XLMRobertaGQA", ENCODERS),
 }
 

@@ -25,10 +25,12 @@ from .plain_decoder import (  # noqa: TID251
     plain_block_forward,
     plain_forward,
 )
+from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
+from .shared_heads import SeparateAttention  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
-class GPTNeoGQAAttention(OwnMaskAttention):
+class GPTNeoGQAAttention(OwnMaskAttention, SeparateAttention):
     """Three projections without biases; in local layers a token sees those within a window."""
 
     reorder_and_upcast_attn = True  # scores in float32, as GPT-Neo has them
@@ -99,7 +101,7 @@ class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, PlainModel, GPTNeoModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
 
-    def blocks(self) -> Iterable[Any]:
+    def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks."""
         return self.h
 
@@ -119,39 +121,22 @@ class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, PlainModel, GPTNeoModel):
 GPTNeoGQAPreTrainedModel.base_class = GPTNeoGQAModel
 
 
-class GPTNeoGQAForCausalLM(GPTNeoGQAPreTrainedModel, GPTNeoForCausalLM):
+class GPTNeoGQAForCausalLM(LanguageHead, GPTNeoGQAPreTrainedModel, GPTNeoForCausalLM):
     """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
 
     forward = answers_like(GPTNeoForCausalLM.forward)(GPTNeoForCausalLM.forward)
 
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-
-class GPTNeoGQAForSequenceClassification(GPTNeoGQAPreTrainedModel, GPTNeoForSequenceClassification):
+class GPTNeoGQAForSequenceClassification(SequenceHead, GPTNeoGQAPreTrainedModel, GPTNeoForSequenceClassification):
     """One label for a text, read at its last token."""
 
     forward = answers_like(GPTNeoForSequenceClassification.forward)(GPTNeoForSequenceClassification.forward)
 
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        labels: Any = config.num_labels
-        self.num_labels = labels
-        self.score = nn.Linear(config.hidden_size, labels, bias=False)
 
-
-class GPTNeoGQAForTokenClassification(GPTNeoGQAPreTrainedModel, GPTNeoForTokenClassification):
+class GPTNeoGQAForTokenClassification(TokenHead, GPTNeoGQAPreTrainedModel, GPTNeoForTokenClassification):
     """One label for each token."""
 
     forward = answers_like(GPTNeoForTokenClassification.forward)(GPTNeoForTokenClassification.forward)
-
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        labels: Any = config.num_labels
-        self.num_labels = labels
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, labels)
 
 
 __all__ = [

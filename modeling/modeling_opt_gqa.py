@@ -44,7 +44,7 @@ class OPTGQADecoder(PlainParts, OPTGQAPreTrainedModel, OPTDecoder):
 
     forward = answers_like(OPTDecoder.forward)(plain_forward)
 
-    def blocks(self) -> Iterable[Any]:
+    def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks; in training some are left out at random, where the config says so."""
         return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
 

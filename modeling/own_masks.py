@@ -7,18 +7,40 @@ from typing import Any
 
 import torch
 
-from .shared_heads import SeparateAttention  # noqa: TID251 - beside this file in a checkpoint, too
+from .shared_heads import SharedHeadsAttention  # noqa: TID251 - beside this file in a checkpoint, too
 from .transformers_api import has_pages  # noqa: TID251
 
+_KNOWN = ("eager", "sdpa")  # attention functions, which take any mask
 
-class OwnMaskAttention(SeparateAttention):
-    """With three projections and a mask of its own."""
+
+class OwnMaskAttention(SharedHeadsAttention):
+    """With a mask of its own."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T]."""
         if has_pages(kwargs):
             raise ValueError("continuous batching masks tokens by itself, which this attention does too: use generate")
+        if self.config._attn_implementation not in _KNOWN:
+            raise ValueError(
+                f"attention function {self.config._attn_implementation!r} does not learn of the mask that this "
+                f"attention has: use one of {', '.join(_KNOWN)}"
+            )
         return super().forward(hidden_states, **kwargs)
+
+
+def seen_by(given: torch.Tensor | None, tokens: int, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tell what tokens see, and where they stand.
+
+    given: a boolean or additive mask [B, 1, S, T], or None where a token sees all before it; tokens: S; keys: [T], the
+    places 0..T-1.
+    -> [1 or B, 1, S, T] True where a token looks, and [1 or B, 1, S, 1] its place among the keys.
+    """
+    if given is None:
+        # several tokens without a mask have nothing before them, one has all
+        own = (keys[:tokens] if tokens > 1 else keys[-1:])[None, None, :, None]
+        return keys <= own, own
+    seen = given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2
+    return seen, (seen * keys).amax(-1, keepdim=True)  # a token is the last one that it sees
 
 
 def near(given: torch.Tensor | None, query: torch.Tensor, keys: int, window: int) -> torch.Tensor:
@@ -28,18 +50,40 @@ def near(given: torch.Tensor | None, query: torch.Tensor, keys: int, window: int
     keys: T; window: how many tokens back a token sees, itself included.
     -> [1 or B, 1, S, T], of the given kind, additive for None.
     """
-    tokens, places = query.shape[-2], torch.arange(keys, device=query.device)
-    lowest = torch.finfo(query.dtype).min
-    if given is None:
-        # several tokens without a mask have nothing before them, one has all
-        own = places[:tokens] if tokens > 1 else places[-1:]
-        back = own[:, None] - places
-        seen = (back >= 0) & (back < window)
-        return torch.where(seen, 0.0, lowest).to(query.dtype)[None, None]
-    open_to = given if given.dtype == torch.bool else given > lowest / 2
-    own = (open_to * places).amax(-1, keepdim=True)  # a token is the last one that it sees
+    places, lowest = torch.arange(keys, device=query.device), torch.finfo(query.dtype).min
+    seen, own = seen_by(given, query.shape[-2], places)
     inside = own - places < window
+    if given is None:
+        return torch.where(seen & inside, 0.0, lowest).to(query.dtype)
     return given & inside if given.dtype == torch.bool else given.masked_fill(~inside, lowest)
 
 
-__all__ = ["OwnMaskAttention", "near"]
+class AlibiAttention(OwnMaskAttention):
+    """Scores fall with the distance, at a slope of each query head's own (Press et al., arXiv:2108.12409)."""
+
+    def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, arguments: dict[str, Any]) -> Any:
+        """Add what scores lose: a boolean or additive mask [B, 1, S, T], or None -> additive [1 or B, H, S, T]."""
+        places, lowest = torch.arange(keys, device=query.device), torch.finfo(query.dtype).min
+        seen, own = seen_by(given, query.shape[-2], places)
+        lost = self.lost(seen, places - own).to(query.dtype)
+        if given is not None and given.dtype != torch.bool:
+            lost = lost + given.clamp_min(lowest / 2)
+        return lost.masked_fill(~seen, lowest)
+
+    def lost(self, seen: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
+        """Give what is added to scores, [1 or B, H, S, T].
+
+        seen: [1 or B, 1, S, T] True where a token looks; ahead: how far ahead of a token a key is, of the same shape.
+        """
+        return alibi_slopes(self.num_heads, ahead.device)[:, None, None] * ahead.clamp_max(0)
+
+
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """Give the slopes [H] of the paper: powers of 2^(-8 / H), for other numbers those of two powers of two."""
+    whole = 2 ** (heads.bit_length() - 1)
+    first = torch.arange(1, whole + 1, device=device) * (-8 / whole)
+    between = (torch.arange(heads - whole, device=device) * 2 + 1) * (-4 / whole)
+    return torch.exp2(torch.cat([first, between]))
+
+
+__all__ = ["AlibiAttention", "OwnMaskAttention", "alibi_slopes", "near", "seen_by"]

@@ -39,6 +39,9 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
     "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
     "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
+    "falcon_gqa": ("falcon", {"to": "gqa", "groups": 2}),
+    "xglm_gqa": ("xglm", {"to": "gqa", "groups": 2}),
+    "biogpt_gqa": ("biogpt", {"to": "gqa", "groups": 2}),
 }
 
 

@@ -193,7 +193,7 @@ def form_of(config: Any) -> Form:
         ranks = getattr(config, "kv_lora_ranks", None) or int(rank)
         rope_dim, norm = getattr(config, "qk_rope_head_dim", 0), getattr(config, "latent_norm", False)
         return LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
-    if getattr(config, "multi_query", False):
-        return SharedHeads.of(1, layers)
     heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)
+    if not heads and getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        heads = 1
     return SharedHeads.of(heads or config.num_attention_heads, layers)

@@ -60,9 +60,12 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         raise ConvertAttnError(
             f"{facts.name} has keys and values of another text than its queries, which are not converted"
         )
-    if arch.clip and raw.get(arch.clip) is not None:
+    bound: Any = raw
+    for key in arch.clip.split("."):
+        bound = bound.get(key) if isinstance(bound, dict) else None
+    if bound is not None:
         raise ConvertAttnError(
-            f"config.json of '{name}' has {arch.clip} {raw[arch.clip]!r}: queries, keys and values that are cut off at "
+            f"config.json of '{name}' has {arch.clip} {bound!r}: queries, keys and values that are cut off at "
             "a bound are not converted"
         )
     return facts
@@ -109,7 +112,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int) -> Position:
         )
     if arch.turns:
         return Added("none")
-    return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()
+    return Alibi(alibi_slopes(heads), coarse=arch.coarse_slopes) if arch.position == "alibi" else Added()
 
 
 def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], name: str) -> QueryKeyNorm | None:

@@ -72,7 +72,20 @@ SAME_CLASS = frozenset(  # families that convert to fewer heads in their own cla
     }
 )
 # our classes of which only transformers was tried
-GROUPED = frozenset({"codegen_gqa", "gpt_neo_gqa", "gpt_neox_gqa", "gptj_gqa", "opt_gqa"})
+GROUPED = frozenset(
+    {
+        "biogpt_gqa",
+        "bloom_gqa",
+        "codegen_gqa",
+        "falcon_gqa",
+        "gpt_neo_gqa",
+        "gpt_neox_gqa",
+        "gptj_gqa",
+        "mpt_gqa",
+        "opt_gqa",
+        "xglm_gqa",
+    }
+)
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if not family.causal)
 CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - GROUPED
 GQA = frozenset({"gpt2_gqa"})

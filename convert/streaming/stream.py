@@ -36,6 +36,7 @@ class Block:
         rule: how its scores become probabilities.
         adds: the attention's output is added to the residual stream as it is, without a norm or a factor in between.
         apart: the output projection, where it is not inside the attention.
+        adds_stream: the attention is given what its output is added to, and adds it by itself.
     """
 
     module: nn.Module
@@ -45,6 +46,7 @@ class Block:
     rule: Rule
     adds: bool = True
     apart: nn.Module | None = None
+    adds_stream: bool = False
 
     def joined(self, states: Tensor) -> Tensor:
         """Tell what the attention's output is added to before anything reads it: the stream, or nothing."""
@@ -59,7 +61,8 @@ class Block:
         """Give the block's output [B, T, D], with `attend` in place of its attention and its output projection."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-            return attend(hidden_states), None
+            attended = attend(hidden_states)
+            return (attended + args[0] if self.adds_stream else attended), None
 
         self.attention.forward = forward
         if self.apart is not None:
@@ -112,4 +115,5 @@ class Stream:
                 rule=self._sizes.block(layer).rule(),
                 adds=not (self._arch.after or self._arch.scaled_residual),
                 apart=apart[0] if apart else None,
+                adds_stream=self._arch.adds_stream,
             )

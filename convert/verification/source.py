@@ -103,7 +103,7 @@ class _Judge:
         window = getattr(config, key, None)
         if isinstance(window, int):
             setattr(config, key, min(window, _WINDOW))
-        self._skeleton = Skeleton(plan.source, config=config)
+        self._skeleton = Skeleton(plan.source, config=config, attention=plan.arch.judged)
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]
