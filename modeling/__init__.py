@@ -18,7 +18,8 @@ __all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
 _HERE = Path(__file__).parent
 
 LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
-AUTO_MODELS = (*LANGUAGE_MODELS, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+LABELLED = (*LANGUAGE_MODELS, "AutoModelForTokenClassification")
+AUTO_MODELS = (*LABELLED, "AutoModelForQuestionAnswering")
 ENCODERS = (
     "AutoModel",
     "AutoModelForMaskedLM",
@@ -49,18 +50,19 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "bert_gqa": Family("BertGQA", PRETRAINED_ENCODERS),
-    "biogpt_gqa": Family("BioGptGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
-    "bloom_gqa": Family("BloomGQA"),
+    "biogpt_gqa": Family("BioGptGQA", LABELLED),
+    "bloom_gqa": Family("BloomGQA", LABELLED),
     "distilbert_gqa": Family("DistilBertGQA", ENCODERS),
     "electra_gqa": Family("ElectraGQA", PRETRAINED_ENCODERS),
-    "falcon_gqa": Family("FalconGQA"),
+    "falcon_gqa": Family("FalconGQA", LABELLED),
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
-    "gpt_neo_gqa": Family("GPTNeoGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
+    "gpt_bigcode_gqa": Family("GPTBigCodeGQA", LABELLED),
+    "gpt_neo_gqa": Family("GPTNeoGQA", LABELLED),
     "gpt_neox_gqa": Family("GPTNeoXGQA"),
     "gptj_gqa": Family("GPTJGQA", LANGUAGE_MODELS),
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),
-    "mpt_gqa": Family("MptGQA"),
+    "mpt_gqa": Family("MptGQA", LABELLED),
     "opt_gqa": Family("OPTGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     BloomForCausalLM,
-    BloomForQuestionAnswering,
     BloomForSequenceClassification,
     BloomForTokenClassification,
     BloomModel,
@@ -27,7 +26,7 @@ from .plain_decoder import (  # noqa: TID251
     plain_block_forward,
     plain_forward,
 )
-from .plain_heads import LanguageHead, QuestionHead, SequenceHead, TokenHead  # noqa: TID251
+from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
@@ -55,11 +54,11 @@ class BloomGQAAttention(AlibiAttention):
         return projected
 
     def forward(  # type: ignore[override]  # what is added comes beside the states
-        self, hidden_states: torch.Tensor, residual: torch.Tensor, **kwargs: Any
+        self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D] and what is added, [B, S, D] -> [B, S, D] and, from functions that have them, the weights."""
         attended, weights = super().forward(hidden_states, **kwargs)
-        return residual + attended, weights
+        return attended if residual is None else residual + attended, weights
 
 
 class BloomGQABlock(PlainBlock):
@@ -146,15 +145,8 @@ class BloomGQAForTokenClassification(TokenHead, BloomGQAPreTrainedModel, BloomFo
     forward = answers_like(BloomForTokenClassification.forward)(BloomForTokenClassification.forward)
 
 
-class BloomGQAForQuestionAnswering(QuestionHead, BloomGQAPreTrainedModel, BloomForQuestionAnswering):
-    """Where in the text an answer starts and ends."""
-
-    forward = answers_like(BloomForQuestionAnswering.forward)(BloomForQuestionAnswering.forward)
-
-
 __all__ = [
     "BloomGQAForCausalLM",
-    "BloomGQAForQuestionAnswering",
     "BloomGQAForSequenceClassification",
     "BloomGQAForTokenClassification",
     "BloomGQAModel",

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     FalconForCausalLM,
-    FalconForQuestionAnswering,
     FalconForSequenceClassification,
     FalconForTokenClassification,
     FalconModel,
@@ -33,7 +32,7 @@ from .plain_decoder import (  # noqa: TID251
     plain_block_forward,
     plain_forward,
 )
-from .plain_heads import LanguageHead, QuestionHead, SequenceHead, TokenHead  # noqa: TID251
+from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .shared_heads import SharedHeadsAttention  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -183,15 +182,8 @@ class FalconGQAForTokenClassification(TokenHead, FalconGQAPreTrainedModel, Falco
     forward = answers_like(FalconForTokenClassification.forward)(FalconForTokenClassification.forward)
 
 
-class FalconGQAForQuestionAnswering(QuestionHead, FalconGQAPreTrainedModel, FalconForQuestionAnswering):
-    """Where in the text an answer starts and ends."""
-
-    forward = answers_like(FalconForQuestionAnswering.forward)(FalconForQuestionAnswering.forward)
-
-
 __all__ = [
     "FalconGQAForCausalLM",
-    "FalconGQAForQuestionAnswering",
     "FalconGQAForSequenceClassification",
     "FalconGQAForTokenClassification",
     "FalconGQAModel",

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import (
     MptForCausalLM,
-    MptForQuestionAnswering,
     MptForSequenceClassification,
     MptForTokenClassification,
     MptModel,
@@ -27,7 +26,7 @@ from .plain_decoder import (  # noqa: TID251
     plain_block_forward,
     plain_forward,
 )
-from .plain_heads import LanguageHead, QuestionHead, SequenceHead, TokenHead  # noqa: TID251
+from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
@@ -142,15 +141,8 @@ class MptGQAForTokenClassification(TokenHead, MptGQAPreTrainedModel, MptForToken
     forward = answers_like(MptForTokenClassification.forward)(MptForTokenClassification.forward)
 
 
-class MptGQAForQuestionAnswering(QuestionHead, MptGQAPreTrainedModel, MptForQuestionAnswering):
-    """Where in the text an answer starts and ends."""
-
-    forward = answers_like(MptForQuestionAnswering.forward)(MptForQuestionAnswering.forward)
-
-
 __all__ = [
     "MptGQAForCausalLM",
-    "MptGQAForQuestionAnswering",
     "MptGQAForSequenceClassification",
     "MptGQAForTokenClassification",
     "MptGQAModel",

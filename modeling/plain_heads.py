@@ -36,12 +36,4 @@ class TokenHead:
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
 
-class QuestionHead:
-    """Where in the text an answer starts and ends."""
-
-    def add_head(self, config: Any) -> None:
-        """Make the head."""
-        self.qa_outputs = nn.Linear(config.hidden_size, 2)
-
-
-__all__ = ["LanguageHead", "QuestionHead", "SequenceHead", "TokenHead"]
+__all__ = ["LanguageHead", "SequenceHead", "TokenHead"]

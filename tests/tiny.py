@@ -134,6 +134,8 @@ OWN: dict[str, dict[str, Any]] = {
     "mpt_gqa": {"max_seq_len": 64},
     "falcon": {"multi_query": False, "ffn_hidden_size": 96},
     "falcon_gqa": {"multi_query": False, "ffn_hidden_size": 96},
+    "gpt_bigcode": {"multi_query": False, "n_inner": 96},
+    "gpt_bigcode_gqa": {"n_inner": 96},
     "xglm": {"ffn_dim": 96},
     "xglm_gqa": {"ffn_dim": 96},
     "opt": {"ffn_dim": 96},

@@ -78,6 +78,7 @@ GROUPED = frozenset(
         "bloom_gqa",
         "codegen_gqa",
         "falcon_gqa",
+        "gpt_bigcode_gqa",
         "gpt_neo_gqa",
         "gpt_neox_gqa",
         "gptj_gqa",
@@ -86,6 +87,7 @@ GROUPED = frozenset(
         "xglm_gqa",
     }
 )
+FALCON = frozenset({"falcon"})
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if not family.causal)
 CUSTOM = frozenset(modeling.FAMILIES) - ENCODERS - GROUPED
 GQA = frozenset({"gpt2_gqa"})
@@ -245,6 +247,11 @@ def activation(*without: str) -> Condition:
 def biased(config: Config) -> bool:
     """DeepSeek-V3 whose attention has biases, as the conversion's has."""
     return bool(config.get("attention_bias"))
+
+
+def one_head(config: Config) -> bool:
+    """Falcon with one K/V head, in the layout that is for one."""
+    return bool(config.get("multi_query", True)) and not config.get("new_decoder_architecture")
 
 
 def uneven_heads(config: Config) -> bool:

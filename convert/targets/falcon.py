@@ -3,7 +3,7 @@
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, SharedHeads
 from convert_attn.convert.targets.base import Blueprint, Config, Target
-from convert_attn.convert.targets.shared_heads import KINDS
+from convert_attn.convert.targets.shared_heads import LABELLED
 
 
 def _configure(blueprint: Blueprint) -> Config:
@@ -24,6 +24,6 @@ TARGET = Target(
     configure=_configure,
     takes=_takes,
     holds=lambda sizes, form: form == SharedHeads.of(1, sizes.num_layers),
-    classes={f"{family}{kind}": f"Falcon{kind}" for family in ("Falcon", "FalconGQA") for kind in KINDS},
+    classes={f"{family}{kind}": f"Falcon{kind}" for family in ("Falcon", "FalconGQA") for kind in LABELLED},
     removed=frozenset({HEADS_BY_LAYER, "head_dim"}),
 )

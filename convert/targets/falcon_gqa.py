@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from convert_attn.convert.targets.base import Blueprint, Config
-from convert_attn.convert.targets.shared_heads import shared_heads
+from convert_attn.convert.targets.shared_heads import LABELLED, shared_heads
 
-_PLAIN = shared_heads("falcon", "Falcon")
+_PLAIN = shared_heads("falcon", "Falcon", LABELLED)
 
 
 def _configure(blueprint: Blueprint) -> Config:

@@ -1,5 +1,5 @@
 """MPT with G K/V heads: our modeling/modeling_mpt_gqa.py, since no class of transformers is that."""
 
-from convert_attn.convert.targets.shared_heads import shared_heads
+from convert_attn.convert.targets.shared_heads import LABELLED, shared_heads
 
-TARGET = shared_heads("mpt", "Mpt")
+TARGET = shared_heads("mpt", "Mpt", LABELLED)
