@@ -59,7 +59,7 @@ class BioGptGQAModel(PlainParts, BioGptGQAPreTrainedModel, BioGptModel):
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D], positions added."""
         places = arguments["position_ids"]
-        states = inputs_embeds + self.embed_positions(given["padding"], position_ids=places)
+        states = inputs_embeds + self.embed_positions(places, position_ids=places)
         return nn.functional.dropout(states, p=float(self.dropout), training=self.training)
 
     def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -152,7 +152,8 @@ ENCODERS = [name for name, arch in _HELD.items() if not arch.causal]
 def _kind(arch: Architecture) -> tuple[object, ...]:
     """What the arithmetic of attention asks of a family; families of a kind differ in names and around it."""
     switches = (arch.interleaved, bool(arch.q_norm), bool(arch.sinks), bool(arch.after), arch.transposed)
-    return (type(arch.qkv), arch.position, arch.norm and arch.norm.gain_offset, *switches)
+    packing = type(arch.qkv) if arch.turns else None  # without rotary position nothing else depends on it
+    return (packing, arch.position, arch.norm and arch.norm.gain_offset, *switches)
 
 
 def _latents(name: str) -> int:
