@@ -12,7 +12,7 @@ class GPTBigCodeGQAConfig(GPTBigCodeConfig):
 
     model_type = "gpt_bigcode_gqa"
 
-    num_key_value_heads: int | None = None
+    num_key_value_heads: int | None = None  # type: ignore[assignment]  # the stock class counts it
     num_key_value_heads_per_layer: list[int] | None = None
     head_dim: int | None = None
 

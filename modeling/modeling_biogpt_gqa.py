@@ -23,7 +23,7 @@ from .shared_heads import SeparateAttention, SharedHeadsModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
-class BioGptGQAAttention(SeparateAttention, BioGptAttention):  # type: ignore[misc]  # forward, by keyword
+class BioGptGQAAttention(SeparateAttention, BioGptAttention):
     """Three projections; `k_proj` and `v_proj` make G heads."""
 
     def __init__(self, config: BioGptGQAConfig, layer_idx: int) -> None:

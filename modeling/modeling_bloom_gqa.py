@@ -53,7 +53,7 @@ class BloomGQAAttention(AlibiAttention):
         projected: torch.Tensor = self.hidden_dropout(self.dense(attended))
         return projected
 
-    def forward(  # type: ignore[override]  # what is added comes beside the states
+    def forward(
         self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D] and what is added, [B, S, D] -> [B, S, D] and, from functions that have them, the weights."""

@@ -116,9 +116,11 @@ class FalconGQABlock(PlainBlock):
         attended, _ = self.self_attention(normed, **arguments)
         if not self.parallel:
             hidden_states = hidden_states + self.attention_dropout(attended)
-            return hidden_states + self.hidden_dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
-        normed = self.ln_mlp(hidden_states) if self.two_norms else normed
-        return hidden_states + self.hidden_dropout(self.mlp(normed) + attended)
+            added = self.mlp(self.post_attention_layernorm(hidden_states))
+        else:
+            added = self.mlp(self.ln_mlp(hidden_states) if self.two_norms else normed) + attended
+        output: torch.Tensor = hidden_states + self.hidden_dropout(added)
+        return output
 
 
 class FalconGQAPreTrainedModel(PlainPreTrainedModel):

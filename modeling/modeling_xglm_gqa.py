@@ -45,7 +45,7 @@ class XGLMGQADecoderLayer(XGLMDecoderLayer):
         if config.add_cross_attention:
             raise ValueError(f"{config.model_type} has no cross attention: set add_cross_attention=False")
         super().__init__(config, layer_idx)
-        self.self_attn = XGLMGQAAttention(config, layer_idx)
+        self.self_attn = XGLMGQAAttention(config, layer_idx)  # type: ignore[assignment]  # called in the same way
 
 
 class XGLMGQAPreTrainedModel(PlainPreTrainedModel):
@@ -65,7 +65,8 @@ class XGLMGQAModel(XGLMGQAPreTrainedModel, PlainModel, XGLMModel):
 
     def build(self, config: XGLMGQAConfig) -> None:
         """Make the modules."""
-        size, padding = config.hidden_size, config.pad_token_id
+        size: int = config.hidden_size
+        padding: Any = config.pad_token_id
         scale = size**0.5 if config.scale_embedding else 1.0
         self.embed_tokens = XGLMScaledWordEmbedding(config.vocab_size, size, padding, embed_scale=scale)
         self.embed_positions = XGLMSinusoidalPositionalEmbedding(config.max_position_embeddings, size, padding)

@@ -148,6 +148,10 @@ class Architecture:
                 found = replace(found, **variant.facts)
         return found
 
+    def longest(self, config: PreTrainedConfig) -> Any:
+        """Give the longest input in tokens as a config has it, whatever stands there."""
+        return getattr(config, self.context_key, self.context)
+
     def windows(self, config: PreTrainedConfig) -> tuple[int | None, ...]:
         """Tell how many tokens back a token sees, by layer, where attention narrows its mask by itself; else empty."""
         if not self.local_layers:

@@ -165,7 +165,7 @@ def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> N
         ("hidden_size", config.hidden_size),
         ("num_key_value_heads", kv_heads),
         ("num_hidden_layers", config.num_hidden_layers),
-        (arch.context_key, getattr(config, arch.context_key, arch.context)),
+        (arch.context_key, arch.longest(config)),
         ("head_dim", getattr(config, "head_dim", None) or 1),
         ("sliding_window", getattr(config, "sliding_window", None) or 1),
     ):
@@ -202,7 +202,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         num_kv_heads=max(kv_heads),
         kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
-        context=getattr(config, arch.context_key, arch.context) - arch.first_position,
+        context=arch.longest(config) - arch.first_position,
         position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
         positions=positions if len(set(positions)) > 1 else (),
         windows=arch.windows(config) or facts.windows,
