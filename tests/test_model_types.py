@@ -23,6 +23,7 @@ KINDS = {
     "is encoder-only, and an encoder whose attention convert-attn has no facts of": ("esm", "modernbert", "deberta-v2"),
     r"is no causal language model \(transformers has it for: .*image classification": ("vit", "clip", "timm_wrapper"),
     "is a causal language model whose attention convert-attn has no facts of": ("gemma3n_text", "ctrl"),
+    "has no class in transformers, only code of its own .* save its weights as a Llama": ("baichuan", "internlm2"),
     "is not known here, nor to transformers": ("llamma", "chatglm", "", "no such type"),
 }
 
