@@ -18,6 +18,17 @@ from convert_attn.convert.weights.attention import map_kv_heads, replicate_kv_he
 from convert_attn.eval.measures.decoding import cache_of
 
 AFTER = {"do_layer_norm_before": False, "word_embed_proj_dim": 32}  # as the one of 350 million parameters
+LONG = {
+    "original_max_position_embeddings": 32,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.5, 2.0, 3.0, 4.0],
+    },
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one block after the other": ("gpt_neox", {"use_parallel_residual": False}),
     "no biases": ("gpt_neox", {"attention_bias": False}),
@@ -32,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "a scale of its own": ("mpt", {"attn_config": {"softmax_scale": 0.5}}),
     "scores as they are": ("gpt_bigcode", {"scale_attn_weights": False}),
     "embeddings as they are": ("xglm", {"scale_embedding": False}),
+    "factors for long texts": ("phi3", LONG),
     "local layers first": ("gpt_neo", {"attention_types": [[["local", "global"], 1]], "window_size": 5}),
 }
 

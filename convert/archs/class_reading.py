@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.block_facts import Added, Alibi, Position, QueryKeyNorm, Rotary, alibi_slopes
-from convert_attn.convert.classes.class_facts import ClassFacts, class_facts
+from convert_attn.convert.classes.class_facts import ClassFacts, class_facts, typed_config
 from convert_attn.convert.classes.rotation import Rotation
 from convert_attn.convert.errors import ConvertAttnError
 
@@ -21,6 +21,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
+    arch = arch.of(typed_config(raw, name))
     facts = class_facts(raw, name, arch.block, arch.parts, arch.scale == "root")
     known = arch.tensors
     for layer in range(len(facts.modules)):

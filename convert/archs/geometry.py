@@ -188,6 +188,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         ConvertAttnError: sizes that do not fit each other, or a class that this tool cannot follow.
     """
     config = typed_config(raw, name)
+    arch = arch.of(config)
     _check_numbers(arch, config, name)
     facts = facts_of(arch, raw, name)
     heads, layers = config.num_attention_heads, range(config.num_hidden_layers)
