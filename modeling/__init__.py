@@ -18,7 +18,8 @@ __all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
 _HERE = Path(__file__).parent
 
 LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
-AUTO_MODELS = (*LANGUAGE_MODELS, "AutoModelForTokenClassification", "AutoModelForQuestionAnswering")
+LABELLED = (*LANGUAGE_MODELS, "AutoModelForTokenClassification")
+AUTO_MODELS = (*LABELLED, "AutoModelForQuestionAnswering")
 ENCODERS = (
     "AutoModel",
     "AutoModelForMaskedLM",
@@ -65,21 +66,26 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "bart_gqa": Family("BartGQA", TRANSLATORS),
     "bert_gqa": Family("BertGQA", PRETRAINED_ENCODERS),
+    "biogpt_gqa": Family("BioGptGQA", LABELLED),
+    "bloom_gqa": Family("BloomGQA", LABELLED),
     "distilbert_gqa": Family("DistilBertGQA", ENCODERS),
     "electra_gqa": Family("ElectraGQA", PRETRAINED_ENCODERS),
+    "falcon_gqa": Family("FalconGQA", LABELLED),
     "gpt2_gqa": Family("GPT2GQA"),
     "gpt2_mla": Family("GPT2MLA", LANGUAGE_MODELS),
-    "gpt_neo_gqa": Family("GPTNeoGQA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
+    "gpt_bigcode_gqa": Family("GPTBigCodeGQA", LABELLED),
+    "gpt_neo_gqa": Family("GPTNeoGQA", LABELLED),
     "gpt_neox_gqa": Family("GPTNeoXGQA"),
     "gptj_gqa": Family("GPTJGQA", LANGUAGE_MODELS),
     "codegen_gqa": Family("CodeGenGQA", LANGUAGE_MODELS[:2]),
+    "mpt_gqa": Family("MptGQA", LABELLED),
     "opt_gqa": Family("OPTGQA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "llama_mla": Family("LlamaMLA", LANGUAGE_MODELS),
     "marian_gqa": Family("MarianGQA", TRANSLATORS),
     "mbart_gqa": Family("MBartGQA", TRANSLATORS),
     "mt5_gqa": Family("MT5GQA", TRANSLATORS),
     "pegasus_gqa": Family("PegasusGQA", TRANSLATORS),
-    "gpt_neo_mla": Family("GPTNeoMLA", (*LANGUAGE_MODELS, "AutoModelForTokenClassification")),
+    "gpt_neo_mla": Family("GPTNeoMLA", LABELLED),
     "gpt_neox_mla": Family("GPTNeoXMLA", AUTO_MODELS),
     "phi_mla": Family("PhiMLA", LANGUAGE_MODELS[:2]),
     "stablelm_mla": Family("StableLmMLA", LANGUAGE_MODELS[:2]),
@@ -101,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "t5_gqa": Family("T5GQA", TRANSLATORS),
     "umt5_gqa": Family("UMT5GQA", TRANSLATORS),
     "whisper_gqa": Family("WhisperGQA", SPEECH),
+    "xglm_gqa": Family("XGLMGQA", LANGUAGE_MODELS[:2]),
     "xlm_roberta_gqa": Family("XLMRobertaGQA", ENCODERS),
 }
 

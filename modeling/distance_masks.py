@@ -45,4 +45,4 @@ def with_slopes(given: torch.Tensor | None, query: torch.Tensor, keys: int, slop
     return bias.masked_fill(~given, lowest) if given.dtype == torch.bool else (bias + given).clamp(min=lowest)
 
 
-__all__ = ["near", "with_slopes"]
+__all__ = ["near", "own_places", "with_slopes"]

@@ -65,7 +65,7 @@ class GPTNeoBackbone(PlainModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
 
-    def blocks(self) -> Iterable[Any]:
+    def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks."""
         return self.h
 

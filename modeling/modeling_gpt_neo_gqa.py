@@ -19,10 +19,12 @@ from .configuration_gpt_neo_gqa import GPTNeoGQAConfig  # noqa: TID251 - beside 
 from .gpt_neo_decoder import GPTNeoBackbone, GPTNeoBackboneBlock, GPTNeoBackbonePreTrainedModel  # noqa: TID251
 from .own_masks import OwnMaskAttention, near  # noqa: TID251
 from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
+from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
+from .shared_heads import SeparateAttention  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
-class GPTNeoGQAAttention(OwnMaskAttention):
+class GPTNeoGQAAttention(OwnMaskAttention, SeparateAttention):
     """Three projections without biases; in local layers a token sees those within a window."""
 
     reorder_and_upcast_attn = True  # scores in float32, as GPT-Neo has them
@@ -71,39 +73,22 @@ class GPTNeoGQAModel(GPTNeoGQAPreTrainedModel, GPTNeoBackbone, GPTNeoModel):
 GPTNeoGQAPreTrainedModel.base_class = GPTNeoGQAModel
 
 
-class GPTNeoGQAForCausalLM(GPTNeoGQAPreTrainedModel, GPTNeoForCausalLM):
+class GPTNeoGQAForCausalLM(LanguageHead, GPTNeoGQAPreTrainedModel, GPTNeoForCausalLM):
     """The language model; `lm_head` shares the token embedding unless tie_word_embeddings is off."""
 
     forward = answers_like(GPTNeoForCausalLM.forward)(GPTNeoForCausalLM.forward)
 
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-
-class GPTNeoGQAForSequenceClassification(GPTNeoGQAPreTrainedModel, GPTNeoForSequenceClassification):
+class GPTNeoGQAForSequenceClassification(SequenceHead, GPTNeoGQAPreTrainedModel, GPTNeoForSequenceClassification):
     """One label for a text, read at its last token."""
 
     forward = answers_like(GPTNeoForSequenceClassification.forward)(GPTNeoForSequenceClassification.forward)
 
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        labels: Any = config.num_labels
-        self.num_labels = labels
-        self.score = nn.Linear(config.hidden_size, labels, bias=False)
 
-
-class GPTNeoGQAForTokenClassification(GPTNeoGQAPreTrainedModel, GPTNeoForTokenClassification):
+class GPTNeoGQAForTokenClassification(TokenHead, GPTNeoGQAPreTrainedModel, GPTNeoForTokenClassification):
     """One label for each token."""
 
     forward = answers_like(GPTNeoForTokenClassification.forward)(GPTNeoForTokenClassification.forward)
-
-    def add_head(self, config: GPTNeoGQAConfig) -> None:
-        """Make the head."""
-        labels: Any = config.num_labels
-        self.num_labels = labels
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.hidden_size, labels)
 
 
 __all__ = [

@@ -22,7 +22,7 @@ class OPTParts(PlainParts):
     final_layer_norm: Any
     embed_positions: Any
 
-    def blocks(self) -> Iterable[Any]:
+    def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks; in training some are left out at random, where the config says so."""
         return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
 

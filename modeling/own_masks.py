@@ -7,19 +7,67 @@ from typing import Any
 
 import torch
 
-from .distance_masks import near  # noqa: TID251 - beside this file in a checkpoint, too
-from .shared_heads import SeparateAttention  # noqa: TID251
+from .distance_masks import near, own_places  # noqa: TID251 - beside this file in a checkpoint, too
+from .shared_heads import SharedHeadsAttention  # noqa: TID251
 from .transformers_api import has_pages  # noqa: TID251
 
+_KNOWN = ("eager", "sdpa")  # attention functions, which take any mask
 
-class OwnMaskAttention(SeparateAttention):
-    """With three projections and a mask of its own."""
+
+class OwnMaskAttention(SharedHeadsAttention):
+    """With a mask of its own."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T]."""
         if has_pages(kwargs):
             raise ValueError("continuous batching masks tokens by itself, which this attention does too: use generate")
+        if self.config._attn_implementation not in _KNOWN:
+            raise ValueError(
+                f"attention function {self.config._attn_implementation!r} does not learn of the mask that this "
+                f"attention has: use one of {', '.join(_KNOWN)}"
+            )
         return super().forward(hidden_states, **kwargs)
 
 
-__all__ = ["OwnMaskAttention", "near"]
+def seen_by(given: torch.Tensor | None, query: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tell what tokens see, and how far ahead of each token a key is.
+
+    given: a boolean or additive mask [B, 1, S, T], or None where a token sees all before it; query: [B, H, S, d];
+    keys: T.
+    -> twice [1 or B, 1, S, T]: True where a token looks, and the place of a key less the token's.
+    """
+    ahead = torch.arange(keys, device=query.device) - own_places(given, query, keys)
+    if given is None:
+        return ahead <= 0, ahead
+    return given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2, ahead
+
+
+class AlibiAttention(OwnMaskAttention):
+    """Scores fall with the distance, at a slope of each query head's own (Press et al., arXiv:2108.12409)."""
+
+    def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, arguments: dict[str, Any]) -> Any:
+        """Add what scores lose: a boolean or additive mask [B, 1, S, T], or None -> additive [1 or B, H, S, T]."""
+        lowest = torch.finfo(query.dtype).min
+        seen, ahead = seen_by(given, query, keys)
+        lost = self.lost(seen, ahead).to(query.dtype)
+        if given is not None and given.dtype != torch.bool:
+            lost = lost + given.clamp_min(lowest / 2)
+        return lost.masked_fill(~seen, lowest)
+
+    def lost(self, seen: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
+        """Give what is added to scores, [1 or B, H, S, T].
+
+        seen: [1 or B, 1, S, T] True where a token looks; ahead: how far ahead of a token a key is, of the same shape.
+        """
+        return alibi_slopes(self.num_heads, ahead.device)[:, None, None] * ahead.clamp_max(0)
+
+
+def alibi_slopes(heads: int, device: torch.device) -> torch.Tensor:
+    """Give the slopes [H] of the paper: powers of 2^(-8 / H), for other numbers those of two powers of two."""
+    whole = 2 ** (heads.bit_length() - 1)
+    first = torch.arange(1, whole + 1, device=device) * (-8 / whole)
+    between = (torch.arange(heads - whole, device=device) * 2 + 1) * (-4 / whole)
+    return torch.exp2(torch.cat([first, between]))
+
+
+__all__ = ["AlibiAttention", "OwnMaskAttention", "alibi_slopes", "near", "seen_by"]

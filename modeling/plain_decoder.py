@@ -76,7 +76,7 @@ class PlainParts:
 
     output_class: Callable[..., Any] = BaseModelOutputWithPast
 
-    def blocks(self) -> Iterable[Any]:
+    def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks that are run, in order."""
         raise NotImplementedError
 
@@ -161,7 +161,7 @@ def plain_forward(
         kv_cache=kv_cache,
         position_ids=position_ids,
     )
-    for block in self.blocks():
+    for block in self.decoder_blocks():
         hidden_states = block(hidden_states, **arguments)
     make_output = takes_kv_cache(self.output_class)
     return make_output(last_hidden_state=self.last_norm(hidden_states), kv_cache=kv_cache if use_cache else None)

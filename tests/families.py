@@ -8,11 +8,14 @@ import torch
 import transformers
 from tiny import OWN
 from torch import Tensor
+from transformers.models.bloom.modeling_bloom import BloomBlock
 from transformers.models.codegen.modeling_codegen import CodeGenBlock
+from transformers.models.falcon.modeling_falcon import FalconDecoderLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 from transformers.models.gptj.modeling_gptj import GPTJBlock
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mpt.modeling_mpt import MptBlock
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
@@ -32,6 +35,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "codegen_gqa": {"rotary_dim": 4, "n_positions": 64, "num_key_value_heads": 2},
     "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 4, "num_key_value_heads": 2},
     "opt_gqa": {"ffn_dim": 48, "init_std": 0.2, "num_key_value_heads": 2},
+    "gpt_bigcode_gqa": {"n_positions": 64, "num_key_value_heads": 2},
+    "bloom_gqa": {"num_key_value_heads": 2},
+    "mpt_gqa": {"max_seq_len": 64, "use_cache": True, "num_key_value_heads": 2},
+    "falcon_gqa": {"ffn_hidden_size": 48, "num_key_value_heads": 2},
+    "xglm_gqa": {"ffn_dim": 48, "init_std": 0.2, "num_key_value_heads": 2},
+    "biogpt_gqa": {"intermediate_size": 48, "num_key_value_heads": 2},
 }
 
 
@@ -68,6 +77,12 @@ STANDS_FOR: dict[str, Any] = {
     "codegen_gqa": transformers.CodeGenModel,
     "gpt_neo_gqa": transformers.GPTNeoModel,
     "opt_gqa": transformers.OPTModel,
+    "gpt_bigcode_gqa": transformers.GPTBigCodeModel,
+    "bloom_gqa": transformers.BloomModel,
+    "mpt_gqa": transformers.MptModel,
+    "falcon_gqa": transformers.FalconModel,
+    "xglm_gqa": transformers.XGLMModel,
+    "biogpt_gqa": transformers.BioGptModel,
 }
 LATENTS = [name for name in modeling.FAMILIES if name.endswith("_mla") and name not in SETTINGS]
 SETTINGS |= {name: _with_a_latent(name) for name in LATENTS if native_type(name) in architectures()}
@@ -83,9 +98,12 @@ _BLOCKS: dict[str, tuple[Any, str | None]] = {
     "codegen_mla": (CodeGenBlock, None),
     "gpt_neo_mla": (GPTNeoBlock, None),
     "gptj_mla": (GPTJBlock, None),
+    "bloom_gqa": (BloomBlock, "alibi"),
+    "mpt_gqa": (MptBlock, "position_bias"),
+    "falcon_gqa": (FalconDecoderLayer, "alibi"),
 }
 # whose attention has a mask of its own, which no engine and no paged cache learns of
-OWN_MASKS = frozenset({"gpt_neo_gqa", "gpt_neo_mla"})
+OWN_MASKS = frozenset({"bloom_gqa", "gpt_neo_gqa", "gpt_neo_mla", "mpt_gqa"})
 HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 

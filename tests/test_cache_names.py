@@ -276,10 +276,10 @@ def test_continuous_batching_generates_the_same(family: str, attn: str) -> None:
     options = transformers.GenerationConfig(**greedy, eos_token_id=VOCABULARY)
     small = transformers.ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)  # by default, all memory there is
     answers = model.generate_batch(prompts, options, small, progress_bar=False)
-    if not batches(family):  # as theirs it stops
-        assert not any(answer.generated_tokens for answer in answers.values())
+    found = sorted(answer.generated_tokens for answer in answers.values())
+    if not batches(family) and not any(found):  # as theirs it stops
         return
-    assert sorted(answer.generated_tokens for answer in answers.values()) == sorted(expected)
+    assert found == sorted(expected)
 
 
 @every_name

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import HEADS, assert_same_logits, get_attention, load, logits_of, set_attention, tiny_model
+from tiny import HEADS, assert_same_logits, get_attention, load, logits_of, set_attention, tiny_geometry, tiny_model
 
 from convert_attn import convert
 from convert_attn.convert.archs import architectures
@@ -38,6 +38,11 @@ def test_as_many_groups_as_heads_returns_the_tensors_bit_for_bit(model_type: str
         assert torch.equal(before[name], after[name]), name
 
 
+def keep_places(model: object) -> bool:
+    """Whether heads have something that does not travel with them."""
+    return tiny_geometry(model)[1].block(0).fixed_order
+
+
 def _equal_heads(model: object, groups: int, order: list[int], layers: Sequence[int] = range(LAYERS)) -> None:
     """Make the K/V heads of each group equal, in place, the heads then shuffled by `order`."""
     for layer in layers:
@@ -53,7 +58,7 @@ def test_heads_that_are_equal_already_convert_without_loss(
 ) -> None:
     model = tiny_model(model_type)
     # the optimal method must find the groups too; averaging takes neighbours
-    order = [5, 0, 3, 6, 1, 7, 2, 4] if method == "subspace" else list(range(HEADS))
+    order = [5, 0, 3, 6, 1, 7, 2, 4] if method == "subspace" and not keep_places(model) else list(range(HEADS))
     _equal_heads(model, groups, order)
     model.save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=groups, method=method, output=tmp_path / "out")
@@ -96,6 +101,8 @@ def test_cached_decode_equals_uncached(model_type: str, to: str, tmp_path: Path)
 
 def test_head_permutation_leaves_logits_unchanged(model_type: str) -> None:
     model = tiny_model(model_type)
+    if keep_places(model):
+        pytest.skip("heads have slopes that stay")
     before = logits_of(model)
     for layer in range(LAYERS):
         set_attention(model, layer, permute_kv_heads(get_attention(model, layer), [3, 1, 7, 0, 6, 2, 5, 4]))
@@ -137,7 +144,8 @@ def test_grouped_source_converts_further(model_type: str, tmp_path: Path) -> Non
     for layer in range(LAYERS):
         weights = get_attention(model, layer)
         shared = replicate_kv_heads(map_kv_heads(weights, lambda heads: heads[:2]), 4)
-        set_attention(model, layer, permute_kv_heads(shared, [2, 0, 3, 1]))
+        places = [0, 1, 2, 3] if keep_places(model) else [2, 0, 3, 1]
+        set_attention(model, layer, permute_kv_heads(shared, places))
     model.save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=2, output=tmp_path / "out")
     converted = load(tmp_path / "out")

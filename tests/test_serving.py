@@ -17,7 +17,7 @@ from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
 from convert_attn.convert.inspection.serving import engines, verdicts
 from convert_attn.convert.serving_rules import CUSTOM, RULES, ServingRule
 from convert_attn.convert.serving_rules import ENGINES as RULED
-from convert_attn.convert.serving_rules.base import ENCODERS, GROUPED, LARGER, SAME_CLASS, TWO_STACKS
+from convert_attn.convert.serving_rules.base import ENCODERS, FALCON, GROUPED, LARGER, SAME_CLASS, TWO_STACKS
 from convert_attn.convert.targets import targets
 
 NOTES = [note for engine in RULED for note in engine.notes]
@@ -44,13 +44,16 @@ def result_types() -> set[str]:
     return {str(name) for name in (native | own)}
 
 
-@pytest.mark.parametrize("model_type", sorted(SAME_CLASS | ENCODERS | TWO_STACKS | GROUPED | LARGER))
+OWN_RULE = SAME_CLASS | ENCODERS | TWO_STACKS | GROUPED | LARGER | FALCON
+
+
+@pytest.mark.parametrize("model_type", sorted(OWN_RULE))
 def test_families_of_which_no_other_engine_was_read_have_the_rule_of_transformers(model_type: str) -> None:
     assert model_type in result_types() | LARGER
     assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ["transformers"]
 
 
-@pytest.mark.parametrize("model_type", sorted(result_types() - SAME_CLASS - ENCODERS - TWO_STACKS - GROUPED - LARGER))
+@pytest.mark.parametrize("model_type", sorted(result_types() - OWN_RULE))
 def test_every_engine_has_a_rule_for_every_result(model_type: str) -> None:
     assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ASKED == engines()
 
@@ -125,6 +128,14 @@ def test_a_type_without_rules_is_said(tmp_path: Path, command: Command) -> None:
     outcome = command("inspect", source, "--serving")
     assert outcome.code == 2
     assert "no rules for 'mamba', which no conversion makes; there are rules for" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("kept", "config"),
+    [(True, {}), (False, {"multi_query": False}), (False, {"new_decoder_architecture": True, "num_kv_heads": 1})],
+)
+def test_a_class_that_caches_every_head_is_told_from_the_same_with_one(kept: bool, config: dict[str, Any]) -> None:
+    assert verdict("transformers", model_type="falcon", **config).kept is kept
 
 
 def verdict(engine: str, **config: Any) -> ServingRule:

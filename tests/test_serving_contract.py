@@ -39,6 +39,10 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
     "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
     "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
+    "gpt_bigcode_gqa": ("gpt_bigcode", {"to": "gqa", "groups": 2}),
+    "falcon_gqa": ("falcon", {"to": "gqa", "groups": 2}),
+    "xglm_gqa": ("xglm", {"to": "gqa", "groups": 2}),
+    "biogpt_gqa": ("biogpt", {"to": "gqa", "groups": 2}),
     **{name: (native_type(name), {"to": "mla", "cache_ratio": 0.5}) for name in LATENTS if serves(name)},
 }
 UNSERVED = OWN_MASKS | {name for name in LATENTS if not serves(name)}
@@ -217,9 +221,11 @@ def test_the_change_is_in_the_base_model_alone(folder: Path) -> None:
     """The backends have a head of their own: over the base model there is nothing but one map, in some with a bias."""
     whole = load(folder)
     outside = {name for name, _ in whole.named_parameters() if not name.startswith(whole.base_model_prefix)}
-    assert outside <= {"lm_head.weight", "lm_head.bias"}
+    head = whole.get_output_embeddings()
+    (name,) = (name for name, module in whole.named_modules() if module is head)
+    assert outside <= {f"{name}.weight", f"{name}.bias"}
     hidden = getattr(whole, whole.base_model_prefix)(IDS).last_hidden_state
-    torch.testing.assert_close(whole.lm_head(hidden), whole(IDS).logits)
+    torch.testing.assert_close(head(hidden), whole(IDS).logits)
 
 
 def test_no_weight_is_among_those_to_be_ignored(folder: Path) -> None:

@@ -135,6 +135,16 @@ OWN: dict[str, dict[str, Any]] = {
     "codegen_gqa": {"rotary_dim": 4, "n_inner": 96},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
     "gpt_neo_gqa": {"attention_types": [[["global", "local"], 1]], "window_size": 20},
+    "bloom": {"seq_length": 64},
+    "bloom_gqa": {"seq_length": 64},
+    "mpt": {"max_seq_len": 64},
+    "mpt_gqa": {"max_seq_len": 64},
+    "falcon": {"multi_query": False, "ffn_hidden_size": 96},
+    "falcon_gqa": {"multi_query": False, "ffn_hidden_size": 96},
+    "gpt_bigcode": {"multi_query": False, "n_inner": 96},
+    "gpt_bigcode_gqa": {"n_inner": 96},
+    "xglm": {"ffn_dim": 96},
+    "xglm_gqa": {"ffn_dim": 96},
     "opt": {"ffn_dim": 96},
     "opt_gqa": {"ffn_dim": 96},
 }
@@ -192,7 +202,8 @@ ENCODERS = [name for name, arch in _HELD.items() if not arch.causal]
 def _kind(arch: Architecture) -> tuple[object, ...]:
     """What the arithmetic of attention asks of a family; families of a kind differ in names and around it."""
     switches = (arch.interleaved, bool(arch.q_norm), bool(arch.sinks), bool(arch.after), arch.transposed)
-    return (type(arch.qkv), arch.position, arch.norm and arch.norm.gain_offset, *switches)
+    packing = type(arch.qkv) if arch.turns else None  # without rotary position nothing else depends on it
+    return (packing, arch.position, arch.norm and arch.norm.gain_offset, *switches)
 
 
 def _latents(name: str) -> int:
@@ -247,7 +258,7 @@ def tiny_model(model_type: str, kv_heads: int = HEADS, seed: int = 0, **options:
 
 def tiny_geometry(model: Any) -> tuple[Architecture, Geometry]:
     """The facts and sizes of a model in memory."""
-    arch = architectures()[model.config.model_type]
+    arch = architectures()[model.config.model_type].of(model.config)
     return arch, geometry(arch, model.config.to_dict(), "tiny")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
@@ -24,6 +25,23 @@ class Norm:
     name: str
     gain_offset: float = 0.0
     weighted: bool = True
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Facts that are others where config.json says so.
+
+    Attributes:
+        where: config keys, with the values that each of them may have for that.
+        facts: attributes of an `Architecture`, by name.
+    """
+
+    where: Mapping[str, tuple[Any, ...]]
+    facts: Mapping[str, Any]
+
+    def meets(self, config: PreTrainedConfig) -> bool:
+        """Tell whether a config says so."""
+        return all(getattr(config, key, None) in values for key, values in self.where.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +86,14 @@ class Architecture:
         norm: the norm whose output the projections read; None: they read the residual stream as it is.
         mlp_output: the projection that ends the block's MLP, [D, F], and gives what is added to the residual stream;
             None where no single one does: an MLP of experts, or with a norm behind it.
-        norm_key: the config key that, where it is false, says that the norms of a block stand behind what they follow:
-            then there is none in front of attention, and one behind the MLP; "" where no key says so.
+        variants: facts that are others where the config says so, each on top of those before it: see `of`.
         position: "rope" (q and k turn with the position, in all layers or in some), "learned" (added to the input),
             "alibi" (scores fall with the distance) or "relative" (scores gain a table's number for the distance);
             `Geometry.block` says it of a layer.
         table: where position is "relative", the table [buckets, H]; blocks without have the first one's.
         cross: the second attention of an encoder-decoder's blocks. Then attention sites are counted in place of layers:
             2 n is the self-attention of block n and 2 n + 1 this one; see `at` and `stem`.
-        context_key: the config key of how many tokens a text may have; "" where there is no such bound.
-        trained_context: how many tokens texts of the training had, where there is no bound.
+        coarse_slopes: ALiBi's numbers are added before scores are multiplied by the scale, and rounded to bfloat16.
         scale: what scores are multiplied by where the class's attention keeps no number `scaling`: "root", the inverse
             root of a head's size, or "one".
         window_key: the config key that holds a window.
@@ -88,10 +104,18 @@ class Architecture:
         sinks: a parameter [H] that every query head may look at besides its tokens; "" without.
         after: the norm that the attention's output goes through before it is added to the residual stream; "" where
             it is added as it is.
-        scaled_residual: the attention's output is multiplied by a number before it is added.
-        clip: the config key of a bound that queries, keys and values are cut off at; "" without.
+        scaled_residual: the attention's output is multiplied by a number before it is added, or added to something else
+            than the residual stream.
+        clip: the config key, with dots where it is inside others, of a bound that queries, keys and values are cut off
+            at; "" without.
         attention: the module, below the block, that reads the states and mixes tokens; "" where it is the one that has
             the output projection.
+        adds_stream: the attention is given what its output is added to, and adds it by itself.
+        context_key: the config key of the longest input in tokens; "" where there is no such bound.
+        context: the longest input where a config has no such key, or that of the training where there is no bound;
+            None: the key is there.
+        judged: the attention implementation in which the class is asked what it computes: "eager", or "sdpa" where the
+            class's eager attention computes something else than it does by default.
         causal: a token sees itself and those before it; else every token sees all, and there is no cache.
         first_position: how many positions of the model's table no token ever has.
         since: the first release of transformers whose class was seen to compute what it says.
@@ -116,11 +140,10 @@ class Architecture:
     position: Literal["rope", "learned", "alibi", "relative"]
     table: str = ""
     cross: CrossAttention | None = None
-    context_key: str = "max_position_embeddings"
-    trained_context: int = 0
     mlp_output: str | None = "mlp.down_proj"
-    norm_key: str = ""
+    variants: tuple[Variant, ...] = ()
     scale: Literal["root", "one"] = "root"
+    coarse_slopes: bool = False
     window_key: str = "sliding_window"
     local_layers: str = ""
     interleaved: bool = False
@@ -131,6 +154,10 @@ class Architecture:
     scaled_residual: bool = False
     clip: str = ""
     attention: str = ""
+    adds_stream: bool = False
+    context_key: str = "max_position_embeddings"
+    context: int | None = None
+    judged: Literal["eager", "sdpa"] = "eager"
     causal: bool = True
     first_position: int = 0
     keys_from: Literal["self", "cross"] = "self"
@@ -184,10 +211,16 @@ class Architecture:
         return self.position == "rope"
 
     def of(self, config: PreTrainedConfig) -> Architecture:
-        """Give the facts as one config has them: see `norm_key`."""
-        if not self.norm_key or getattr(config, self.norm_key):
-            return self
-        return replace(self, norm=None, mlp_output=None)
+        """Give the facts as one config has them: see `Variant`."""
+        found = self
+        for variant in self.variants:
+            if variant.meets(config):
+                found = replace(found, **variant.facts)
+        return found
+
+    def longest(self, config: PreTrainedConfig) -> Any:
+        """Give the longest input in tokens as a config has it, whatever stands there."""
+        return getattr(config, self.context_key, self.context)
 
     def windows(self, config: PreTrainedConfig) -> tuple[int | None, ...]:
         """Tell how many tokens back a token sees, by layer, where attention narrows its mask by itself; else empty."""
@@ -203,8 +236,12 @@ class Architecture:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The modules, below the block, of the attention: that one, and the output projection where it is apart."""
-        return (self.mixer,) if self.output.startswith(f"{self.mixer}.") else (self.mixer, self.output)
+        """The modules, below the block, of the attention: what reads, and what gives its output where that is another.
+
+        That is the output projection where it is apart, or where what is around it adds the residual stream.
+        """
+        inside = self.output.startswith(f"{self.mixer}.") and not self.adds_stream
+        return (self.mixer,) if inside else (self.mixer, self.output)
 
     @property
     def projections(self) -> tuple[str, ...]:

@@ -49,9 +49,12 @@ class Alibi:
 
     Attributes:
         slopes: [H], per token of distance.
+        coarse: slopes, and their products with a token's place, are rounded to bfloat16, and multiplied by the scale as
+            scores are.
     """
 
     slopes: tuple[float, ...]
+    coarse: bool = False
     kind: str = "alibi"
 
 
@@ -156,6 +159,7 @@ class BlockFacts:
             rotary_scale=position.scale if isinstance(position, Rotary) else 1.0,
             window=self.window,
             slopes=torch.tensor(position.slopes) if isinstance(position, Alibi) else None,
+            coarse_slopes=isinstance(position, Alibi) and position.coarse,
             softcap=self.softcap,
             norm=None if self.norm is None else self.norm.computes,
             causal=self.causal,

@@ -211,7 +211,7 @@ def form_of(config: Any) -> Form:
         found = LatentCache.of(ranks, int(rope_dim), layers, bool(norm))
         keys = int(getattr(config, "key_norm_heads", 0))
         return replace(found, key_sizes=1 if keys and config.key_norm_together else keys)
-    if getattr(config, "multi_query", False):
-        return SharedHeads.of(1, layers)
     heads = getattr(config, HEADS_BY_LAYER, None) or getattr(config, "num_key_value_heads", None)
+    if not heads and getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        heads = 1
     return SharedHeads.of(heads or query_heads(config), layers)

@@ -18,7 +18,7 @@ from convert_attn.convert.archs.block_facts import (
     Rotary,
     alibi_slopes,
 )
-from convert_attn.convert.classes.class_facts import ClassFacts, Place, class_facts
+from convert_attn.convert.classes.class_facts import ClassFacts, Place, class_facts, typed_config
 from convert_attn.convert.classes.rotation import Rotation
 from convert_attn.convert.errors import ConvertAttnError
 
@@ -29,6 +29,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
     Raises:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
+    arch = arch.of(typed_config(raw, name))
     facts = class_facts(raw, name, place_of(arch))
     for layer in range(len(facts.modules)):
         own, of_layer = facts.attention(layer), arch.at(layer)
@@ -74,9 +75,12 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         raise ConvertAttnError(
             f"{facts.name} has keys and values of another text than its queries, which are not converted"
         )
-    if arch.clip and raw.get(arch.clip) is not None:
+    bound: Any = raw
+    for key in arch.clip.split("."):
+        bound = bound.get(key) if isinstance(bound, dict) else None
+    if bound is not None:
         raise ConvertAttnError(
-            f"config.json of '{name}' has {arch.clip} {raw[arch.clip]!r}: queries, keys and values that are cut off at "
+            f"config.json of '{name}' has {arch.clip} {bound!r}: queries, keys and values that are cut off at "
             "a bound are not converted"
         )
     return facts
@@ -133,7 +137,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int, config: PreT
         return Added("none")
     if arch.position == "relative":
         return Relative(buckets=config.relative_attention_num_buckets, farthest=config.relative_attention_max_distance)
-    return Alibi(alibi_slopes(heads)) if arch.position == "alibi" else Added()
+    return Alibi(alibi_slopes(heads), coarse=arch.coarse_slopes) if arch.position == "alibi" else Added()
 
 
 def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], name: str) -> QueryKeyNorm | None:

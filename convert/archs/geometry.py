@@ -22,7 +22,7 @@ class Geometry:
     """Sizes of every attention block.
 
     Attributes:
-        context: longest input in tokens (`max_position_embeddings`).
+        context: longest input in tokens (mostly `max_position_embeddings`).
         position: how attention knows where a token stands; where layers differ, that of the first that turns.
         positions: the same by layer, where layers differ; else empty.
         num_kv_heads: of every layer; the most of any where layers differ.
@@ -188,7 +188,7 @@ def _check_numbers(arch: Architecture, config: PreTrainedConfig, name: str) -> N
         ("hidden_size", config.hidden_size),
         ("num_key_value_heads", kv_heads),
         ("num_hidden_layers", config.num_hidden_layers),
-        (arch.context_key, getattr(config, arch.context_key) if arch.context_key else 1),
+        (arch.context_key, arch.longest(config)),
         ("head_dim", getattr(config, "head_dim", None) or 1),
         ("sliding_window", getattr(config, "sliding_window", None) or 1),
     ):
@@ -216,6 +216,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         ConvertAttnError: sizes that do not fit each other, or a class that this tool cannot follow.
     """
     config = typed_config(raw, name)
+    arch = arch.of(config)
     _check_numbers(arch, config, name)
     facts = facts_of(arch, raw, name)
     heads, layers = _query_heads(arch, config), range(len(facts.modules))
@@ -232,7 +233,7 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         num_kv_heads=max(kv_heads),
         kv_heads=kv_heads if len(set(kv_heads)) > 1 else (),
         head_dim=head_dim,
-        context=getattr(config, arch.context_key, arch.trained_context) - arch.first_position,
+        context=arch.longest(config) - arch.first_position,
         position=next((position for position in positions if isinstance(position, Rotary)), positions[0]),
         positions=positions if len(set(positions)) > 1 else (),
         windows=arch.windows(config) or facts.windows,

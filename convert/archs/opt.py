@@ -1,6 +1,6 @@
 """OPT: learned positions, separate projections with biases, norms before attention or (350m) behind it."""
 
-from convert_attn.convert.archs.base import Architecture, Norm
+from convert_attn.convert.archs.base import Architecture, Norm, Variant
 from convert_attn.convert.archs.packings import Separate
 
 ARCHITECTURE = Architecture(
@@ -10,7 +10,7 @@ ARCHITECTURE = Architecture(
     qkv=Separate("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     output="self_attn.out_proj",
     norm=Norm("self_attn_layer_norm"),
-    norm_key="do_layer_norm_before",
+    variants=(Variant({"do_layer_norm_before": (False,)}, {"norm": None, "mlp_output": None}),),
     position="learned",
     mlp_output="fc2",
     config_kv_heads=None,

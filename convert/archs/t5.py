@@ -27,6 +27,6 @@ ARCHITECTURE = Architecture(
     ),
     config_kv_heads=None,
     context_key="",
-    trained_context=512,
+    context=512,
     buffers=("layer.1.EncDecAttention.relative_attention_bias.weight",),
 )

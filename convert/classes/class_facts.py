@@ -186,7 +186,8 @@ def _count(model: nn.Module, place: Place, config: PreTrainedConfig) -> int:
 
 
 def _scale(attention: nn.Module, root: bool) -> float:
-    known: Any = getattr(attention, "scaling", None)
+    names = ("scaling", "softmax_scale")
+    known: Any = next((getattr(attention, name) for name in names if hasattr(attention, name)), None)
     if known is None:
         size: Any = attention.head_dim
         known = size**-0.5 if root else 1.0
@@ -269,6 +270,8 @@ def _window(call: list[Any], window: object, name: str) -> int | None:
     offset = torch.arange(_TOKENS)[:, None] - torch.arange(_TOKENS)
     for mask in masks:
         seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > -1
+        if not seen[0, 0]:  # a token sees itself: this mask says what is hidden
+            seen = ~seen
         if torch.equal(seen, offset >= 0):
             return None
         if isinstance(window, int) and torch.equal(seen, (offset >= 0) & (offset < min(window, _WINDOW))):

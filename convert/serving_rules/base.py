@@ -89,6 +89,7 @@ LARGER = frozenset(
         "smolvlm",
     }
 )
+FALCON = frozenset({"falcon"})
 GQA = frozenset({"gpt2_gqa"})
 LATENT = frozenset({"gpt2_mla", "llama_mla"})
 CUSTOM = GQA | LATENT
@@ -249,6 +250,11 @@ def activation(*without: str) -> Condition:
 def biased(config: Config) -> bool:
     """DeepSeek-V3 whose attention has biases, as the conversion's has."""
     return bool(config.get("attention_bias"))
+
+
+def one_head(config: Config) -> bool:
+    """Falcon with one K/V head, in the layout that is for one."""
+    return bool(config.get("multi_query", True)) and not config.get("new_decoder_architecture")
 
 
 def uneven_heads(config: Config) -> bool:

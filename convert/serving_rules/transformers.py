@@ -5,6 +5,7 @@ from convert_attn.convert.serving_rules.base import (
     CUSTOM,
     DEEPSEEK,
     ENCODERS,
+    FALCON,
     GQA,
     GROUPED,
     LARGER,
@@ -14,6 +15,7 @@ from convert_attn.convert.serving_rules.base import (
     Engine,
     Note,
     ServingRule,
+    one_head,
     uneven_heads,
 )
 
@@ -71,6 +73,27 @@ ENGINE = Engine(
             evidence="tried",
             where="tests/test_seq2seq.py",
             change="load with trust_remote_code=True, or import convert_attn first",
+        ),
+        ServingRule(
+            engine=_NAME,
+            version=_VERSION,
+            types=FALCON,
+            loads="native class",
+            kept=True,
+            evidence="tried",
+            where="tests/test_shared_heads.py",
+            applies=one_head,
+        ),
+        ServingRule(
+            engine=_NAME,
+            version=_VERSION,
+            types=FALCON,
+            loads="native class",
+            kept=False,
+            evidence="tried",
+            where="tests/test_shared_heads.py",
+            change="its class caches keys and values of every query head: convert --to gqa; with as many --groups as "
+            "there are K/V heads that changes no weight",
         ),
         ServingRule(
             engine=_NAME,

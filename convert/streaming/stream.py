@@ -92,6 +92,7 @@ class Block:
         adds: the attention's output is added to the residual stream as it is, without a norm or a factor in between.
         apart: the output projection, where it is not inside the attention.
         half: of a block with two attentions, which of them this is: then states are those between the two, too.
+        adds_stream: the attention is given what its output is added to, and adds it by itself.
     """
 
     module: nn.Module
@@ -102,6 +103,7 @@ class Block:
     adds: bool = True
     apart: nn.Module | None = None
     half: Half | None = None
+    adds_stream: bool = False
 
     def computed(self, weights: Weights, x: Tensor, others: Tensor | None = None) -> Attention:
         """Give its attention with these weights on x [B, T, D].
@@ -125,7 +127,8 @@ class Block:
         """Give the block's output [B, T, D], with `attend` in place of its attention and its output projection."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-            return attend(hidden_states), None
+            attended = attend(hidden_states)
+            return (attended + args[0] if self.adds_stream else attended), None
 
         if self.half is not None:
             return self.half.run(self.module, self.attention, states, attend)
@@ -228,4 +231,5 @@ class Stream:
                 adds=not (self._arch.after or self._arch.scaled_residual),
                 apart=apart[0] if apart else None,
                 half=half,
+                adds_stream=self._arch.adds_stream,
             )

@@ -19,7 +19,7 @@ def targets() -> list[Target]:
 def _accepts(target: Target, arch: Architecture, own_classes: frozenset[str]) -> bool:
     """Whether a target takes this architecture in some form."""
     if target.sources:
-        return arch.model_type in target.sources
+        return arch.model_type in target.sources and target.takes(arch)
     return arch.config_kv_heads is not None and arch.model_type not in own_classes
 
 

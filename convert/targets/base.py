@@ -70,6 +70,7 @@ class Target:
         sources: model types it can hold; empty: every architecture that has a key for K/V heads.
         becomes: the result's model_type, None: the source's own.
         configure: the keys of config.json that change.
+        takes: whether the class has the blocks of a source of these facts; of `sources` all, by default.
         holds: whether the class can have these sizes.
         classes: class name in `architectures` -> class name of the result; empty: the same class.
         by_layer: the options ("groups", "rank", "rope_dim") of which the class has a number for each layer.
@@ -89,6 +90,7 @@ class Target:
     sources: frozenset[str]
     becomes: str | None
     configure: Callable[[Blueprint], Config]
+    takes: Callable[[Architecture], bool] = lambda arch: True
     holds: Callable[[Geometry, Form], bool] = lambda sizes, form: True
     by_layer: frozenset[str] = frozenset()
     classes: Mapping[str, str] = field(default_factory=dict)

@@ -6,7 +6,8 @@ from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, SharedHeads
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 from convert_attn.convert.targets.same_class import configure_heads
 
-KINDS = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+LABELLED = ("Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
+KINDS = (*LABELLED, "ForQuestionAnswering")
 
 
 def _configure(blueprint: Blueprint) -> Config:

@@ -164,7 +164,7 @@ def _inside(arch: Architecture) -> tuple[str, str]:
     if len(arch.parts) == 1:
         return "", ""
     outer = f"{arch.mixer.partition('.')[0]}."
-    return arch.mixer.removeprefix(outer), arch.output.removeprefix(outer)
+    return f"{arch.mixer}.".removeprefix(outer).rstrip("."), arch.output.removeprefix(outer)
 
 
 def _float_dtypes(source: Source) -> set[str]:

@@ -121,7 +121,10 @@ class _Judge:
         window = getattr(config, key, None)
         if isinstance(window, int):
             setattr(config, key, min(window, _WINDOW))
-        self._skeleton = Skeleton(plan.source, config=config, stack=plan.arch.stack, hands_on=plan.arch.hands_on)
+        arch = plan.arch
+        self._skeleton = Skeleton(
+            plan.source, config=config, stack=arch.stack, hands_on=arch.hands_on, attention=arch.judged
+        )
         model = self._skeleton.model
         vocabulary = getattr(model.config, "vocab_size", None)
         tables = [f"{name}." for name, part in model.named_modules() if _is_table(part, vocabulary)]

@@ -32,6 +32,8 @@ class Rule:
         rotary_scale: what turning planes are multiplied by, besides (YaRN and LongRoPE have one).
         window: how many tokens back a token sees, None for all.
         slopes: [H] what a head's scores lose per token of distance; None: nothing.
+        coarse_slopes: slopes, and their products with a token's place, are rounded to bfloat16, and multiplied by the
+            scale as scores are.
         softcap: the size c that scores stay below, as c tanh(score / c) (Gemma 2, arXiv:2408.00118, section 2); None:
             none.
         norm: on queries and keys, where weights have its gains.
@@ -46,6 +48,7 @@ class Rule:
     rotary_scale: float = 1.0
     window: int | None = None
     slopes: Tensor | None = None
+    coarse_slopes: bool = False
     softcap: float | None = None
     norm: HeadNorm | None = None
     causal: bool = True
@@ -173,6 +176,10 @@ def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
     """[H, r, T] what is added to scores of queries at r positions and T tokens at 0..T-1; None where nothing is."""
     if rule.slopes is None and rule.table is None:
         return None
+    if rule.coarse_slopes:
+        places = torch.arange(length, device=positions.device, dtype=torch.bfloat16)
+        rounded = rule.slopes.to(places)[:, None, None] * places
+        return rounded.float().expand(-1, len(positions), -1) * rule.scale
     ahead = torch.arange(length, device=positions.device) - positions[:, None]
     if rule.table is not None:
         return rule.table.to(positions.device)[:, buckets(-ahead, rule.table.shape[1], rule.farthest)]
