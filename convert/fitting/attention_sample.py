@@ -159,7 +159,8 @@ def _by_group(left: Tensor, right: Tensor, multiply: Callable[[Tensor, Tensor], 
     """[B, H, r, m] times the [B, K, m, n] of a head's group: [B, H, r, n], one product for all heads of a group."""
     groups, rows = right.shape[1], left.shape[2]
     grouped = left.unflatten(1, (groups, -1)).flatten(2, 3)  # [B, K, H / K r, m]
-    return multiply(grouped, right).unflatten(2, (-1, rows)).flatten(1, 2)
+    found: Tensor = multiply(grouped, right).unflatten(2, (-1, rows)).flatten(1, 2)
+    return found
 
 
 def gathered(parts: Tensor, tokens: Tensor, heads: int) -> Tensor:

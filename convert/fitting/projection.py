@@ -66,7 +66,8 @@ class Projection:
         if self.slope is not None:
             back = self.slope(batch).rows(part).back(back)
         rows = back.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)  # [n e, B T]
-        return product(rows, read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
+        found: Tensor = product(rows, read.flatten(0, 1)).unflatten(0, (back.shape[1], back.shape[3]))
+        return found
 
     def moved(self, weights: Weights, change: Tensor) -> Weights:
         """Give the weights with this part changed."""

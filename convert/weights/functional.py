@@ -176,7 +176,7 @@ def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
     """[H, r, T] what is added to scores of queries at r positions and T tokens at 0..T-1; None where nothing is."""
     if rule.slopes is None and rule.table is None:
         return None
-    if rule.coarse_slopes:
+    if rule.slopes is not None and rule.coarse_slopes:
         places = torch.arange(length, device=positions.device, dtype=torch.bfloat16)
         rounded = rule.slopes.to(places)[:, None, None] * places
         return rounded.float().expand(-1, len(positions), -1) * rule.scale
