@@ -8,12 +8,16 @@ A new family is one entry in `FAMILIES` and its files `configuration_<model_type
 
 import ast
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "auto_map", "register", "source_files"]
+__all__ = ["FAMILIES", "Family", "auto_map", "register", "register_when_loaded", "source_files"]
 
 _HERE = Path(__file__).parent
 
@@ -154,6 +158,43 @@ def register() -> None:
         transformers.AutoConfig.register(model_type, config, exist_ok=True)
         for auto, model in classes.items():
             getattr(transformers, auto).register(config, model, exist_ok=True)
+
+
+def register_when_loaded() -> None:
+    """Register at once where transformers is imported, else right after its `__init__` has run.
+
+    Then none of its modules is half loaded, so that ours can import them.
+    """
+    if "transformers" in sys.modules:
+        register()
+    else:
+        sys.meta_path.insert(0, _Waiting())
+
+
+class _Waiting(MetaPathFinder):
+    """Finds nothing itself: has the loader that others find for transformers register our classes afterwards."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Give the spec of transformers, which others find; None of all else."""
+        if fullname != "transformers":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            _register_after(spec.loader)
+        return spec
+
+
+def _register_after(loader: Loader) -> None:
+    run = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        run(module)
+        register()
+
+    loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
 def _family(model_type: str) -> Family:

@@ -1,23 +1,26 @@
 """convert-attn: pretrained multi-head attention checkpoints converted to GQA, MQA or MLA.
 
-Importing this package registers its architectures with the Auto classes of transformers, so that converted
-checkpoints load without `trust_remote_code`.
+Importing this package makes its architectures known to the Auto classes of transformers, so that converted checkpoints
+load without `trust_remote_code`. It imports neither torch nor transformers: public names are imported when they are
+asked for, and where transformers is not imported yet, a finder on `sys.meta_path` waits for it and registers our
+classes right after it.
 """
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from convert_attn import modeling
-from convert_attn.convert.conversion.api import convert
 from convert_attn.convert.errors import ConvertAttnError, UsageError
-from convert_attn.convert.inspection.inspection import inspect
-from convert_attn.convert.publish.push import Pushed, push
-from convert_attn.convert.verification.folder import verify
 from convert_attn.convert.version import __version__
 
-modeling.register()
-
 if TYPE_CHECKING:
+    from convert_attn.convert.conversion.api import convert
     from convert_attn.convert.heal.run import heal
+    from convert_attn.convert.inspection.inspection import inspect
+    from convert_attn.convert.publish.push import Pushed, push
+    from convert_attn.convert.verification.folder import verify
     from convert_attn.eval.run import evaluate
 
 __all__ = [
@@ -33,15 +36,35 @@ __all__ = [
     "verify",
 ]
 
+_HOMES = {
+    "Pushed": "convert.publish.push",
+    "evaluate": "eval.run",
+    "heal": "convert.heal.run",
+    "inspect": "convert.inspection.inspection",
+    "push": "convert.publish.push",
+    "verify": "convert.verification.folder",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`evaluate` and `heal`, imported when they are asked for: most uses need no measuring and no training."""
-    if name == "evaluate":
-        from convert_attn.eval.run import evaluate
+    """Give a public name, imported when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return evaluate
-    if name == "heal":
-        from convert_attn.convert.heal.run import heal
 
-        return heal
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class _Package(ModuleType):
+    """`convert_attn.convert` is the function, although importing the room of that name would put a module there."""
+
+    @property
+    def convert(self) -> Any:
+        return importlib.import_module(f"{__name__}.convert.conversion.api").convert
+
+    @convert.setter
+    def convert(self, value: Any) -> None:
+        """The import system hands over the room, which `sys.modules` keeps."""
+
+
+vars(sys.modules[__name__]).pop("convert", None)
+sys.modules[__name__].__class__ = _Package
+modeling.register_when_loaded()

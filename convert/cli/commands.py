@@ -15,13 +15,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from convert_attn.convert.cli.bars import progress_bars
+from convert_attn.convert.cli.bars import EngineName, progress_bars
 from convert_attn.convert.cli.evaluate import evaluate
 from convert_attn.convert.cli.heal import heal
 from convert_attn.convert.cli.inspect import inspect
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.option_types import ByLayer, Count, Share
-from convert_attn.convert.serving_rules import OPTIONS
 from convert_attn.convert.version import __version__
 
 _TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
@@ -45,6 +44,9 @@ def cli() -> None:
     `convert-attn MODEL --to gqa --groups 4` is short for `convert-attn convert MODEL ...`. MODEL is a Hub id, a local
     folder, or a bundled sample: sample:gpt2, sample:llama.
     """
+    import transformers  # a command needs it, --help does not
+
+    transformers.logging.set_verbosity_error()
 
 
 @cli.command()
@@ -104,7 +106,7 @@ def cli() -> None:
 @click.option(
     "--for",
     "engine",
-    type=click.Choice(list(OPTIONS)),
+    type=EngineName(),
     help="Sizes and layout that this engine takes; refused where there are none (see `inspect --serving`).",
 )
 @click.option(
@@ -315,9 +317,6 @@ cli.add_command(heal)
 def main() -> None:
     """Console entry: one sentence and the right exit code for everything that can go wrong."""
     try:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
         code = cli.main(sys.argv[1:] or ["--help"], prog_name="convert-attn", standalone_mode=False)
     except (SystemExit, GeneratorExit):
         raise

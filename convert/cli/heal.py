@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from convert_attn.convert.cli.bars import noted_bars
-from convert_attn.convert.heal.state.journal import Record, Show
 from convert_attn.convert.option_types import Count, Numbers, ShareOrAuto, Size, Words
 from convert_attn.convert.progress import Progress
+
+if TYPE_CHECKING:
+    from convert_attn.convert.heal.state.journal import Record, Show
 
 
 @click.command("heal")

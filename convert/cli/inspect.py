@@ -7,8 +7,8 @@ import json
 import click
 from rich.console import Console
 
+from convert_attn.convert.cli.bars import EngineName
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.serving_rules import OPTIONS
 
 
 @click.command()
@@ -19,7 +19,7 @@ from convert_attn.convert.serving_rules import OPTIONS
 @click.option(
     "--for",
     "engine",
-    type=click.Choice(list(OPTIONS)),
+    type=EngineName(),
     help="Only what this engine serves by a class of its own with a small cache; with --serving: only this one.",
 )
 @click.option("--families", "every", is_flag=True, help="Instead: what every known family can become; without MODEL.")
