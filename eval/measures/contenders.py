@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import LatentCache, form_of
 from convert_attn.convert.archs.geometry import geometry
+from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.quantised import leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve
@@ -110,9 +111,7 @@ class Contender:
     @property
     def context(self) -> int | None:
         """Longest input in tokens, None where the config names none."""
-        limit, known = getattr(self.config, "max_position_embeddings", None), architectures()
-        arch = known.get(self.config.model_type)
-        return limit if limit is None or arch is None else limit - arch.first_position
+        return longest_input(self.config)
 
     @property
     def encoder(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.eval import tasks as own_tasks
 from convert_attn.eval.measures.quality import Estimate, batch_size, ratio
@@ -130,8 +131,7 @@ def _batch(model: Any) -> int | str:
     """On a GPU lm-eval tries; on a CPU trying too much kills the process."""
     if model.device.type == "cuda":
         return "auto"
-    context = getattr(model.config, "max_position_embeddings", None) or 2048
-    return batch_size(context, model.config.vocab_size, "cpu")
+    return batch_size(longest_input(model.config) or 2048, model.config.vocab_size, "cpu")
 
 
 def _result(found: Any, name: str) -> dict[str, Any]:

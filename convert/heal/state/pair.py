@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
@@ -49,9 +50,7 @@ class Pair:
     @property
     def context(self) -> int:
         """The longest window both read."""
-        known = architectures().get(self.student.config["model_type"])
-        unused = 0 if known is None else known.first_position
-        return int(getattr(self.config, "max_position_embeddings", 2048)) - unused
+        return longest_input(self.config) or 2048
 
 
 def _is_encoder(source: Source) -> bool:
