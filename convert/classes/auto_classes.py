@@ -54,7 +54,8 @@ def hub_task(auto_class: str) -> str:
 
 def writes_alone(model_type: str) -> bool:
     """Tell whether a model type has a class of its own for its task, and is not only inside larger models."""
-    classes = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES, modeling.FAMILIES)
+    two_stacks = [known for known, _ in _TWO_STACKS.values()]
+    classes = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES, *two_stacks, modeling.FAMILIES)
     return any(model_type in known for known in classes)
 
 

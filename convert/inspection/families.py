@@ -99,9 +99,7 @@ def _reason(arch: Architecture, to: str) -> str:
         return "an encoder keeps no cache"
     if arch.cross is not None:
         return "no class with a latent has a second attention, on an encoder's states"
-    parts = ["a norm on each key"] if arch.k_norm else []
-    parts += ["sinks"] if arch.sinks else []
-    return f"no class with a latent has {' and '.join(parts)}" if parts else "no class with a latent takes its blocks"
+    return f"no class with a latent {'has sinks' if arch.sinks else 'takes its blocks'}"
 
 
 def _rows() -> Iterator[tuple[str, ...]]:

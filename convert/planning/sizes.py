@@ -11,7 +11,7 @@ from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.request import Request
-from convert_attn.convert.targets import latent_targets
+from convert_attn.convert.targets import latent_targets, targets
 
 _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
 STEP = 8  # sizes that the tool chooses are multiples of this, as kernels like them
@@ -182,9 +182,13 @@ def _check_latent_fits(arch: Architecture, sizes: Geometry) -> None:
         UsageError: naming it.
     """
     computed = {what for target in latent_targets(arch) for what in target.computes}
+    elsewhere = {what for target in targets() for what in target.computes}
     for what, kept in _not_in_every_latent(sizes).items():
         if what not in computed:
-            raise UsageError(f"this model {kept}, which no class with a latent has; use --to gqa or --to mqa")
+            which = (
+                "no class with a latent around such blocks has" if what in elsewhere else "no class with a latent has"
+            )
+            raise UsageError(f"this model {kept}, which {which}; use --to gqa or --to mqa")
     if sizes.rope_type not in _FIXED_ROTATIONS:
         raise UsageError(
             f"rope type '{sizes.rope_type}' scales or changes its rotation with the input's length, which MLA's rotary "
