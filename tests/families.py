@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -135,15 +136,25 @@ def serves(family: str) -> bool:
     return bool(known._supports_attention_backend) and family not in OWN_MASKS
 
 
+def hands_on(block: Any) -> bool:
+    """Whether a block gives its attention what it is given besides; some of transformers' own drop that."""
+    forward = inspect.unwrap(type(block).forward)
+    return not forward.__module__.startswith("transformers.") or inspect.getsource(forward).count("**kwargs") > 1
+
+
 def batches(family: str) -> bool:
     """Whether transformers' continuous batching computes what the class does."""
-    return installed(family, "AutoModel")._supports_attention_backend and not SETTINGS[family].get("score_softcap")
+    capped = SETTINGS[family].get("score_softcap")
+    known = installed(family, "AutoModel")._supports_attention_backend and not capped
+    return known and hands_on(first_block(build(family, "AutoModel")))
 
 
 def native_config(family: str) -> Any:
     """A config of transformers' own model, of these sizes."""
     known = {"intermediate_size", "ffn_dim", "rotary_dim", "attention_types"} & SETTINGS[family].keys()
     own = OWN.get(native_type(family), {}) | {name: SETTINGS[family][name] for name in known}
+    if hasattr(transformers.CONFIG_MAPPING[native_type(family)], "num_key_value_heads"):  # by default, another
+        own = {"num_key_value_heads": _SIZES["num_attention_heads"]} | own
     return transformers.AutoConfig.for_model(native_type(family), **_SIZES, **_TOKENS, **own)
 
 
