@@ -14,10 +14,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
+from convert_attn.modeling import FAMILIES  # which imports no transformers
+
 NAME = "kv_store"
-_MODELS = ("codegen", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "opt")
-_PARTS = "modeling_layers modeling_outputs masking_utils " + " ".join(f"models.{m}.modeling_{m}" for m in _MODELS)
-RENAMED = {f"transformers.{part}" for part in (*_PARTS.split(), "generation.utils", "utils.generic")}
+_MODELS = {name.rpartition("_")[0].removesuffix("_text") for name, family in FAMILIES.items() if family.causal}
+_PARTS = ("modeling_layers", "modeling_outputs", "masking_utils", "generation.utils", "utils.generic")
+RENAMED = {f"transformers.{part}" for part in (*_PARTS, *(f"models.{m}.modeling_{m}" for m in _MODELS))}
 
 
 def _present_name() -> str:

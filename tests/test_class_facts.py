@@ -44,7 +44,8 @@ def _own_output(model: Any, layer: int, states: torch.Tensor) -> torch.Tensor:
     module, seen = model.get_submodule(path), []
 
     def enter(module: Any, args: Any, kwargs: Any) -> Any:
-        return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
+        besides = [torch.zeros_like(args[1])] if arch.adds_stream else args[1:2]  # what it adds its output to
+        return ((states, *besides, *args[2:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
     handles = [
         module.register_forward_pre_hook(enter, with_kwargs=True),
