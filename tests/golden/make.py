@@ -38,6 +38,7 @@ ENCODERS = {
     "roberta_gqa": "roberta",
     "xlm_roberta_gqa": "xlm-roberta",
 } | {"distilbert_gqa": "distilbert"}
+WITHOUT_LATENT = ("bloom", "mpt", "falcon", "gpt_bigcode", "xglm", "biogpt")
 TWO_STACKS = ("bart", "mbart", "pegasus", "marian", "t5", "mt5", "umt5", "whisper")
 _DECODER: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
 _DECODER |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
@@ -56,6 +57,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj_gqa": ("gptj", {"to": "gqa", "groups": 2}),
     "codegen_gqa": ("codegen", {"to": "gqa", "groups": 2}),
     "opt_gqa": ("opt", {"to": "gqa", "groups": 2}),
+    **{f"{source}_gqa": (source, {"to": "gqa", "groups": 2}) for source in WITHOUT_LATENT},
     "llama_mla": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6}),
     "llama_mla_norm": ("llama", {"to": "mla", "rank": 10, "rope_dim": 6, "latent_norm": True}),
     **{name: (source, {"to": "gqa", "groups": 2}) for name, source in ENCODERS.items()},
