@@ -13,6 +13,7 @@ from .transformers_api import answers_like  # noqa: TID251
 class Gemma2MLAPreTrainedModel(StockLatentModel):
     """What the classes below declare to transformers in another way than the stock ones."""
 
+    _supports_attention_backend = False  # an engine's function would know no cap
     config_class: Any = Gemma2MLAConfig
     _can_record_outputs: Any = {"hidden_states": Gemma2DecoderLayer, "attentions": StockLatentAttention}  # noqa: RUF012
 

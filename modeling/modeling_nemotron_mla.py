@@ -13,6 +13,7 @@ from .transformers_api import answers_like  # noqa: TID251
 class NemotronMLAPreTrainedModel(StockLatentModel):
     """What the classes below declare to transformers in another way than the stock ones."""
 
+    _supports_attention_backend = False  # the stock blocks drop what an engine gives
     config_class: Any = NemotronMLAConfig
     _can_record_outputs: Any = {"hidden_states": NemotronDecoderLayer, "attentions": StockLatentAttention}  # noqa: RUF012
 

@@ -1075,6 +1075,7 @@ def test_auto_map_and_source_files_are_complete(family: str) -> None:
     own = [f"configuration_{family}.py", f"modeling_{family}.py", *(["gpt2_backbone.py"] * (family == "gpt2_mla"))]
     kernels = [path.name for path in (Path(modeling.__file__).parent).glob("latent_kernel*.py")]
     shared = ["configuration_latent_attention.py", "latent_attention.py", "transformers_api.py", *kernels]
+    shared += ["capped_attention.py", "distance_masks.py"]
     assert files == sorted([*own, *shared])
     assert not any("convert_attn" in path.read_text() for path in modeling.source_files(family))
 

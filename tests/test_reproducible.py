@@ -15,7 +15,7 @@ import torch
 import transformers
 from checkpoints import Command, Outcome, config_of, contents, edit_tensors, reshard, save_tiny, to_bin
 from huggingface_hub import ModelCard
-from tiny import CONVERTIBLE, ENCODERS, HEADS
+from tiny import CONVERTIBLE, ENCODERS, HEADS, SEQ2SEQ
 
 from convert_attn import UsageError
 from convert_attn.convert.checkpoint.shards import open_weights
@@ -35,7 +35,7 @@ FORMS: list[dict[str, Any]] = [
 def requests(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """(architecture, options) that reach every target, and every method once."""
     found, reached = [], set()
-    for model_type in (*CONVERTIBLE, *ENCODERS):
+    for model_type in (*CONVERTIBLE, *ENCODERS, *SEQ2SEQ):
         for form in FORMS:
             for layout in ("native", "custom"):
                 options = form | {"layout": layout}
@@ -67,7 +67,7 @@ for words in json.loads(sys.stdin.read()):
 
 
 def test_the_recorded_command_makes_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    for model_type in (*CONVERTIBLE, *ENCODERS):
+    for model_type in (*CONVERTIBLE, *ENCODERS, *SEQ2SEQ):
         save_tiny(tmp_path / model_type, model_type)
     made, again = tmp_path / "made", []
     for number, (model_type, options) in enumerate(requests(tmp_path)):

@@ -138,7 +138,8 @@ def base_model_class(folder: Path) -> Any:
 def first_layer(base: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The first layer of a base model and the one module in it that has attention."""
     layers = next(module for module in base.modules() if isinstance(module, torch.nn.ModuleList))
-    (attention,) = (module for module in layers[0].modules() if hasattr(module, "layer_idx"))
+    inside = (module for module in layers[0].modules() if module is not layers[0])
+    (attention,) = (module for module in inside if hasattr(module, "layer_idx"))
     return layers[0], attention
 
 
@@ -243,7 +244,8 @@ def test_parallel_plans_name_modules_that_are_there(plan: str, folder: Path) -> 
     model = load(folder)
     base = getattr(model, model.base_model_prefix)
     names = {
-        ".".join("*" if part.isdecimal() else part for part in name.split(".")) for name, _ in base.named_modules()
+        ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        for name, _ in (*base.named_modules(), *base.named_parameters())  # experts are parameters
     }
     for pattern in getattr(model.config, plan, None) or {}:
         assert pattern in names, pattern

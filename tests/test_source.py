@@ -56,7 +56,7 @@ def assert_same_bytes(found: Tensors, expected: Tensors) -> None:
 
 
 def without_attention(tensors: Tensors) -> Tensors:
-    inside = re.compile(r"\.(attn|self_attn|attention)\.")
+    inside = re.compile(r"\.(attn|self_attn|attention|self_attention)\.")
     return {name: tensor for name, tensor in tensors.items() if not inside.search(name)}
 
 

@@ -142,7 +142,7 @@ def test_blocks_are_found_by_their_numbers() -> None:
 def _lying_plan(folder: Path, arch: Architecture, monkeypatch: pytest.MonkeyPatch) -> Any:
     known = architectures() | {arch.model_type: arch}
     monkeypatch.setattr(folders, "architectures", lambda: known)
-    return folders._as_it_is(Source.open(Origin(name="lie", folder=folder)))
+    return folders.as_it_is(Source.open(Origin(name="lie", folder=folder)))
 
 
 def test_lie_1_interleaved_rotary_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

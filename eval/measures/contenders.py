@@ -158,7 +158,7 @@ def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
     config = typed_config(raw, name)
     form = form_of(config)
     if isinstance(form, LatentCache):
-        return sum(form.ranks) + sum(form.rope_dims)
+        return sum(form.ranks) + sum(form.rope_dims) + form.key_sizes * len(form.ranks)
     try:
         sizes = geometry(architecture(raw["model_type"]), raw, name)
     except ConvertAttnError:
