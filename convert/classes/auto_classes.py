@@ -39,7 +39,7 @@ _TASKS = {
 
 
 # Auto classes of encoder-decoders: what transformers has for them, and what the Hub calls them
-_TWO_STACKS = {
+_TWO_STACKS: dict[str, tuple[Mapping[str, Any], str]] = {
     "AutoModelForSeq2SeqLM": (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "text2text-generation"),
     "AutoModelForSpeechSeq2Seq": (MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "automatic-speech-recognition"),
 }
@@ -54,7 +54,7 @@ def hub_task(auto_class: str) -> str:
 
 def writes_alone(model_type: str) -> bool:
     """Tell whether a model type has a class of its own for its task, and is not only inside larger models."""
-    two_stacks = [known for known, _ in _TWO_STACKS.values()]
+    two_stacks: list[Mapping[str, Any]] = [known for known, _ in _TWO_STACKS.values()]
     classes = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES, *two_stacks, modeling.FAMILIES)
     return any(model_type in known for known in classes)
 
