@@ -55,7 +55,7 @@ def test_it_verifies_and_says_what_it_is(folder: Path, tmp_path: Path) -> None:
 def _kept(before: object, after: object) -> bool:
     """Whether a setting is as it was; of one that holds several, those that were not None."""
     if isinstance(before, dict) and isinstance(after, dict):
-        return all(after[name] == value for name, value in before.items() if value is not None)
+        return all(after.get(name, value) == value for name, value in before.items() if value is not None)
     return before == after
 
 
