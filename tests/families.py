@@ -85,9 +85,14 @@ STANDS_FOR: dict[str, Any] = {
     "xglm_gqa": transformers.XGLMModel,
     "biogpt_gqa": transformers.BioGptModel,
 }
-LATENTS = [name for name in modeling.FAMILIES if name.endswith("_mla") and name not in SETTINGS]
-SETTINGS |= {name: _with_a_latent(name) for name in LATENTS if native_type(name) in architectures()}
-CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal}
+# of families whose class in the installed transformers is right
+LATENTS = [
+    name
+    for name in modeling.FAMILIES
+    if name.endswith("_mla") and name not in SETTINGS and native_type(name) in architectures()
+]
+SETTINGS |= {name: _with_a_latent(name) for name in LATENTS}
+CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal and family in SETTINGS}
 # what of transformers each block stands in for, where it is not transformers' own, and what of its arguments is unused
 _BLOCKS: dict[str, tuple[Any, str | None]] = {
     "gpt2_gqa": (GPT2Block, "encoder_hidden_states"),
