@@ -26,7 +26,7 @@ from families import CAUSAL, LATENTS, OWN_MASKS, build, native_type, serves
 from tiny import HEADS, load, tiny_model
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from convert_attn import convert, modeling
+from convert_attn import convert
 
 SPY = "spy"
 IDS = torch.arange(3, 15)[None]
