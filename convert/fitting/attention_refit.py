@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,9 @@ _VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
 _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
+_MANY = 32  # queries for each number of an input, where half of them do for keys
+
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -144,7 +148,7 @@ class LayerRefit:
             weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
         lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
         with rough():
-            right = pull(self._errors(asked, every))
+            right = pull(self._errors(self.sample.tiles, asked, every))
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
@@ -162,11 +166,25 @@ class LayerRefit:
             total, seen, rows = total + turned.sum((0, 3)), seen + some.shape[2], rows + w.shape[2]
         return total * (rows / seen)
 
-    def _errors(self, by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
+    def _errors(self, tiles: list[Tile], by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
         """What the scores lack, weighed; of the queries of every tile and the keys of every batch."""
-        for tile, query in zip(self.sample.tiles, by_tile, strict=True):
+        for tile, query in zip(tiles, by_tile, strict=True):
             made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
+
+    def _for_keys(self, by_tile: list[T]) -> list[T]:
+        """Of something for each tile, that of the tiles which keys are solved on.
+
+        A key that heads share is met by the errors of all of them: where queries are many, every second tile of each
+        window tells as much (on a layer of SmolLM2 as MQA the output's error grows by 0.2 %, in five sixths of the
+        time).
+        """
+        weights, tiles = self.weights, self.sample.tiles
+        rows = sum(tile.output.shape[0] * len(tile.positions) for tile in tiles)
+        shared = isinstance(weights, AttentionWeights) and weights.queries_per_kv > 1
+        if not shared or rows < _MANY * self.tokens.shape[-1]:
+            return by_tile
+        return [part for n, part in enumerate(by_tile) if (n + tiles[n].batch) % 2 == 0]
 
     def _sizes_of_keys(self) -> tuple[list[Tensor], Tensor] | None:
         """What a norm multiplies keys by, batch by batch [B, H, 1, T], less its typical size [H]; None without one."""
@@ -180,7 +198,8 @@ class LayerRefit:
 
     def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
         parts, behind_norm = self._parts.keys(), self._sizes_of_keys()
-        right_errors = self._errors(asked, every)
+        tiles, asked = self._for_keys(self.sample.tiles), self._for_keys(asked)
+        right_errors = self._errors(tiles, asked, every)
         if behind_norm is not None:
             asked = [query * behind_norm[1][:, None, None] for query in asked]
 
@@ -189,7 +208,7 @@ class LayerRefit:
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
-            for tile, query, gradient in zip(self.sample.tiles, asked, gradients, strict=True):
+            for tile, query, gradient in zip(tiles, asked, gradients, strict=True):
                 gradient = sized(gradient, tile)
                 for part, back in zip(parts, backs[tile.batch], strict=True):
                     back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
@@ -201,7 +220,7 @@ class LayerRefit:
 
         def errors(changes: list[Tensor]) -> Iterator[Tensor]:
             made: dict[int, list[Tensor]] = {}
-            for tile, query in zip(self.sample.tiles, asked, strict=True):
+            for tile, query in zip(tiles, asked, strict=True):
                 if tile.batch not in made:
                     made = {tile.batch: [p.given(c, tile.batch) for p, c in zip(parts, changes, strict=True)]}
                 scores = torch.zeros(())
@@ -211,15 +230,15 @@ class LayerRefit:
 
         inputs = self.sample.looked_at
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
-        lefts = [self._spread_of_queries(part, asked) for part in parts]
+        lefts = [self._spread_of_queries(part, tiles, asked) for part in parts]
         with rough():
             right = pull(right_errors)
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
-    def _spread_of_queries(self, part: Projection, asked: list[Tensor]) -> Tensor:
+    def _spread_of_queries(self, part: Projection, tiles: list[Tile], asked: list[Tensor]) -> Tensor:
         """What a key's numbers do to scores, from some of the queries: [n, e, e]."""
         total, seen, rows = torch.zeros(()), 0, 0
-        for tile, whole in zip(self.sample.tiles, asked, strict=True):
+        for tile, whole in zip(tiles, asked, strict=True):
             query = whole[:, :, ::_SKIPPED, part.columns]
             seen, rows = seen + query.shape[2], rows + whole.shape[2]
             if part.turning is None:
