@@ -96,6 +96,7 @@ FAMILIES: dict[str, Family] = {
     "granite_mla": Family("GraniteMLA", LANGUAGE_MODELS[:2]),
     "olmo_mla": Family("OlmoMLA", LANGUAGE_MODELS[:2]),
     "starcoder2_mla": Family("Starcoder2MLA", LANGUAGE_MODELS[:2]),
+    "nomic_bert_gqa": Family("NomicBertGQA", ENCODERS[:4]),
     "nemotron_mla": Family("NemotronMLA", LANGUAGE_MODELS[:2]),
     "gemma2_mla": Family("Gemma2MLA", LANGUAGE_MODELS[:2]),
     "gptj_mla": Family("GPTJMLA", LANGUAGE_MODELS),

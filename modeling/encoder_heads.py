@@ -95,9 +95,19 @@ class GroupedSelfAttention(nn.Module):
         self.num_key_value_heads = groups
         self.num_key_value_groups = config.num_attention_heads // groups
         self.is_causal = False
-        size = groups * self.attention_head_size
+        size, biased = groups * self.attention_head_size, getattr(self, self.projections[0]).bias is not None
         for name in self.projections[1:]:
-            setattr(self, name, nn.Linear(config.hidden_size, size))
+            setattr(self, name, nn.Linear(config.hidden_size, size, bias=biased))
+
+    def turned(self, query: torch.Tensor, key: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give queries [B, H, T, d] and keys [B, G, T, d] as scores are made of them: here, as they are."""
+        return query, key
+
+    @property
+    def dropped(self) -> float:
+        """Which share of attention is dropped in training."""
+        dropout: Any = self.dropout
+        return float(dropout.p)
 
     def mixed(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: dict[str, Any]
@@ -113,16 +123,16 @@ class GroupedSelfAttention(nn.Module):
         query, key, value = (
             getattr(self, name)(hidden_states).view(shape).transpose(1, 2) for name in self.projections
         )
+        query, key = self.turned(query, key, **kwargs)
         settings: Any = self.config
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(settings._attn_implementation, eager_grouped_attention)
-        dropout: Any = self.dropout
         output, weights = attend(
             self,
             query,
             key,
             value,
             attention_mask,
-            dropout=dropout.p if self.training else 0.0,
+            dropout=self.dropped if self.training else 0.0,
             scaling=self.scaling,
             **kwargs,
         )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 
 class ReplacedParts:
@@ -36,13 +37,15 @@ class ReplacedParts:
                 setattr(parent, name, own(child.config))
 
 
-def keep_stored_names(own: str, stock: str) -> None:
+def keep_stored_names(own: str, stock: str, *, joined: bool = True) -> None:
     """Let a class of ours read and write tensors under the names that checkpoints of the stock one have.
 
     own, stock: names of classes, or model types; what transformers has no renaming for is left as it is.
+    joined: also what is one tensor in a checkpoint and several in the class, or the other way round.
     """
     mapping = get_checkpoint_conversion_mapping(stock)
     if mapping is not None:
+        mapping = [rule for rule in mapping if joined or not isinstance(rule, WeightConverter)]
         register_checkpoint_conversion_mapping(own, mapping, overwrite=True)
 
 

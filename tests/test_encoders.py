@@ -33,7 +33,9 @@ from convert_attn.convert.weights.attention import permute_kv_heads, replicate_k
 from convert_attn.convert.weights.functional import Attention
 
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
-every_source = pytest.mark.parametrize("encoder", [n for n in ENCODERS if not architectures()[n].config_kv_heads])
+SOURCES = [name for name in ENCODERS if name not in modeling.FAMILIES]
+every_source = pytest.mark.parametrize("encoder", SOURCES)
+every_source_of_ours = pytest.mark.parametrize("encoder", [n for n in SOURCES if not architectures()[n].config_kv_heads])
 FAMILIES = {name: family for name, family in modeling.FAMILIES.items() if family.encoder}
 CLASSES = [(name, auto) for name, family in FAMILIES.items() for auto in family.auto_models]
 every_class = pytest.mark.parametrize(("family", "auto"), CLASSES)
@@ -41,7 +43,7 @@ every_class = pytest.mark.parametrize(("family", "auto"), CLASSES)
 
 def test_the_families_that_were_promised_are_here() -> None:
     assert set(ENCODERS) >= {"bert", "roberta", "distilbert", "electra", "xlm-roberta"}
-    assert FAMILIES.keys() == {name for name in ENCODERS if architectures()[name].config_kv_heads}
+    assert FAMILIES.keys() == {*ENCODERS} - {*SOURCES}
 
 
 # --- conversions
@@ -53,9 +55,12 @@ def test_as_many_groups_as_heads_returns_the_tensors_bit_for_bit(encoder: str, m
     model = tiny_model(encoder)
     model.save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=HEADS, method=method, output=tmp_path / "out")
-    before, after = load_file(tmp_path / "in/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    before, after = model.state_dict(), load(tmp_path / "out").state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    stored, written = load_file(tmp_path / "in/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    joined = stored.keys() - written.keys()  # which only one family has, whose own class has them apart
+    assert all(torch.equal(stored[name], written[name]) for name in stored.keys() - joined)
     assert torch.equal(logits_of(load(tmp_path / "out")), logits_of(model))
 
 
@@ -70,7 +75,8 @@ def test_heads_that_are_equal_already_convert_without_loss(
     _equal_heads(model, groups, order)
     model.save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=groups, method=method, output=tmp_path / "out")
-    assert_same_logits(logits_of(load(tmp_path / "out")), logits_of(model))
+    # all eight turned into one: their turning is rounded as well
+    assert_same_logits(logits_of(load(tmp_path / "out")), logits_of(model), 5e-6 if groups > 1 else 1e-5)
 
 
 @every_source
@@ -87,7 +93,7 @@ def test_loaded_class_equals_the_original_class_with_shared_heads_replicated(enc
     assert_same_logits(logits_of(converted), logits_of(model))
 
 
-@every_source
+@every_source_of_ours
 def test_layers_may_differ_and_a_result_converts_further(encoder: str, tmp_path: Path) -> None:
     tiny_model(encoder).save_pretrained(tmp_path / "in")
     convert(tmp_path / "in", to="gqa", groups=[4, 2], output=tmp_path / "uneven")
@@ -95,7 +101,8 @@ def test_layers_may_differ_and_a_result_converts_further(encoder: str, tmp_path:
     made = convert(tmp_path / "uneven", to="mqa", output=tmp_path / "out", trust_remote_code=True)
     assert "num_key_value_heads_per_layer" not in config_of(made.output)
     before, after = made.plan.parameters
-    per_head = HEADS * (2 * SIZES["hidden_size"] + 2)
+    biased = get_attention(tiny_model(encoder), 0).k_bias is not None
+    per_head = HEADS * (2 * SIZES["hidden_size"] + 2 * biased)
     assert before - after == per_head * (3 + 1)
 
 
@@ -113,22 +120,22 @@ def test_every_token_sees_all_in_class_and_rule(encoder: str) -> None:
     """The last token moves what the first one gets, and our arithmetic gives what the class's attention gives."""
     model = tiny_model(encoder)
     arch, sizes = tiny_geometry(model)
-    x = torch.randn(1, 12, SIZES["hidden_size"])
+    block = model.base_model.get_submodule(arch.block.format(layer=0).rstrip("."))
+    seen: list[Any] = []
+    first, last = (block.get_submodule(name) for name in (arch.projections[0], arch.parts[-1]))
+    handles = [first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))]
+    handles += [last.register_forward_hook(lambda module, args, out: seen.append(out))]
+    logits_of(model, length=12)
+    for handle in handles:
+        handle.remove()
+    x, of_class = seen[0], seen[1][0] if isinstance(seen[1], tuple) else seen[1]
     other = x.clone()
     other[:, -1] += 1
     weights, rule = get_attention(model, 0).to(torch.float32), sizes.block(0).rule()
-    first, second = (Attention(weights, given, rule).output()[:, 0] for given in (x, other))
+    here, there = (Attention(weights, given, rule).output() for given in (x, other))
     assert not sizes.causal
-    assert (first - second).abs().max() > 1e-3
-    block = model.base_model.get_submodule(arch.block.format(layer=0).rstrip("."))
-    seen: list[Any] = []
-    last = block.get_submodule(arch.parts[-1])
-    handle = last.register_forward_hook(lambda module, args, out: seen.append(out))
-    with torch.no_grad():
-        block(x)
-    handle.remove()
-    of_class = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
-    torch.testing.assert_close(Attention(weights, x, rule).output(), of_class, atol=1e-5, rtol=1e-5)
+    assert (here - there)[:, 0].abs().max() > 1e-3
+    torch.testing.assert_close(here, of_class, atol=1e-5, rtol=1e-5)
 
 
 @every_source
@@ -140,8 +147,9 @@ def test_what_is_refused_is_said_in_one_true_sentence(encoder: str, tmp_path: Pa
         plan(tmp_path, to="gqa", cache_ratio=0.5)
     with pytest.raises(UsageError, match="an encoder writes no text"):
         plan(tmp_path, to="gqa", groups=2, calibration="self")
-    with pytest.raises(UsageError, match="--refit mlp"):
-        plan(tmp_path, to="gqa", groups=2, refit="mlp")
+    if architectures()[encoder].mlp_output is None:
+        with pytest.raises(UsageError, match="--refit mlp"):
+            plan(tmp_path, to="gqa", groups=2, refit="mlp")
 
 
 @every_source
@@ -238,7 +246,7 @@ def test_it_trains(family: str) -> None:
     model, ids = build(family, "AutoModelForMaskedLM"), tokens("AutoModel")
     model.train()
     model(input_ids=ids, labels=ids).loss.backward()
-    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "encoder" in name)
+    assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "layer." in name or "layers." in name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

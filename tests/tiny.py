@@ -129,6 +129,9 @@ OWN: dict[str, dict[str, Any]] = {
     "electra_gqa": {"embedding_size": 24, "pad_token_id": 0},
     "roberta_gqa": {"pad_token_id": 1},
     "xlm_roberta_gqa": {"pad_token_id": 1},
+    "nomic_bert": {"pad_token_id": 0} | _ROPE,
+    "nomic_bert_gqa": {"pad_token_id": 0} | _ROPE,
+    "eurobert": {"pad_token_id": 0} | _ROPE,
     "gptj": {"rotary_dim": 4, "n_inner": 96},
     "gptj_gqa": {"rotary_dim": 4, "n_inner": 96},
     "codegen": {"rotary_dim": 4, "n_inner": 96},
@@ -305,9 +308,9 @@ def source_of(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     return {model.main_input_name: torch.randn(size, generator=torch.Generator().manual_seed(8))}
 
 
-def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal but for what float32 rounds: 5e-6 of the largest logit, as another processor adds in another order."""
-    torch.testing.assert_close(found, expected, atol=5e-6 * float(expected.abs().max()), rtol=1e-5)
+def assert_same_logits(found: torch.Tensor, expected: torch.Tensor, rounding: float = 5e-6) -> None:
+    """Equal but for what float32 rounds, a share of the largest logit, as another processor adds in another order."""
+    torch.testing.assert_close(found, expected, atol=rounding * float(expected.abs().max()), rtol=1e-5)
 
 
 def load(folder: Path, **options: Any) -> Any:

@@ -75,11 +75,20 @@ def _is_turned(blueprint: Blueprint) -> bool:
     return blueprint.arch.transposed != blueprint.result_arch.transposed
 
 
-def _is_copied(blueprint: Blueprint, layer: int) -> bool:
-    """Whether a layer's attention stays as it is: as many K/V heads as before."""
+def _is_copied(source: Source, blueprint: Blueprint, layer: int) -> bool:
+    """Whether a layer's attention stays as it is: as many K/V heads as before, and stored as its class stores them."""
     form = blueprint.form
     same = isinstance(form, SharedHeads) and form.groups[layer] == blueprint.sizes.kv_by_layer[layer]
-    return same and not _is_turned(blueprint)
+    return same and not _is_turned(blueprint) and not _is_parted(source, blueprint, layer)
+
+
+def _is_parted(source: Source, blueprint: Blueprint, layer: int) -> bool:
+    """Whether what the source stores joined is apart in the result's class, which is another one."""
+    arch, names = blueprint.arch.at(layer), source.names
+    if blueprint.result_arch.model_type == arch.model_type:
+        return False
+    projections = (f"{names.base}{blueprint.arch.stem(layer)}{name}.weight" for name in arch.projections)
+    return not all(_is_plain(source, stored) for name in projections for stored in names.stored(name))
 
 
 def _is_plain(source: Source, name: str) -> bool:
@@ -95,7 +104,7 @@ def _of_stored(source: Source, blueprint: Blueprint, info: TensorInfo, layer: in
     arch = blueprint.arch.at(layer)
     stem, _, kind = local.rpartition(".")
     output = OutputTensor(info=info, origin="copy", source=info.name, layer=layer, local=local)
-    if (local in arch.tensors or stem in arch.projections) and not _is_copied(blueprint, layer):
+    if (local in arch.tensors or stem in arch.projections) and not _is_copied(source, blueprint, layer):
         return replace(output, origin="attention")
     if _is_turned(blueprint) and kind == "weight" and stem in arch.linears:
         return replace(output, origin="transpose", info=replace(info, shape=info.shape[::-1]))
@@ -108,7 +117,7 @@ def _added(
     """What the source does not have goes beside its output projection."""
     names, arch = source.names, blueprint.arch
     for layer, wanted in enumerate(shapes):
-        if _is_copied(blueprint, layer):
+        if _is_copied(source, blueprint, layer):
             continue
         block = names.base + arch.stem(layer)
         beside = source.weights.infos[names.stored(f"{block}{arch.at(layer).output}.weight")[0]]

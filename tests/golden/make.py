@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 40,
     "max_position_embeddings": 32,
 }
-# five of them, in little room
+# encoders, in little room
 ENCODER: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "max_position_embeddings": 24}
 PAIRS: dict[str, Any] = {"num_attention_heads": 4, "n_inner": 24}  # whole heads of 4 turn
 WIDTHS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ ENCODERS = {
     "electra_gqa": "electra",
     "roberta_gqa": "roberta",
     "xlm_roberta_gqa": "xlm-roberta",
-} | {"distilbert_gqa": "distilbert"}
+} | {"distilbert_gqa": "distilbert", "nomic_bert_gqa": "nomic_bert"}
 WITHOUT_LATENT = ("bloom", "mpt", "falcon", "gpt_bigcode", "xglm", "biogpt")
 TWO_STACKS = ("bart", "mbart", "pegasus", "marian", "t5", "mt5", "umt5", "whisper")
 _DECODER: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
