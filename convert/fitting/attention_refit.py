@@ -50,7 +50,7 @@ _VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
 _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
-_MANY = 32  # queries for each number of an input, where half of them do for keys
+_MANY = 32  # queries for each number of an input: half of them do for keys, and for what precedes the first step
 
 T = TypeVar("T")
 
@@ -153,8 +153,8 @@ class LayerRefit:
 
     def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
         """What a query's numbers do to scores, besides what softmax forgets, from some of the queries: [n, e, e]."""
-        total, seen, rows = torch.zeros(()), 0, 0
-        for tile in self.sample.tiles:
+        total, seen = torch.zeros(()), 0
+        for tile in self._half(self.sample.tiles):
             w, positions = tile.importance, tile.positions[::_SKIPPED]
             some = w[:, :, ::_SKIPPED]
             key = every[tile.batch][:, :, : tile.length, part.columns]
@@ -163,8 +163,8 @@ class LayerRefit:
             spread = (key * some[..., None]).mT @ key - mean.mT @ mean  # [B, H, r, e, e]
             turned = part.turned_back(spread.permute(0, 1, 3, 2, 4), positions)  # [B, H, e, r, e]
             turned = part.turned_back(turned.permute(0, 1, 4, 3, 2), positions)
-            total, seen, rows = total + turned.sum((0, 3)), seen + some.shape[2], rows + w.shape[2]
-        return total * (rows / seen)
+            total, seen = total + turned.sum((0, 3)), seen + some.shape[2]
+        return total * (sum(len(tile.positions) for tile in self.sample.tiles) / seen)
 
     def _errors(self, tiles: list[Tile], by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
         """What the scores lack, weighed; of the queries of every tile and the keys of every batch."""
@@ -175,14 +175,18 @@ class LayerRefit:
     def _for_keys(self, by_tile: list[T]) -> list[T]:
         """Of something for each tile, that of the tiles which keys are solved on.
 
-        A key that heads share is met by the errors of all of them: where queries are many, every second tile of each
-        window tells as much (on a layer of SmolLM2 as MQA the output's error grows by 0.2 %, in five sixths of the
-        time).
+        A key that heads share is met by the errors of all of them, so that half of the tiles tell as much (on a layer
+        of SmolLM2 as MQA the output's error grows by 0.2 %, in five sixths of the time).
         """
-        weights, tiles = self.weights, self.sample.tiles
-        rows = sum(tile.output.shape[0] * len(tile.positions) for tile in tiles)
+        weights = self.weights
         shared = isinstance(weights, AttentionWeights) and weights.queries_per_kv > 1
-        if not shared or rows < _MANY * self.tokens.shape[-1]:
+        return self._half(by_tile) if shared else by_tile
+
+    def _half(self, by_tile: list[T]) -> list[T]:
+        """Of something for each tile, that of every second tile of each window; all where queries are not many."""
+        tiles = self.sample.tiles
+        rows = sum(tile.output.shape[0] * len(tile.positions) for tile in tiles)
+        if rows < _MANY * self.tokens.shape[-1]:
             return by_tile
         return [part for n, part in enumerate(by_tile) if (n + tiles[n].batch) % 2 == 0]
 
