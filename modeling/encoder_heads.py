@@ -86,7 +86,6 @@ class GroupedSelfAttention(nn.Module):
     """
 
     projections = ("query", "key", "value")
-    attention_head_size: int
     scaling: float
 
     def __init__(self, config: Any, layer: int) -> None:
@@ -95,13 +94,19 @@ class GroupedSelfAttention(nn.Module):
         self.num_key_value_heads = groups
         self.num_key_value_groups = config.num_attention_heads // groups
         self.is_causal = False
-        size, biased = groups * self.attention_head_size, getattr(self, self.projections[0]).bias is not None
+        size, biased = groups * self.size_of_head, getattr(self, self.projections[0]).bias is not None
         for name in self.projections[1:]:
             setattr(self, name, nn.Linear(config.hidden_size, size, bias=biased))
 
     def turned(self, query: torch.Tensor, key: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Give queries [B, H, T, d] and keys [B, G, T, d] as scores are made of them: here, as they are."""
         return query, key
+
+    @property
+    def size_of_head(self) -> int:
+        """The numbers of a head."""
+        size: Any = self.attention_head_size
+        return int(size)
 
     @property
     def dropped(self) -> float:
@@ -119,7 +124,7 @@ class GroupedSelfAttention(nn.Module):
         for name in _CACHES:
             if kwargs.pop(name, None) is not None:
                 raise ValueError(f"this class is an encoder and has no use for {name}: leave it out")
-        shape = (*hidden_states.shape[:-1], -1, self.attention_head_size)
+        shape = (*hidden_states.shape[:-1], -1, self.size_of_head)
         query, key, value = (
             getattr(self, name)(hidden_states).view(shape).transpose(1, 2) for name in self.projections
         )

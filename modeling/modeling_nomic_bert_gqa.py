@@ -23,8 +23,8 @@ class NomicBertGQASelfAttention(GroupedSelfAttention, NomicBertAttention):
     projections = ("q_proj", "k_proj", "v_proj")
 
     @property
-    def attention_head_size(self) -> int:
-        """The size of a head."""
+    def size_of_head(self) -> int:
+        """The numbers of a head."""
         return int(self.head_dim)
 
     @property
