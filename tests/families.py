@@ -110,6 +110,18 @@ _BLOCKS: dict[str, tuple[Any, str | None]] = {
 }
 # whose attention has a mask of its own, which no engine and no paged cache learns of
 OWN_MASKS = frozenset({"bloom_gqa", "gpt_neo_gqa", "gpt_neo_mla", "mpt_gqa"})
+
+
+def _first_of_kind() -> list[str]:
+    """The first family of each set of our files that a checkpoint carries besides the two that are called after it."""
+    found: dict[tuple[str, ...], str] = {}
+    for family in CAUSAL:
+        files = (file.name for file in modeling.source_files(family) if not file.stem.endswith(f"_{family}"))
+        found.setdefault(tuple(files), family)
+    return list(found.values())
+
+
+FIRST_OF_KIND = _first_of_kind()
 HEADS = [(family, auto) for family, classes in CAUSAL.items() for auto in classes.auto_models]
 
 

@@ -18,6 +18,7 @@ import torch
 import transformers
 from families import (
     CAUSAL,
+    FIRST_OF_KIND,
     HEADS,
     VOCABULARY,
     batches,
@@ -268,8 +269,10 @@ def test_generate_goes_on_from_a_cache(family: str, name: str) -> None:
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 @every_family
-def test_continuous_batching_generates_the_same(family: str, attn: str) -> None:
+def test_continuous_batching_generates_the_same(family: str, attn: str, slow: bool) -> None:
     """Its paged cache is no Cache, has one head size, and is filled by attention functions or by modules."""
+    if attn == "eager" and not slow and family not in FIRST_OF_KIND:
+        pytest.skip("what shows the weights is the same code for all of a kind: --slow")
     model = build(family, attn=attn)
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
     greedy: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -283,9 +286,9 @@ def test_continuous_batching_generates_the_same(family: str, attn: str) -> None:
     assert found == sorted(expected)
 
 
-@every_name
 @every_family
-def test_a_cached_step_compiles_into_one_graph(family: str, name: str) -> None:
+def test_a_cached_step_compiles_into_one_graph(family: str) -> None:
+    name = transformers_api.CACHE_NAME
     model, cache = build(family), StaticCache(build(family).config, 16)
     table = next((part for part in model.modules() if type(part).__name__.startswith("XGLMSinusoidal")), None)
     if table is not None and "if max_pos > self.weights" in inspect.getsource(type(table)):

@@ -72,18 +72,33 @@ def _edit(folder: Path, **values: Any) -> Path:
     return folder
 
 
-@pytest.fixture(params=_homes(), ids="-".join)
+HOMES = _homes()
+
+
+@pytest.fixture(params=HOMES, ids="-".join)
 def home(request: pytest.FixtureRequest) -> tuple[str, str, str]:
     """Every change of class that there is."""
     return request.param  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [{"num_labels": 1}, {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}],
-    ids=str,
-)
-def test_generic_settings_survive(home: tuple[str, str, str], labels: dict[str, Any], tmp_path: Path) -> None:
+LABELS: list[dict[str, Any]] = [
+    {"num_labels": 1},
+    {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}},
+]
+TOKENS: list[dict[str, Any]] = [{}, {"bos_token_id": None, "eos_token_id": [3, 4], "pad_token_id": None}]
+
+
+def _its_turn(home: tuple[str, str, str], choice: Any, choices: list[Any], slow: bool) -> None:
+    """Skip all choices but one, which goes round; none with --slow."""
+    if not slow and choices[HOMES.index(home) % len(choices)] != choice:
+        pytest.skip("another of these for this family and target: --slow")
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=str)
+def test_generic_settings_survive(
+    home: tuple[str, str, str], labels: dict[str, Any], tmp_path: Path, slow: bool
+) -> None:
+    _its_turn(home, labels, LABELS, slow)
     name, to, layout = home
     source = _edit(save_tiny(tmp_path / "source", name), dtype=None, **GENERIC, **UNKNOWN, **labels)
     result = _convert(source, tmp_path / "out", to, layout)
@@ -96,11 +111,12 @@ def test_generic_settings_survive(home: tuple[str, str, str], labels: dict[str, 
     assert not besides_text(result.warnings)
 
 
-@pytest.mark.parametrize("tokens", [{}, {"bos_token_id": None, "eos_token_id": [3, 4], "pad_token_id": None}], ids=str)
+@pytest.mark.parametrize("tokens", TOKENS, ids=str)
 def test_what_a_class_fills_in_is_the_sources(
-    home: tuple[str, str, str], tokens: dict[str, Any], tmp_path: Path
+    home: tuple[str, str, str], tokens: dict[str, Any], tmp_path: Path, slow: bool
 ) -> None:
     """Keys that config.json leaves out have the default of the source's class, also where the result's has another."""
+    _its_turn(home, tokens, TOKENS, slow)
     name, to, layout = home
     pad = None if tokens else getattr(AutoConfig.for_model(name), "pad_token_id", None)  # its row has to be there
     source = save_tiny(tmp_path / "source", name, vocab_size=max(97, (pad or 0) + 1))
