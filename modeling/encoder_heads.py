@@ -95,6 +95,7 @@ class GroupedSelfAttention(nn.Module):
         self.num_key_value_heads = groups
         self.num_key_value_groups = config.num_attention_heads // groups
         self.is_causal = False
+        self.layer_idx = layer  # engines find their own attention of this layer by it
         size = groups * self.attention_head_size
         for name in self.projections[1:]:
             setattr(self, name, nn.Linear(config.hidden_size, size))
