@@ -94,6 +94,7 @@ class GroupedSelfAttention(nn.Module):
         self.num_key_value_heads = groups
         self.num_key_value_groups = config.num_attention_heads // groups
         self.is_causal = False
+        self.layer_idx = layer  # engines find their own attention of this layer by it
         size, biased = groups * self.size_of_head, getattr(self, self.projections[0]).bias is not None
         for name in self.projections[1:]:
             setattr(self, name, nn.Linear(config.hidden_size, size, bias=biased))

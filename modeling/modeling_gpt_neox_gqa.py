@@ -87,7 +87,8 @@ class GPTNeoXGQAForQuestionAnswering(GPTNeoXGQAPreTrainedModel, GPTNeoXForQuesti
 
 
 GPTNeoXGQAPreTrainedModel.stands_for = {GPTNeoXAttention: GPTNeoXGQAAttention, GPTNeoXModel: GPTNeoXGQAModel}
-keep_stored_names("GPTNeoXGQAForCausalLM", "GPTNeoXForCausalLM")
+for _own in ("GPTNeoXGQAForCausalLM", "GPTNeoXGQAModel"):  # engines ask the base model what tensors are called
+    keep_stored_names(_own, "GPTNeoXForCausalLM")
 
 __all__ = [
     "GPTNeoXGQAForCausalLM",

@@ -54,7 +54,8 @@ class GPTNeoXMLAForQuestionAnswering(GPTNeoXMLAPreTrainedModel, GPTNeoXForQuesti
 
 
 GPTNeoXMLAPreTrainedModel.stands_for = {GPTNeoXAttention: StockLatentAttention, GPTNeoXModel: GPTNeoXMLAModel}
-keep_stored_names("GPTNeoXMLAForCausalLM", "GPTNeoXForCausalLM")
+for _own in ("GPTNeoXMLAForCausalLM", "GPTNeoXMLAModel"):  # engines ask the base model what tensors are called
+    keep_stored_names(_own, "GPTNeoXForCausalLM")
 
 __all__ = [
     "GPTNeoXMLAForCausalLM",

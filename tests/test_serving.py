@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 from checkpoints import Command, edit_config, save_tiny
+from families import CAUSAL, LATENTS, serves
 from test_engines import CASES, ENGINES, GELU
 
-from convert_attn import convert
+from convert_attn import convert, modeling
+from convert_attn.convert import archs
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads
+from convert_attn.convert.archs.base import Architecture
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, LatentCache, SharedHeads
+from convert_attn.convert.discovery import discover
 from convert_attn.convert.inspection.serving import engines, verdicts
-from convert_attn.convert.serving_rules import CUSTOM, RULES, ServingRule
 from convert_attn.convert.serving_rules import ENGINES as RULED
-from convert_attn.convert.serving_rules.base import ENCODERS, FALCON, GROUPED, LARGER, SAME_CLASS, TWO_STACKS
+from convert_attn.convert.serving_rules import RULES, ServingRule
+from convert_attn.convert.serving_rules.results import LARGER, NATIVE, OWN, SINKS, TRIED_OWN
 from convert_attn.convert.targets import targets
 
 NOTES = [note for engine in RULED for note in engine.notes]
@@ -44,25 +48,27 @@ def result_types() -> set[str]:
     return {str(name) for name in (native | own)}
 
 
-OWN_RULE = SAME_CLASS | ENCODERS | TWO_STACKS | GROUPED | LARGER | FALCON
+RESULTS = sorted(result_types() | LARGER)
 
 
-@pytest.mark.parametrize("model_type", sorted(OWN_RULE))
-def test_families_of_which_no_other_engine_was_read_have_the_rule_of_transformers(model_type: str) -> None:
-    assert model_type in result_types() | LARGER
-    assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ["transformers"]
-
-
-@pytest.mark.parametrize("model_type", sorted(result_types() - OWN_RULE))
+@pytest.mark.parametrize("model_type", RESULTS)
 def test_every_engine_has_a_rule_for_every_result(model_type: str) -> None:
     assert [rule.engine for rule in verdicts(CONFIG | {"model_type": model_type})] == ASKED == engines()
 
 
+def test_rules_speak_of_what_conversions_end_in() -> None:
+    known = {arch.model_type for arch in discover(archs.__name__, "ARCHITECTURE", Architecture)}
+    known |= LARGER | {target.becomes for target in targets() if target.becomes}
+    for part in (*RULES, *NOTES):
+        assert not part.types - known
+
+
 def test_rules_say_what_to_do_where_it_does_not_load_or_the_cache_grows() -> None:
     for rule in RULES:
-        assert (rule.kept is None) == (rule.loads == "no")
+        assert (rule.kept is None) == (rule.loads in ("no", "not known"))
         assert rule.change or rule.kept
-        assert not (rule.loads == "native class" and rule.types & CUSTOM)
+        assert not (rule.loads == "native class" and rule.types & OWN)
+        assert not (rule.loads == "custom code" and rule.types - OWN)
         assert rule.where
 
 
@@ -75,7 +81,7 @@ def test_what_was_read_is_a_line_that_will_stay() -> None:
     """Of a release or a commit, not of a branch that moves."""
     for rule in (*RULES, *NOTES):
         if rule.evidence == "source":
-            assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/blob/(v[\d.]+|[0-9a-f]{40})/\S+#L\d+", rule.where)
+            assert re.fullmatch(r"https://github\.com/[\w-]+/[\w.-]+/blob/(v[\d.]+|[0-9a-f]{40})/\S+#L\d+", rule.where)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -86,7 +92,7 @@ def test_what_was_tried_in_engines_is_what_their_tests_try(engine: str) -> None:
     said = [rule for rule in RULES if rule.engine == NAMES[engine] and rule.evidence == "tried"]
     assert {name for rule in said if rule.loads == "native class" for name in rule.types} == tried
     refused = {name for rule in said if rule.loads == "no" for name in rule.types}
-    assert refused >= CUSTOM
+    assert refused >= TRIED_OWN
 
 
 def test_versions_are_those_that_are_pinned() -> None:
@@ -149,7 +155,104 @@ def test_gpt_bigcode_with_the_gelu_that_an_engine_has_needs_no_warning(engine: s
     assert not verdict(engine, model_type="gpt_bigcode", activation_function=right).change
 
 
-@pytest.mark.parametrize(("engine", "model_type"), [("vLLM", "qwen2"), ("TGI", "llama")])
+@pytest.mark.parametrize("model_type", sorted(OWN & {*CAUSAL, *LATENTS}))
+def test_engines_that_put_an_attention_of_theirs_in_its_place_run_what_lets_them(model_type: str) -> None:
+    latent = model_type in LATENTS or model_type.endswith("_mla")
+    loads = {rule.engine: (rule.loads, rule.kept) for rule in verdicts(CONFIG | {"model_type": model_type})}
+    assert loads["vLLM"] == (("custom code", not latent) if serves(model_type) else ("no", None))
+    assert loads["SGLang"] in (loads["vLLM"], ("no", None))
+
+
+@pytest.mark.parametrize("model_type", sorted(name for name, family in modeling.FAMILIES.items() if family.two_stacks))
+def test_no_engine_but_transformers_runs_an_encoder_decoder_of_ours(model_type: str) -> None:
+    assert [rule.engine for rule in verdicts({"model_type": model_type}) if rule.loads != "no"] == ["transformers"]
+
+
+@pytest.mark.parametrize("model_type", sorted(name for name, family in modeling.FAMILIES.items() if family.encoder))
+def test_encoders_without_a_head_run_in_vllm(model_type: str) -> None:
+    bare = verdict("vLLM", model_type=model_type, architectures=["SomeModel"])
+    assert (bare.loads, bare.kept) == ("custom code", True)
+    assert verdict("vLLM", model_type=model_type, architectures=["SomeForMaskedLM"]).loads == "not known"
+
+
+def test_falcon_is_kept_small_where_the_engine_has_a_class_of_its_own() -> None:
+    grouped = {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2}
+    assert verdict("transformers", **grouped).kept is False
+    assert verdict("vLLM", **grouped).kept is True
+    assert verdict("llama.cpp", **grouped).kept is True
+
+
+@pytest.mark.parametrize(
+    ("engine", "model_type", "key"),
+    [
+        ("vLLM", "stablelm", "qk_layernorm"),
+        ("SGLang", "stablelm", "qk_layernorm"),
+        ("vLLM", "olmoe", "clip_qkv"),
+        ("CTranslate2", "gemma2", "attn_logit_softcapping"),
+        ("SGLang", "vaultgemma", "attn_logit_softcapping"),
+        ("SGLang", "falcon_gqa", "alibi"),
+        ("vLLM", "falcon_gqa", "alibi"),
+    ],
+)
+def test_what_a_config_asks_for_and_an_engine_has_not_got(engine: str, model_type: str, key: str) -> None:
+    if model_type not in NATIVE | OWN:
+        pytest.skip("its class in the installed transformers is not right")
+    assert verdict(engine, model_type=model_type).loads not in ("no", "not known")
+    assert verdict(engine, model_type=model_type, **{key: 1}).loads == "no"
+
+
+@pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
+def test_classes_of_which_all_layers_are_alike(engine: str) -> None:
+    rule = verdict(engine, model_type="opt_gqa", **{HEADS_BY_LAYER: [4, 2]})
+    assert (rule.loads, "one number of K/V heads" in rule.change) == ("no", True)
+    assert verdict(engine, model_type="opt_gqa", **{HEADS_BY_LAYER: [2, 2]}).kept is True
+
+
+@pytest.mark.parametrize("engine", ["vLLM", "SGLang"])
+def test_what_a_transformers_backend_leaves_out_is_said(engine: str) -> None:
+    def texts(**config: Any) -> str:
+        return " ".join(note.text for note in verdict(engine, **config).notes)
+
+    assert "a temperature 8.0 times as high" in texts(model_type="granite_mla", logits_scaling=8.0)
+    assert texts(model_type="granite_mla", logits_scaling=1.0) == texts(model_type="granite", logits_scaling=8.0) == ""
+    window = {"model_type": "starcoder2_mla", "sliding_window": 4096}
+    assert ("farther back than 4096" in texts(**window)) == (engine == "SGLang")
+    assert texts(**window, layer_types=["sliding_attention"]) == ""
+
+
+@pytest.mark.parametrize("engine", ["vLLM", "llama.cpp"])
+def test_names_that_an_engine_looks_for(engine: str) -> None:
+    given = {"model_type": "phimoe", "num_attention_heads": 8, "hidden_size": 512}
+    named, other = (verdict(engine, **given, architectures=[f"{name}ForCausalLM"]) for name in ("PhiMoE", "Phimoe"))
+    assert (named.loads, named.kept) == ("native class", True)
+    assert other.change != named.change
+
+
+@pytest.mark.parametrize(("engine", "model_type"), [("SGLang", "olmo"), ("vLLM", "phi"), ("llama.cpp", "phi")])
+def test_classes_of_engines_with_a_key_for_every_query_head(engine: str, model_type: str) -> None:
+    rule = verdict(engine, model_type=model_type)
+    assert "gives every query head a key and a value" in rule.change
+    assert (rule.loads == "no") == ("--model-impl transformers" not in rule.change)
+
+
+def test_a_larger_model_depends_on_the_language_model_inside() -> None:
+    for inside, loads in (("llama", "native class"), ("stablelm", "not known")):
+        config = {"model_type": "llava", "text_config": {"model_type": inside}}
+        assert {verdict(engine, **config).loads for engine in ("vLLM", "SGLang", "llama.cpp", "mlx-lm")} == {loads}
+
+
+def test_sinks_are_not_said_to_be_kept_where_a_backend_drops_them() -> None:
+    for model_type in SINKS:
+        assert verdict("SGLang", model_type=model_type).loads in ("native class", "no")
+        assert (
+            verdict("SGLang", model_type=model_type).loads == "no"
+            or "backend" not in verdict("SGLang", model_type=model_type).change
+        )
+
+
+@pytest.mark.parametrize(
+    ("engine", "model_type"), [("vLLM", "qwen2"), ("TGI", "llama"), ("SGLang", "mixtral"), ("mlx-lm", "granite")]
+)
 def test_engines_that_do_not_look_for_the_size_of_a_head(engine: str, model_type: str) -> None:
     assert verdict(engine, model_type=model_type).loads == "native class"
     assert verdict(engine, model_type=model_type, head_dim=128).loads == "no"

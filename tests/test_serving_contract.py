@@ -23,10 +23,13 @@ import torch
 import transformers
 from checkpoints import config_of, save_tiny
 from families import CAUSAL, LATENTS, OWN_MASKS, build, native_type, serves
+from safetensors.torch import load_file
 from tiny import HEADS, load, tiny_model
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from convert_attn import convert
+from convert_attn import convert, modeling
 
 SPY = "spy"
 IDS = torch.arange(3, 15)[None]
@@ -68,12 +71,12 @@ class Spy:
     def __call__(
         self, module: torch.nn.Module, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        """query [B, H, S, d], key and value [B, K, S, d] -> [B, S, H, d], causal."""
+        """query [B, H, S, d], key and value [B, K, S, d] -> [B, S, H, d], causal where the module is."""
         self.calls.append({"module": module, "query": query, "key": key, "value": value, "mask": mask, **kwargs})
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
         scores = query @ key.mT * kwargs["scaling"]
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) & bool(module.is_causal)
         weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
         return (weights @ value).transpose(1, 2).contiguous(), None
 
@@ -236,6 +239,37 @@ def test_no_weight_is_among_those_to_be_ignored(folder: Path) -> None:
         for pattern in holder._keys_to_ignore_on_load_unexpected or []:
             assert not [name for name in holder.state_dict() if re.search(pattern, name)]
             assert re.search(pattern, "transformer.h.0.attn.bias")
+
+
+def test_the_head_is_called_as_engines_call_it(folder: Path) -> None:
+    """They rename what is stored as the base model's class is told to; a head under another name stops them."""
+    modeling.register()
+    with torch.device("meta"):
+        base = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
+    renamings = [one for one in get_model_conversion_mapping(base) if isinstance(one, WeightRenaming)]
+    names = set(load_file(folder / "model.safetensors"))
+    for renaming in renamings:
+        names = {renaming.rename_source_key(name)[0] for name in names}
+    outside = {name for name in names if not name.startswith(f"{base.base_model_prefix}.")}
+    assert outside <= {"lm_head.weight", "lm_head.bias"}
+
+
+@pytest.mark.parametrize("family", [name for name, family in modeling.FAMILIES.items() if family.encoder])
+def test_an_encoder_tells_the_engine_its_layers(family: str, spy: Spy) -> None:
+    """No mask, no cache, and the layer's number in the module that calls the engine's function."""
+    model, token = tiny_model(family), object()
+    base = getattr(model, model.base_model_prefix)
+    expected = base(IDS).last_hidden_state
+    base.set_attn_implementation(SPY)
+    first = base.config.pad_token_id + 1 if "roberta" in family else 0  # as vLLM does (transformers/legacy.py)
+    places = torch.arange(first, first + IDS.shape[1])[None]
+    found = base(IDS, use_cache=False, position_ids=places, attention_instances=token, return_dict=False)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert [call["module"].layer_idx for call in spy.calls] == list(range(base.config.num_hidden_layers))
+    for call in spy.calls:
+        assert (call["module"].is_causal, call["mask"]) == (False, None)
+        assert call["attention_instances"] is token
+        assert call["key"].shape[1] == base.config.num_key_value_heads
 
 
 @pytest.mark.parametrize("plan", ["base_model_tp_plan", "base_model_pp_plan"])

@@ -14,27 +14,6 @@ import click
 
 from convert_attn.convert.progress import Note, Progress, silent
 
-
-class EngineName(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.5 on
-    """A value of --for. The engines are imported when one is given or they are listed: their rules import torch."""
-
-    name = "engine"
-
-    @staticmethod
-    def _known() -> Any:
-        from convert_attn.convert.serving_rules import OPTIONS
-
-        return click.Choice(list(OPTIONS))
-
-    def get_metavar(self, *args: Any, **options: Any) -> Any:
-        """As of a choice."""
-        return self._known().get_metavar(*args, **options)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """As of a choice."""
-        return self._known().convert(value, param, ctx)
-
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn

@@ -15,11 +15,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from convert_attn.convert.cli.bars import EngineName, progress_bars
+from convert_attn.convert.cli.bars import progress_bars
 from convert_attn.convert.cli.evaluate import evaluate
 from convert_attn.convert.cli.heal import heal
 from convert_attn.convert.cli.inspect import inspect
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
+from convert_attn.convert.inspection.engine_name import EngineName
 from convert_attn.convert.option_types import ByLayer, Count, Share
 from convert_attn.convert.version import __version__
 

@@ -7,8 +7,8 @@ import json
 import click
 from rich.console import Console
 
-from convert_attn.convert.cli.bars import EngineName
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.inspection.engine_name import EngineName
 
 
 @click.command()

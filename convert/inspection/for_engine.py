@@ -91,6 +91,8 @@ def _refusal(engine: Engine, plan: Plan) -> str | None:
             f"{engine.name} has no class of its own for {plan.result_type} ({rule.change}); without --for it is made "
             f"all the same{_or_instead(engine, plan.source, plan.request)}"
         )
+    if rule.loads == "not known":
+        return f"it is not known whether {engine.name} serves {plan.result_type} with a small cache: {rule.change}"
     return f"{engine.name} does not serve {plan.result_type} with a small cache: {rule.change}"
 
 

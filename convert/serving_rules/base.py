@@ -1,123 +1,42 @@
-"""What a rule of `inspect --serving` is, and the conditions that rules of several engines share."""
+"""What a rule of `inspect --serving` is, and the sentences that rules of several engines share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from convert_attn import modeling
-from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER
+from convert_attn.convert.serving_rules.conditions import Condition, Config, always, around, head_size, odd_heads
+from convert_attn.convert.serving_rules.results import NATIVE_ONE, NATIVE_TOO, OWN
 
-Loads = Literal["native class", "custom code", "no"]
+Loads = Literal["native class", "custom code", "no", "not known"]
 Evidence = Literal["tried", "source"]
-Config = dict[str, Any]
-Condition = Callable[[Config], bool]
-
-LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "gemma", "phi3"})
-SAME_CLASS = frozenset(  # families that convert to fewer heads in their own class, of which only transformers was tried
-    {
-        "apertus",
-        "apertus1p5_text",
-        "arcee",
-        "cohere",
-        "cohere2",
-        "cohere2_moe",
-        "cwm",
-        "dots1",
-        "ernie4_5",
-        "ernie4_5_moe",
-        "exaone4",
-        "exaone_moe",
-        "flex_olmo",
-        "gemma2",
-        "gemma3_text",
-        "glm",
-        "glm4",
-        "glm4_moe",
-        "gpt_oss",
-        "granite",
-        "granite_swa",
-        "granitemoe",
-        "granitemoe_swa",
-        "granitemoeshared",
-        "helium",
-        "hy_v3",
-        "hyperclovax",
-        "internlm3",
-        "iquestcoder",
-        "kolibri1",
-        "mellum",
-        "minimax_m2",
-        "ministral",
-        "ministral3",
-        "mixtral",
-        "nemotron",
-        "olmo",
-        "olmo2",
-        "olmo3",
-        "olmoe",
-        "phi",
-        "phimoe",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-        "sarvam_moe",
-        "seed_oss",
-        "smollm3",
-        "solar_open",
-        "stablelm",
-        "starcoder2",
-        "vaultgemma",
-    }
-)
-ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
-TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
-# models that see too, whose language model converts in its own class, and such language models by themselves
-LARGER = frozenset(
-    {
-        "gemma3",
-        "idefics3",
-        "internvl",
-        "llava",
-        "llava_next",
-        "mistral3",
-        "qwen2_5_vl",
-        "qwen2_5_vl_text",
-        "qwen2_vl",
-        "qwen2_vl_text",
-        "smolvlm",
-    }
-)
-FALCON = frozenset({"falcon"})
-GQA = frozenset({"gpt2_gqa"})
-LATENT = frozenset({"gpt2_mla", "llama_mla"})
-CUSTOM = GQA | LATENT
-# our classes of which only transformers was tried
-GROUPED = frozenset(modeling.FAMILIES) - ENCODERS - TWO_STACKS - CUSTOM
-BIGCODE = frozenset({"gpt_bigcode"})
-DEEPSEEK = frozenset({"deepseek_v3"})
-GEMMA = frozenset({"gemma"})
-PHI3 = frozenset({"phi3"})
 
 TAKE_GQA = "for a small cache here convert --to gqa or mqa"
-TAKE_NATIVE = "convert to a native class: --to mqa for GPT-2; --to gqa or mqa for Llama and its relatives"
 BACKEND = "through its transformers backend: start it with --trust-remote-code"
 EXPANDED = f"{BACKEND}; it is handed K and V of every head, so its cache is no smaller than before: {TAKE_GQA}"
 BIASES = "its DeepSeek-V3 has no bias on kv_a_proj_with_mqa, which carries the constant that undoes the latent's norm"
 EXACT_GELU = "its logits differ: it has the exact GELU where the model's is the tanh approximation"
 HEAD_SIZE = "it takes a head's size to be hidden_size / num_attention_heads, which is not so here, nor in the source"
 LATENT_HERE = "a latent of {kv_lora_rank} with a rotary key of {qk_rope_head_dim} and heads of {qk_nope_head_dim}"
-
+EVERY_HEAD = "its own class gives every query head a key and a value"
+OWN_ATTENTION = (
+    "its transformers backend puts an attention of its own in the place of the class's, and this class does not let "
+    "it: the engine would learn nothing of its mask, its cap, or what its blocks do besides"
+)
 ONE_NUMBER = "it takes one number of K/V heads for all layers: convert with one --groups N"
+NO_CLASS = "it has no class for {model_type}, converted or not, and runs no other"
+NOT_INSIDE = "what it makes of this language model inside was not followed"
+NO_CODE = "it runs no code that a checkpoint brings"
+OTHER_NAMES = "its class reads tensors by the names of the model's own code, which transformers' class need not write"
+TEXT_ALONE = "it reads the language model, and leaves out what sees"
+# what to do then
+IN_ITS_CLASS = f"{NO_CODE}: convert --to gqa or mqa, which end in the source's own class"
+WITH_ONE_HEAD = f"{NO_CODE}: convert --to mqa --layout native, the one form of this family that a native class has"
+NOWHERE_ELSE = f"{NO_CODE}, and convert-attn knows no native class for this family with fewer K/V heads"
 
 GITHUB = "https://github.com/"
 ENGINE_TESTS = "tests/test_engines.py"
-
-
-def always(config: Config) -> bool:
-    """Give no condition."""
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +62,9 @@ class ServingRule:
     Attributes:
         version: of the engine, as far as it is known.
         types: values of `model_type`.
-        kept: whether the engine's cache is the small one, or there is none to keep; None where it does not load.
+        loads: "not known" where neither a test nor the engine's source has told.
+        kept: whether the engine's cache is the small one, or there is none to keep; None where it does not load, or
+            that is not known.
         change: what to know or to do, "" where all is well; {names} stand for values of config.json (see `filled`).
         where: address or file of the evidence.
         applies: a further condition on config.json.
@@ -160,6 +81,100 @@ class ServingRule:
     change: str = ""
     applies: Condition = always
     notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What rules of one engine that were learned in one way have in common.
+
+    Attributes:
+        engine, version, evidence: as of `ServingRule`.
+        folder: what the places of these rules begin with.
+    """
+
+    engine: str
+    version: str
+    evidence: Evidence
+    folder: str = ""
+
+    def takes(
+        self,
+        types: frozenset[str],
+        place: str,
+        change: str = "",
+        *,
+        code: bool = False,
+        kept: bool = True,
+        applies: Condition = always,
+    ) -> ServingRule:
+        """Give the rule that the engine loads these types, by a class of its own or, with `code`, by ours."""
+        loads: Loads = "custom code" if code else "native class"
+        return self._rule(types, place, loads=loads, kept=kept, change=change, applies=applies)
+
+    def refuses(self, types: frozenset[str], place: str, change: str, applies: Condition = always) -> ServingRule:
+        """Give the rule that the engine does not load these types, or computes something else."""
+        return self._rule(types, place, loads="no", kept=None, change=change, applies=applies)
+
+    def leaves_open(self, types: frozenset[str], place: str, change: str, applies: Condition = always) -> ServingRule:
+        """Give the rule that nobody has found out what the engine does with these types."""
+        return self._rule(types, place, loads="not known", kept=None, change=change, applies=applies)
+
+    def knows(self, places: Mapping[str, str], change: str = "", *, sizes_heads: bool = True) -> list[ServingRule]:
+        """Give the rules that the engine has classes for these types, which have as many K/V heads as config.json says.
+
+        Args:
+            places: where each class reads that.
+            change: as of `ServingRule`.
+            sizes_heads: these classes take a head's size as config.json says it, too.
+        """
+        rules = []
+        for name, place in places.items():
+            types = frozenset({name})
+            if not sizes_heads:
+                rules.append(self.refuses(types, place, HEAD_SIZE, odd_heads))
+            rules.append(self.takes(types, place, change))
+        return rules
+
+    def takes_larger(self, places: Mapping[str, tuple[str, frozenset[str]]], change: str = "") -> list[ServingRule]:
+        """Give the rules that the engine loads larger models, with some language models inside.
+
+        Args:
+            places: where each class makes the language model, and the types that it makes.
+        """
+        return [
+            self.takes(frozenset({name}), place, change, applies=around(inside))
+            for name, (place, inside) in places.items()
+        ]
+
+    def runs_no_code(self, place: str, types: frozenset[str] = OWN) -> list[ServingRule]:
+        """Give the rules of an engine that reads classes of transformers alone, for ours, with what to do instead."""
+        return [
+            self.refuses(types & NATIVE_TOO, place, IN_ITS_CLASS),
+            self.refuses(types & NATIVE_ONE, place, WITH_ONE_HEAD),
+            self.refuses(types - NATIVE_TOO - NATIVE_ONE, place, NOWHERE_ELSE),
+        ]
+
+    def _rule(
+        self,
+        types: frozenset[str],
+        place: str,
+        *,
+        loads: Loads,
+        kept: bool | None,
+        change: str,
+        applies: Condition,
+    ) -> ServingRule:
+        return ServingRule(
+            engine=self.engine,
+            version=self.version,
+            types=types,
+            loads=loads,
+            kept=kept,
+            evidence=self.evidence,
+            where=self.folder + place,
+            change=change,
+            applies=applies,
+        )
 
 
 @dataclass(frozen=True)
@@ -186,6 +201,11 @@ class KernelSizes:
         return same and (self.head_dim is None or heads == {self.head_dim})
 
 
+def latent_in(*taken: KernelSizes) -> Condition:
+    """Give a native latent of one of these sizes."""
+    return lambda config: any(sizes.met_by(config) for sizes in taken)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """One engine that serves checkpoints.
@@ -210,82 +230,6 @@ class Engine:
         """Give the engine by each value of `--for` that means it, with the sizes that are meant."""
         others = {option: replace(self, option=option, latents=sizes) for option, sizes in self.elsewhere.items()}
         return {self.option: self} | others
-
-
-def head_size(config: Config) -> int | None:
-    """Give the size of a head where K and V are cached; None where the file does not tell."""
-    size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
-    if size is None:  # GPTBigCode's names
-        heads, hidden = heads or config.get("n_head"), hidden or config.get("n_embd")
-        size = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
-    return size if isinstance(size, int) else None
-
-
-def odd_heads(config: Config) -> bool:
-    """Tell whether the size of a head is not what readers that do not look for it think."""
-    size, heads, hidden = (config.get(key) for key in ("head_dim", "num_attention_heads", "hidden_size"))
-    return not (size is None or heads is None or hidden is None) and size * heads != hidden
-
-
-def heads_not_in(*sizes: int) -> Condition:
-    """Give heads of a size that kernels for a fixed list of sizes do not take."""
-    return lambda config: head_size(config) not in (None, *sizes)
-
-
-def heads_not_multiple_of(step: int, most: int | None = None) -> Condition:
-    """Give heads whose size is no multiple of `step`, or is above `most`."""
-
-    def applies(config: Config) -> bool:
-        size = head_size(config)
-        return size is not None and (size % step != 0 or (most is not None and size > most))
-
-    return applies
-
-
-def activation(*without: str) -> Condition:
-    """GPTBigCode with an activation that an engine does not compute as it is meant."""
-    return lambda config: config.get("activation_function") not in without
-
-
-def biased(config: Config) -> bool:
-    """DeepSeek-V3 whose attention has biases, as the conversion's has."""
-    return bool(config.get("attention_bias"))
-
-
-def one_head(config: Config) -> bool:
-    """Falcon with one K/V head, in the layout that is for one."""
-    return bool(config.get("multi_query", True)) and not config.get("new_decoder_architecture")
-
-
-def uneven_heads(config: Config) -> bool:
-    """Our GPT-2 whose layers have other numbers of K/V heads."""
-    return len(set(config.get(HEADS_BY_LAYER) or ())) > 1
-
-
-def both(first: Condition, second: Condition) -> Condition:
-    """Give two conditions at once."""
-    return lambda config: first(config) and second(config)
-
-
-def latent_in(*taken: KernelSizes) -> Condition:
-    """Give a native latent of one of these sizes."""
-    return lambda config: any(sizes.met_by(config) for sizes in taken)
-
-
-def known(engine: str, version: str, folder: str, where: dict[str, str]) -> list[ServingRule]:
-    """Give an engine has classes of its own for these types, and they keep as many K/V heads as there are."""
-    return [
-        ServingRule(
-            engine=engine,
-            version=version,
-            types=frozenset({name}),
-            loads="native class",
-            kept=True,
-            evidence="source",
-            where=folder + place,
-        )
-        for name, place in where.items()
-    ]
 
 
 class _Values(dict[str, Any]):

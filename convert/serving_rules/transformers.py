@@ -1,114 +1,44 @@
 """transformers itself."""
 
-from convert_attn.convert.serving_rules.base import (
+from convert_attn.convert.serving_rules.base import Engine, Learned, Note
+from convert_attn.convert.serving_rules.conditions import one_head, uneven_heads
+from convert_attn.convert.serving_rules.results import (
     BIGCODE,
-    CUSTOM,
     DEEPSEEK,
     ENCODERS,
     FALCON,
-    GQA,
     GROUPED,
+    INSIDE,
     LARGER,
-    LLAMA_LIKE,
-    SAME_CLASS,
+    LATENT,
+    NATIVE,
     TWO_STACKS,
-    Engine,
-    Note,
-    ServingRule,
-    one_head,
-    uneven_heads,
 )
 
-_NAME, _VERSION = "transformers", ">= 5.16"
+_TRIED = Learned(engine="transformers", version=">= 5.16", evidence="tried")
+_FLAG = "load with trust_remote_code=True, or import convert_attn first"
+_EVERY_HEAD = (
+    "its class caches keys and values of every query head: convert --to gqa; with as many --groups as there are K/V "
+    "heads that changes no weight"
+)
+_SLOW = "it expands the latent to all keys and values at every step, which is slow: --layout custom does not"
 
 ENGINE = Engine(
-    name=_NAME,
+    name=_TRIED.engine,
     option="transformers",
     rules=(
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=LLAMA_LIKE | BIGCODE | SAME_CLASS,
-            loads="native class",
-            kept=True,
-            evidence="tried",
-            where="tests/test_identities.py",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=LARGER,
-            loads="native class",
-            kept=True,
-            evidence="tried",
-            where="tests/test_larger.py",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=DEEPSEEK,
-            loads="native class",
-            kept=True,
-            evidence="tried",
-            where="eval/benchmarks/decode.py",
-            change="it expands the latent to all keys and values at every step, which is slow: --layout "
-            "custom does not",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=CUSTOM | GROUPED,
-            loads="custom code",
-            kept=True,
-            evidence="tried",
-            where="tests/test_hub.py",
-            change="load with trust_remote_code=True, or import convert_attn first",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=TWO_STACKS,
-            loads="custom code",
-            kept=True,
-            evidence="tried",
-            where="tests/test_seq2seq.py",
-            change="load with trust_remote_code=True, or import convert_attn first",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=FALCON,
-            loads="native class",
-            kept=True,
-            evidence="tried",
-            where="tests/test_shared_heads.py",
-            applies=one_head,
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=FALCON,
-            loads="native class",
-            kept=False,
-            evidence="tried",
-            where="tests/test_shared_heads.py",
-            change="its class caches keys and values of every query head: convert --to gqa; with as many --groups as "
-            "there are K/V heads that changes no weight",
-        ),
-        ServingRule(
-            engine=_NAME,
-            version=_VERSION,
-            types=ENCODERS,
-            loads="custom code",
-            kept=True,
-            evidence="tried",
-            where="tests/test_encoders.py",
-            change="an encoder keeps no cache; load with trust_remote_code=True, or import convert_attn first",
-        ),
+        _TRIED.takes(NATIVE - INSIDE | BIGCODE, "tests/test_identities.py"),
+        _TRIED.takes(INSIDE | LARGER, "tests/test_larger.py"),
+        _TRIED.takes(DEEPSEEK, "eval/benchmarks/decode.py", _SLOW),
+        _TRIED.takes(FALCON, "tests/test_shared_heads.py", applies=one_head),
+        _TRIED.takes(FALCON, "tests/test_shared_heads.py", _EVERY_HEAD, kept=False),
+        _TRIED.takes(GROUPED | LATENT, "tests/test_hub.py", _FLAG, code=True),
+        _TRIED.takes(TWO_STACKS, "tests/test_seq2seq.py", _FLAG, code=True),
+        _TRIED.takes(ENCODERS, "tests/test_encoders.py", f"an encoder keeps no cache; {_FLAG}", code=True),
     ),
     notes=(
         Note(
-            types=GQA | GROUPED,
+            types=GROUPED,
             text="use generate: its continuous batching (generate_batch) keeps one number of K/V heads for all layers",
             evidence="tried",
             where="tests/test_by_layer.py",
