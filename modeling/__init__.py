@@ -8,18 +8,19 @@ A new family is one entry in `FAMILIES` and its files `configuration_<model_type
 
 import ast
 import importlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from convert_attn.modeling.lazy_registration import ClassName, after_import, takes_names, written_to_take_names
+
 __all__ = ["FAMILIES", "Family", "auto_map", "register", "register_when_loaded", "source_files"]
 
 _HERE = Path(__file__).parent
+_CONFIGS = "transformers.models.auto.configuration_auto"
+_MODELS = "transformers.models.auto.modeling_auto"
 
 LANGUAGE_MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 LABELLED = (*LANGUAGE_MODELS, "AutoModelForTokenClassification")
@@ -150,52 +151,52 @@ def siblings(file: Path) -> Iterator[str]:
 
 
 def register() -> None:
-    """Make every family known to transformers' Auto classes. Imports torch and transformers; may be repeated."""
-    import transformers
+    """Make every family known to transformers' Auto classes. Imports transformers; may be repeated.
 
-    for model_type in FAMILIES:
-        classes = {auto: _load(reference) for auto, reference in auto_map(model_type).items()}
-        config = classes.pop("AutoConfig")
-        transformers.AutoConfig.register(model_type, config, exist_ok=True)
-        for auto, model in classes.items():
-            getattr(transformers, auto).register(config, model, exist_ok=True)
+    A family's files are imported when its classes are asked for, or now where transformers does not take names.
+    """
+    _register_configs(importlib.import_module(_CONFIGS))
+    _register_models(importlib.import_module(_MODELS))
 
 
 def register_when_loaded() -> None:
-    """Register at once where transformers is imported, else right after its `__init__` has run.
+    """Register as soon as transformers is imported, or, if it is not yet, right after its Auto classes are.
 
-    Then none of its modules is half loaded, so that ours can import them.
+    Where classes have to be imported for it: right after transformers' `__init__` has run, when none of its modules
+    is half loaded, so that ours can import them.
     """
-    if "transformers" in sys.modules:
-        register()
+    after_import("transformers", _register_with)
+
+
+def _register_with(transformers: ModuleType) -> None:
+    if written_to_take_names(transformers):
+        after_import(_CONFIGS, _register_configs)
+        after_import(_MODELS, _register_models)
     else:
-        sys.meta_path.insert(0, _Waiting())
-
-
-class _Waiting(MetaPathFinder):
-    """Finds nothing itself: has the loader that others find for transformers register our classes afterwards."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Give the spec of transformers, which others find; None of all else."""
-        if fullname != "transformers":
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
-        if spec is not None and spec.loader is not None:
-            _register_after(spec.loader)
-        return spec
-
-
-def _register_after(loader: Loader) -> None:
-    run = loader.exec_module
-
-    def exec_module(module: ModuleType) -> None:
-        run(module)
         register()
 
-    loader.exec_module = exec_module  # type: ignore[method-assign]
+
+def _register_configs(configuration_auto: ModuleType) -> None:
+    table: Any = configuration_auto.CONFIG_MAPPING
+    by_name = takes_names(table)
+    for model_type in FAMILIES:
+        config = _class_name(auto_map(model_type)["AutoConfig"])
+        if by_name:
+            table.register(model_type, config, exist_ok=True)
+        else:
+            configuration_auto.AutoConfig.register(model_type, config.load(), exist_ok=True)
+
+
+def _register_models(modeling_auto: ModuleType) -> None:
+    for model_type in FAMILIES:
+        names = {auto: _class_name(reference) for auto, reference in auto_map(model_type).items()}
+        config = names.pop("AutoConfig")
+        for auto, model in names.items():
+            table: Any = getattr(modeling_auto, auto)._model_mapping
+            if takes_names(table):
+                table.register(config, model, exist_ok=True)
+            else:
+                getattr(modeling_auto, auto).register(config.load(), model.load(), exist_ok=True)
 
 
 def _family(model_type: str) -> Family:
@@ -204,7 +205,7 @@ def _family(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def _load(reference: str) -> Any:
-    """`file.Class` -> the class."""
+def _class_name(reference: str) -> ClassName:
+    """`file.Class` -> that class here."""
     module, _, name = reference.partition(".")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return ClassName(f"{__name__}.{module}", name)

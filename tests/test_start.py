@@ -55,6 +55,74 @@ def test_auto_classes_know_ours(code: str) -> None:
     run(f"{code}\n{_KNOWN}")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import convert_attn, transformers; transformers.AutoModel",
+        "import transformers; transformers.AutoModel; import convert_attn",
+    ],
+)
+def test_a_family_is_imported_when_it_is_asked_for(code: str) -> None:
+    """Looking whether a class is known imports nothing; a model's class imports its own file."""
+    run(
+        f"""{code}
+import pickle, sys
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+prefix = "convert_attn.modeling."
+def ours(kind):
+    names = (name for name in sys.modules if name.endswith(("_gqa", "_mla")))
+    return {{name for name in names if name.startswith(f"{{prefix}}{{kind}}_")}}
+table = AutoModelForCausalLM._model_mapping
+assert "llama_mla" in CONFIG_MAPPING and "llama_mla" in list(CONFIG_MAPPING)
+assert LlamaConfig in table and table[LlamaConfig].__name__ == "LlamaForCausalLM" and len(table)
+assert ours("configuration") == ours("modeling") == set()
+config = AutoConfig.for_model("llama_mla")
+assert type(config) in table and type(config) in AutoModel._model_mapping
+assert ours("configuration") == {{f"{{prefix}}configuration_llama_mla"}} and ours("modeling") == set()
+assert table[type(config)].__name__ == "LlamaMLAForCausalLM" and table.get(type(config), None) is table[type(config)]
+assert ours("modeling") == {{f"{{prefix}}modeling_llama_mla"}}
+
+class Other(table[type(config)]): ...
+size = len(table._extra_content)
+AutoModelForCausalLM.register(type(config), Other, exist_ok=True)
+assert table[type(config)] is Other and size == len(table._extra_content)
+convert_attn.modeling.register()
+assert table[type(config)].__name__ == "LlamaMLAForCausalLM" and size == len(table._extra_content)
+assert dict(pickle.loads(pickle.dumps(CONFIG_MAPPING))._extra_content)["llama_mla"] is type(config)
+
+# as pipelines do, which read the classes' names
+names = {{kind.__name__ for kind in table._extra_content.values()}}
+assert "LlamaMLAForCausalLM" in names and "GPT2GQAForCausalLM" in names
+assert all(isinstance(config, type) for config in table._extra_content)
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import convert_attn\n"
+        "convert_attn.modeling.written_to_take_names = convert_attn.modeling.takes_names = lambda _: False\n"
+        "import transformers",
+        "import collections, transformers\n"
+        "from transformers.models.auto import configuration_auto, modeling_auto\n"
+        "kinds = [kind for name, kind in vars(modeling_auto).items() if name.startswith('AutoModel')]\n"
+        "for table in (configuration_auto.CONFIG_MAPPING, *(kind._model_mapping for kind in kinds)):\n"
+        "    table._extra_content = collections.OrderedDict(table._extra_content)\n"
+        "import convert_attn",
+    ],
+)
+def test_where_transformers_takes_no_names_classes_are_registered(code: str) -> None:
+    run(
+        f"""{code}
+import sys
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+assert isinstance(CONFIG_MAPPING._extra_content, dict) and "convert_attn.modeling.modeling_gpt2_gqa" in sys.modules
+{_KNOWN}"""
+    )
+
+
 def test_public_names_stay_what_they_are_after_rooms_are_imported() -> None:
     run(
         "import convert_attn.convert.errors\n"
