@@ -106,6 +106,8 @@ FAMILIES: dict[str, Family] = {
     "olmo2_mla": Family("Olmo2MLA", LANGUAGE_MODELS[:2]),
     "gemma3_text_mla": Family("Gemma3MLA", LANGUAGE_MODELS[:2]),
     "cohere2_mla": Family("Cohere2MLA", LANGUAGE_MODELS[:2]),
+    "bloom_mla": Family("BloomMLA", LANGUAGE_MODELS[:2]),
+    "mpt_mla": Family("MptMLA", LANGUAGE_MODELS[:2]),
     "opt_mla": Family("OPTMLA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
     "t5_gqa": Family("T5GQA", TRANSLATORS),

@@ -233,6 +233,8 @@ class LatentAttention(nn.Module):
             raise ValueError("continuous batching knows of no slopes (ALiBi) and of no cap of scores: use generate")
         if self.slopes is None:
             return given
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(f"{self.config._attn_implementation!r} learns of no slopes (ALiBi): use eager or sdpa")
         return with_slopes(given, query, keys, self.slopes)
 
     def _output(self, attended: torch.Tensor) -> torch.Tensor:
