@@ -58,6 +58,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_neo_mla": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "opt_mla": {"ffn_dim": 48, "init_std": 0.2},
     "mpt_mla": {"max_seq_len": 64, "use_cache": True},
+    "falcon_mla": {"ffn_hidden_size": 48},
+    "xglm_mla": {"ffn_dim": 48, "init_std": 0.2},
+    "gpt_bigcode_mla": {"n_positions": 64, "n_inner": 48},
 }
 
 
