@@ -31,6 +31,30 @@ def near(given: torch.Tensor | None, query: torch.Tensor, keys: int, window: int
     return given & inside if given.dtype == torch.bool else given.masked_fill(~inside, lowest)
 
 
+def seen_by(given: torch.Tensor | None, query: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tell what tokens see, and how far ahead of each token a key is.
+
+    given: a boolean or additive mask [B, 1, S, T], or None where a token sees all before it; query: [B, H, S, d];
+    keys: T.
+    -> twice [1 or B, 1, S, T]: True where a token looks, and the place of a key less the token's.
+    """
+    ahead = torch.arange(keys, device=query.device) - own_places(given, query, keys)
+    if given is None:
+        return ahead <= 0, ahead
+    return given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2, ahead
+
+
+def lessened(given: torch.Tensor | None, query: torch.Tensor, lost: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Make an additive mask [1 or B, H, S, T] of what scores lose.
+
+    given, query: as in `own_places`; lost: [1 or B, H, S, T] what is added; seen: as of `seen_by`.
+    """
+    lowest, lost = torch.finfo(query.dtype).min, lost.to(query.dtype)
+    if given is not None and given.dtype != torch.bool:
+        lost = lost + given.clamp_min(lowest / 2)
+    return lost.masked_fill(~seen, lowest)
+
+
 def with_slopes(given: torch.Tensor | None, query: torch.Tensor, keys: int, slopes: list[float]) -> torch.Tensor:
     """Take from scores a slope of each head's own per token of distance (ALiBi, arXiv:2108.12409), [B, H, S, T].
 
@@ -45,4 +69,4 @@ def with_slopes(given: torch.Tensor | None, query: torch.Tensor, keys: int, slop
     return bias.masked_fill(~given, lowest) if given.dtype == torch.bool else (bias + given).clamp(min=lowest)
 
 
-__all__ = ["near", "own_places", "with_slopes"]
+__all__ = ["lessened", "near", "own_places", "seen_by", "with_slopes"]

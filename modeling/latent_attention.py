@@ -233,7 +233,13 @@ class LatentAttention(nn.Module):
             raise ValueError("continuous batching knows of no slopes (ALiBi) and of no cap of scores: use generate")
         if self.slopes is None:
             return given
-        return with_slopes(given, query, keys, self.slopes)
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(f"{self.config._attn_implementation!r} learns of no slopes (ALiBi): use eager or sdpa")
+        return self.sloped(given, query, keys, self.slopes)
+
+    def sloped(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, slopes: list[float]) -> torch.Tensor:
+        """Take slopes [H] from the mask of the model, [B, 1, S, T] or None: [1 or B, H, S, T]."""
+        return with_slopes(given, query, keys, slopes)
 
     def _output(self, attended: torch.Tensor) -> torch.Tensor:
         """[B, S, H * v] -> [B, S, D]."""

@@ -3,7 +3,6 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from transformers import (
     BioGptForTokenClassification,
     BioGptModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.biogpt.modeling_biogpt import BioGptAttention, BioGptDecoderLayer
 
-from .configuration_biogpt_gqa import BioGptGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
-from .plain_decoder import PlainParts, plain_forward  # noqa: TID251
+from .biogpt_decoder import BioGptParts  # noqa: TID251 - beside this file in a checkpoint, too
+from .configuration_biogpt_gqa import BioGptGQAConfig  # noqa: TID251
+from .plain_decoder import plain_forward  # noqa: TID251
 from .shared_heads import SeparateAttention, SharedHeadsModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -46,26 +45,10 @@ class BioGptGQAPreTrainedModel(SharedHeadsModel):
     _can_record_outputs: Any = {"hidden_states": BioGptDecoderLayer, "attentions": BioGptGQAAttention}  # noqa: RUF012
 
 
-class BioGptGQAModel(PlainParts, BioGptGQAPreTrainedModel, BioGptModel):
+class BioGptGQAModel(BioGptParts, BioGptGQAPreTrainedModel, BioGptModel):
     """Embeddings, blocks and the last LayerNorm."""
 
     forward = answers_like(BioGptModel.forward)(plain_forward)
-    output_class = BaseModelOutputWithPastAndCrossAttentions
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks; in training some are left out at random, where the config says so."""
-        return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
-
-    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D], positions added."""
-        places = arguments["position_ids"]
-        states = inputs_embeds + self.embed_positions(places, position_ids=places)
-        return nn.functional.dropout(states, p=float(self.dropout), training=self.training)
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.layer_norm(hidden_states)
-        return normed
 
 
 class BioGptGQAForCausalLM(BioGptGQAPreTrainedModel, BioGptForCausalLM):

@@ -3,7 +3,6 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,18 +13,16 @@ from transformers import (
     BloomForTokenClassification,
     BloomModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.bloom.modeling_bloom import BloomBlock, BloomMLP
+from transformers.models.bloom.modeling_bloom import BloomBlock
 
-from .configuration_bloom_gqa import BloomGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
-from .own_masks import AlibiAttention  # noqa: TID251
-from .plain_decoder import (  # noqa: TID251
-    PlainBlock,
-    PlainModel,
-    PlainPreTrainedModel,
-    plain_block_forward,
-    plain_forward,
+from .bloom_decoder import (  # noqa: TID251 - beside this file in a checkpoint, too
+    BloomBackbone,
+    BloomBackboneBlock,
+    BloomBackbonePreTrainedModel,
 )
+from .configuration_bloom_gqa import BloomGQAConfig  # noqa: TID251
+from .own_masks import AlibiAttention  # noqa: TID251
+from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
 from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -61,67 +58,31 @@ class BloomGQAAttention(AlibiAttention):
         return attended if residual is None else residual + attended, weights
 
 
-class BloomGQABlock(PlainBlock):
-    """One layer: attention and MLP, each behind its LayerNorm, which add what comes in, or its norm."""
+class BloomGQABlock(BloomBackboneBlock):
+    """One layer with this attention, which adds what comes in by itself."""
 
     forward = answers_like(BloomBlock.forward)(plain_block_forward)
+    attention_class = BloomGQAAttention
 
-    def __init__(self, config: BloomGQAConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.self_attention = BloomGQAAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mlp = BloomMLP(config)
-        self.adds_normed = config.apply_residual_connection_post_layernorm
-
-    def run(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed = self.input_layernorm(hidden_states)
-        hidden_states, _ = self.self_attention(normed, normed if self.adds_normed else hidden_states, **arguments)
-        normed = self.post_attention_layernorm(hidden_states)
-        output: torch.Tensor = self.mlp(normed, normed if self.adds_normed else hidden_states)
+    def attend(self, normed: torch.Tensor, residual: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """[B, S, D] and what is added, [B, S, D] -> [B, S, D]."""
+        output: torch.Tensor = self.self_attention(normed, residual, **arguments)[0]
         return output
 
 
-class BloomGQAPreTrainedModel(PlainPreTrainedModel):
-    """What the classes below declare to transformers; engines with an attention of their own know of no slopes here."""
+class BloomGQAPreTrainedModel(BloomBackbonePreTrainedModel):
+    """What the classes below declare to transformers."""
 
     config_class: Any = BloomGQAConfig
-    base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
     _no_split_modules: Any = ["BloomGQABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs: Any = {"hidden_states": BloomGQABlock, "attentions": BloomGQAAttention}  # noqa: RUF012
 
 
-class BloomGQAModel(BloomGQAPreTrainedModel, PlainModel, BloomModel):
+class BloomGQAModel(BloomGQAPreTrainedModel, BloomBackbone, BloomModel):
     """Embeddings with a LayerNorm, blocks and the last LayerNorm."""
 
+    block_class = BloomGQABlock
     forward = answers_like(BloomModel.forward)(plain_forward)
-    output_class = BaseModelOutputWithPastAndCrossAttentions
-
-    def build(self, config: BloomGQAConfig) -> None:
-        """Make the modules."""
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.word_embeddings_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.h = nn.ModuleList([BloomGQABlock(config, layer) for layer in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.gradient_checkpointing = False
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
-    def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        states: torch.Tensor = self.word_embeddings_layernorm(inputs_embeds)
-        return states
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 BloomGQAPreTrainedModel.base_class = BloomGQAModel

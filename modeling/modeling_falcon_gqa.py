@@ -3,35 +3,31 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     FalconForCausalLM,
     FalconForSequenceClassification,
     FalconForTokenClassification,
     FalconModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.falcon.modeling_falcon import (
     FalconDecoderLayer,
     FalconLinear,
-    FalconMLP,
     FalconRotaryEmbedding,
     apply_rotary_pos_emb,
 )
 
 from .configuration_falcon_gqa import FalconGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
-from .own_masks import AlibiAttention, alibi_slopes  # noqa: TID251
-from .plain_decoder import (  # noqa: TID251
-    PlainBlock,
-    PlainModel,
-    PlainPreTrainedModel,
-    plain_block_forward,
-    plain_forward,
+from .falcon_decoder import (  # noqa: TID251
+    FalconBackbone,
+    FalconBackboneBlock,
+    FalconBackbonePreTrainedModel,
+    coarse_slopes,
 )
+from .own_masks import AlibiAttention, alibi_slopes  # noqa: TID251
+from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
 from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .shared_heads import SharedHeadsAttention  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
@@ -80,87 +76,45 @@ class FalconGQAAlibiAttention(AlibiAttention, FalconGQAAttention):
 
     def lost(self, seen: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
         """Give what is added to scores, [1 or B, H, S, T], by places from the first token that is seen."""
-        first = seen.int().argmax(-1, keepdim=True)
-        places = torch.arange(seen.shape[-1], device=seen.device) - first
-        slopes = alibi_slopes(self.num_heads, seen.device).bfloat16()
-        return (slopes[:, None, None] * places).float() * self.scaling
+        return coarse_slopes(seen, alibi_slopes(self.num_heads, seen.device), self.scaling)
 
 
-class FalconGQABlock(PlainBlock):
-    """One layer: attention and MLP side by side, behind one LayerNorm or two, or one behind the other."""
+def _attention(config: FalconGQAConfig, layer_idx: int) -> FalconGQAAttention:
+    return (FalconGQAAlibiAttention if config.alibi else FalconGQAAttention)(config, layer_idx)
+
+
+class FalconGQABlock(FalconBackboneBlock):
+    """One layer with this attention."""
 
     forward = answers_like(FalconDecoderLayer.forward)(plain_block_forward)
-
-    def __init__(self, config: FalconGQAConfig, layer_idx: int) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, float(config.layer_norm_epsilon or 0.0)
-        attention = FalconGQAAlibiAttention if config.alibi else FalconGQAAttention
-        self.self_attention = attention(config, layer_idx)
-        self.mlp = FalconMLP(config)
-        new = bool(config.new_decoder_architecture)
-        self.parallel = new or bool(config.parallel_attn)
-        self.two_norms = new and config.num_ln_in_parallel_attn in (None, 2)
-        if self.two_norms:
-            self.ln_attn = nn.LayerNorm(size, eps=eps)
-            self.ln_mlp = nn.LayerNorm(size, eps=eps)
-        else:
-            self.input_layernorm = nn.LayerNorm(size, eps=eps)
-        if not self.parallel:
-            self.post_attention_layernorm = nn.LayerNorm(size, eps=eps)
-        self.attention_dropout = nn.Dropout(float(config.attention_dropout or 0.0))
-        self.hidden_dropout = nn.Dropout(float(config.hidden_dropout or 0.0))
-
-    def run(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed = (self.ln_attn if self.two_norms else self.input_layernorm)(hidden_states)
-        attended, _ = self.self_attention(normed, **arguments)
-        if not self.parallel:
-            hidden_states = hidden_states + self.attention_dropout(attended)
-            added = self.mlp(self.post_attention_layernorm(hidden_states))
-        else:
-            added = self.mlp(self.ln_mlp(hidden_states) if self.two_norms else normed) + attended
-        output: torch.Tensor = hidden_states + self.hidden_dropout(added)
-        return output
+    attention_class = staticmethod(_attention)
 
 
-class FalconGQAPreTrainedModel(PlainPreTrainedModel):
+class FalconGQAPreTrainedModel(FalconBackbonePreTrainedModel):
     """What the classes below declare to transformers."""
 
     config_class: Any = FalconGQAConfig
-    base_model_prefix = "transformer"
     _no_split_modules: Any = ["FalconGQABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs: Any = {"hidden_states": FalconGQABlock, "attentions": FalconGQAAttention}  # noqa: RUF012
 
 
-class FalconGQAModel(FalconGQAPreTrainedModel, PlainModel, FalconModel):
+class FalconGQAModel(FalconGQAPreTrainedModel, FalconBackbone, FalconModel):
     """Embeddings, blocks and the last LayerNorm."""
 
+    block_class = FalconGQABlock
     forward = answers_like(FalconModel.forward)(plain_forward)
-    output_class = BaseModelOutputWithPastAndCrossAttentions
 
     def build(self, config: FalconGQAConfig) -> None:
         """Make the modules."""
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.h = nn.ModuleList([FalconGQABlock(config, layer) for layer in range(config.num_hidden_layers)])
-        self.ln_f = nn.LayerNorm(config.hidden_size, eps=float(config.layer_norm_epsilon or 0.0))
+        super().build(config)
         if not config.alibi:
             self.rotary_emb = FalconRotaryEmbedding(config)
-        self.gradient_checkpointing = False
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
 
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]; blocks get cosines and sines, where heads turn."""
         if not self.config.alibi:
             arguments["position_embeddings"] = self.rotary_emb(inputs_embeds, position_ids=arguments["position_ids"])
         return inputs_embeds
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 FalconGQAPreTrainedModel.base_class = FalconGQAModel

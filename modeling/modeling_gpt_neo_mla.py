@@ -15,8 +15,9 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 from .configuration_gpt_neo_mla import GPTNeoMLAConfig  # noqa: TID251 - beside this file in a checkpoint, too
 from .distance_masks import near  # noqa: TID251
 from .gpt_neo_decoder import GPTNeoBackbone, GPTNeoBackboneBlock, GPTNeoBackbonePreTrainedModel  # noqa: TID251
-from .latent_attention import LatentAttention, init_latent_attention  # noqa: TID251
+from .latent_attention import LatentAttention  # noqa: TID251
 from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
+from .plain_latent import LatentInitialisation  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
@@ -42,17 +43,12 @@ class GPTNeoMLABlock(GPTNeoBackboneBlock):
     attention_class = GPTNeoMLAAttention
 
 
-class GPTNeoMLAPreTrainedModel(GPTNeoBackbonePreTrainedModel):
+class GPTNeoMLAPreTrainedModel(LatentInitialisation, GPTNeoBackbonePreTrainedModel):
     """What the classes below declare to transformers."""
 
     config_class: Any = GPTNeoMLAConfig
     _no_split_modules: Any = ["GPTNeoMLABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs: Any = {"hidden_states": GPTNeoMLABlock, "attentions": GPTNeoMLAAttention}  # noqa: RUF012
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)  # type: ignore[misc]  # of the stock class
-        init_latent_attention(module)
 
 
 class GPTNeoMLAModel(GPTNeoMLAPreTrainedModel, GPTNeoBackbone, GPTNeoModel):

@@ -3,7 +3,6 @@
 Letters in shapes are those of `shared_heads.py`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,18 +13,12 @@ from transformers import (
     MptForTokenClassification,
     MptModel,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.mpt.modeling_mpt import MptBlock, MptMLP
+from transformers.models.mpt.modeling_mpt import MptBlock
 
 from .configuration_mpt_gqa import MptGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .mpt_decoder import MptBackbone, MptBackboneBlock, MptBackbonePreTrainedModel  # noqa: TID251
 from .own_masks import AlibiAttention  # noqa: TID251
-from .plain_decoder import (  # noqa: TID251
-    PlainBlock,
-    PlainModel,
-    PlainPreTrainedModel,
-    plain_block_forward,
-    plain_forward,
-)
+from .plain_decoder import plain_block_forward, plain_forward  # noqa: TID251
 from .plain_heads import LanguageHead, SequenceHead, TokenHead  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -59,65 +52,26 @@ class MptGQAAttention(AlibiAttention):
         return projected
 
 
-def _norm(config: MptGQAConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=False)
-
-
-class MptGQABlock(PlainBlock):
-    """One layer: attention and MLP, each behind its LayerNorm and added to what came in."""
+class MptGQABlock(MptBackboneBlock):
+    """One layer with this attention."""
 
     forward = answers_like(MptBlock.forward)(plain_block_forward)
-
-    def __init__(self, config: MptGQAConfig, layer_idx: int) -> None:
-        super().__init__()
-        own: Any = config.attn_config
-        self.norm_1 = _norm(config)
-        self.attn = MptGQAAttention(config, layer_idx)
-        self.norm_2 = _norm(config)
-        self.ffn = MptMLP(config)
-        self.resid_attn_dropout = nn.Dropout(float(own.attn_pdrop))
-
-    def run(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        attended, _ = self.attn(self.norm_1(hidden_states), **arguments)
-        hidden_states = self.resid_attn_dropout(attended) + hidden_states
-        output: torch.Tensor = self.ffn(self.norm_2(hidden_states), hidden_states)
-        return output
+    attention_class = MptGQAAttention
 
 
-class MptGQAPreTrainedModel(PlainPreTrainedModel):
-    """What the classes below declare to transformers; engines with an attention of their own know of no slopes here."""
+class MptGQAPreTrainedModel(MptBackbonePreTrainedModel):
+    """What the classes below declare to transformers."""
 
     config_class: Any = MptGQAConfig
-    base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
     _no_split_modules: Any = ["MptGQABlock"]  # noqa: RUF012 - transformers' own declaration
     _can_record_outputs: Any = {"hidden_states": MptGQABlock, "attentions": MptGQAAttention}  # noqa: RUF012
 
 
-class MptGQAModel(MptGQAPreTrainedModel, PlainModel, MptModel):
+class MptGQAModel(MptGQAPreTrainedModel, MptBackbone, MptModel):
     """Embeddings, blocks and the last LayerNorm."""
 
+    block_class = MptGQABlock
     forward = answers_like(MptModel.forward)(plain_forward)
-    output_class = BaseModelOutputWithPastAndCrossAttentions
-
-    def build(self, config: MptGQAConfig) -> None:
-        """Make the modules."""
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList([MptGQABlock(config, layer) for layer in range(config.n_layers)])
-        self.norm_f = _norm(config)
-        self.gradient_checkpointing = False
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.blocks
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.norm_f(hidden_states)
-        return normed
 
 
 MptGQAPreTrainedModel.base_class = MptGQAModel

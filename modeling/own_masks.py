@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .distance_masks import near, own_places  # noqa: TID251 - beside this file in a checkpoint, too
+from .distance_masks import lessened, near, seen_by  # noqa: TID251 - beside this file in a checkpoint, too
 from .shared_heads import SharedHeadsAttention  # noqa: TID251
 from .transformers_api import has_pages  # noqa: TID251
 
@@ -29,30 +29,13 @@ class OwnMaskAttention(SharedHeadsAttention):
         return super().forward(hidden_states, **kwargs)
 
 
-def seen_by(given: torch.Tensor | None, query: torch.Tensor, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tell what tokens see, and how far ahead of each token a key is.
-
-    given: a boolean or additive mask [B, 1, S, T], or None where a token sees all before it; query: [B, H, S, d];
-    keys: T.
-    -> twice [1 or B, 1, S, T]: True where a token looks, and the place of a key less the token's.
-    """
-    ahead = torch.arange(keys, device=query.device) - own_places(given, query, keys)
-    if given is None:
-        return ahead <= 0, ahead
-    return given if given.dtype == torch.bool else given > torch.finfo(given.dtype).min / 2, ahead
-
-
 class AlibiAttention(OwnMaskAttention):
     """Scores fall with the distance, at a slope of each query head's own (Press et al., arXiv:2108.12409)."""
 
     def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, arguments: dict[str, Any]) -> Any:
         """Add what scores lose: a boolean or additive mask [B, 1, S, T], or None -> additive [1 or B, H, S, T]."""
-        lowest = torch.finfo(query.dtype).min
         seen, ahead = seen_by(given, query, keys)
-        lost = self.lost(seen, ahead).to(query.dtype)
-        if given is not None and given.dtype != torch.bool:
-            lost = lost + given.clamp_min(lowest / 2)
-        return lost.masked_fill(~seen, lowest)
+        return lessened(given, query, self.lost(seen, ahead), seen)
 
     def lost(self, seen: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
         """Give what is added to scores, [1 or B, H, S, T].

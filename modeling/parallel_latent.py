@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from .latent_attention import LatentAttention, init_latent_attention  # noqa: TID251 - beside this file, too
+from .latent_attention import LatentAttention  # noqa: TID251 - beside this file, too
 from .parallel_rotary import ParallelBlock, ParallelModel  # noqa: TID251
 from .plain_decoder import PlainPreTrainedModel  # noqa: TID251
+from .plain_latent import LatentInitialisation  # noqa: TID251
 
 
 class ParallelLatentAttention(LatentAttention):
@@ -31,15 +32,10 @@ class ParallelLatentModel(ParallelModel):
         return position_ids
 
 
-class ParallelLatentPreTrainedModel(PlainPreTrainedModel):
+class ParallelLatentPreTrainedModel(LatentInitialisation, PlainPreTrainedModel):
     """What models of both have in front of the stock class."""
 
     base_model_prefix = "transformer"
-
-    @torch.no_grad()
-    def _init_weights(self, module: Any) -> None:
-        super()._init_weights(module)  # type: ignore[misc]  # of the stock class
-        init_latent_attention(module)
 
 
 __all__ = ["ParallelLatentAttention", "ParallelLatentBlock", "ParallelLatentModel", "ParallelLatentPreTrainedModel"]

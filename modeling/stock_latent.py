@@ -28,13 +28,19 @@ class Positions(nn.Module):
         return position_ids
 
 
+def _window(attention: Any) -> int | None:
+    """Tell how many tokens back a token sees in a stock attention; some keep the number where all layers have it."""
+    found: int | None = getattr(attention, "sliding_window", None) if getattr(attention, "is_sliding", True) else None
+    return found
+
+
 class StockLatentModel(ReplacedParts):
     """What a family's models have in front of the stock class that each of them is."""
 
     def _replace(self, parent: Any) -> None:
         if hasattr(parent, "rotary_emb"):
             parent.rotary_emb = Positions()
-        windows = {name: getattr(child, "sliding_window", None) for name, child in parent.named_children()}
+        windows = {name: _window(child) for name, child in parent.named_children()}
         super()._replace(parent)
         for name, child in parent.named_children():
             if isinstance(child, LatentAttention) and child.sliding_window is None:

@@ -20,9 +20,10 @@ from transformers.models.mpt.modeling_mpt import MptBlock
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.block_facts import alibi_slopes
 
 VOCABULARY = 61
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+_SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 _TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "num_labels": 3}
 _LATENT = {"kv_lora_rank": 12, "qk_nope_head_dim": 6, "v_head_dim": 8}
 _HEADS = {"head_dim": 0}  # follows from the others
@@ -56,16 +57,21 @@ _OWN: dict[str, dict[str, Any]] = {
     "codegen_mla": {"rotary_dim": 4, "n_positions": 64},
     "gpt_neo_mla": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "opt_mla": {"ffn_dim": 48, "init_std": 0.2},
+    "mpt_mla": {"max_seq_len": 64, "use_cache": True},
+    "falcon_mla": {"ffn_hidden_size": 48},
+    "xglm_mla": {"ffn_dim": 48, "init_std": 0.2},
+    "gpt_bigcode_mla": {"n_positions": 64, "n_inner": 48},
 }
 
 
 def _with_a_latent(family: str) -> dict[str, Any]:
     """Settings of a class that has its family's blocks around latent attention."""
-    rotary = architectures()[native_type(family)].turns
+    arch = architectures()[native_type(family)]
     own = OWN.get(native_type(family), {})
     cap = own.get("attn_logit_softcapping")
-    besides = {"score_softcap": cap, "key_norm_heads": 2 if architectures()[native_type(family)].k_norm else 0}
-    return _LATENT | (_ROTARY if rotary else {}) | own | _HEADS | besides | _OWN.get(family, {})
+    slopes = list(alibi_slopes(_SIZES["num_attention_heads"])) if arch.position == "alibi" else None
+    besides = {"score_softcap": cap, "key_norm_heads": 2 if arch.k_norm else 0, "alibi_slopes": slopes}
+    return _LATENT | (_ROTARY if arch.turns else {}) | own | _HEADS | besides | _OWN.get(family, {})
 
 
 # what of transformers each base model stands in for
@@ -93,23 +99,27 @@ LATENTS = [
 ]
 SETTINGS |= {name: _with_a_latent(name) for name in LATENTS}
 CAUSAL = {family: classes for family, classes in modeling.FAMILIES.items() if classes.causal and family in SETTINGS}
-# what of transformers each block stands in for, where it is not transformers' own, and what of its arguments is unused
+# by native type: what of transformers a block stands in for, where it is not transformers' own, and what of its
+# arguments is unused
 _BLOCKS: dict[str, tuple[Any, str | None]] = {
-    "gpt2_gqa": (GPT2Block, "encoder_hidden_states"),
-    "gpt2_mla": (GPT2Block, "encoder_hidden_states"),
-    "llama_mla": (LlamaDecoderLayer, "position_embeddings"),
-    "codegen_gqa": (CodeGenBlock, None),
-    "gpt_neo_gqa": (GPTNeoBlock, None),
-    "gptj_gqa": (GPTJBlock, None),
-    "codegen_mla": (CodeGenBlock, None),
-    "gpt_neo_mla": (GPTNeoBlock, None),
-    "gptj_mla": (GPTJBlock, None),
-    "bloom_gqa": (BloomBlock, "alibi"),
-    "mpt_gqa": (MptBlock, "position_bias"),
-    "falcon_gqa": (FalconDecoderLayer, "alibi"),
+    "gpt2": (GPT2Block, "encoder_hidden_states"),
+    "llama": (LlamaDecoderLayer, "position_embeddings"),
+    "codegen": (CodeGenBlock, None),
+    "gpt_neo": (GPTNeoBlock, None),
+    "gptj": (GPTJBlock, None),
+    "bloom": (BloomBlock, "alibi"),
+    "mpt": (MptBlock, "position_bias"),
+    "falcon": (FalconDecoderLayer, "alibi"),
 }
-# whose attention has a mask of its own, which no engine and no paged cache learns of
-OWN_MASKS = frozenset({"bloom_gqa", "gpt_neo_gqa", "gpt_neo_mla", "mpt_gqa"})
+
+
+def _masks_by_itself(family: str) -> bool:
+    """Whether the attention has a mask of its own, which no engine and no paged cache learns of."""
+    arch = architectures()[native_type(family)]
+    return arch.position == "alibi" or bool(arch.local_layers)
+
+
+OWN_MASKS = frozenset(family for family in CAUSAL if _masks_by_itself(family))
 
 
 def _first_of_kind() -> list[str]:
@@ -182,14 +192,14 @@ def first_block(model: Any) -> Any:
 
 def installed_block(family: str, block: Any) -> Any:
     """The class of transformers that a block is, or stands in for."""
-    if family in _BLOCKS:
-        return _BLOCKS[family][0]
+    if native_type(family) in _BLOCKS:
+        return _BLOCKS[native_type(family)][0]
     return next(cls for cls in type(block).__mro__ if cls.__module__.startswith("transformers.models"))
 
 
 def unused_argument(family: str) -> str | None:
     """What the installed block declares and ours refuses; None where the block is transformers' own."""
-    return _BLOCKS[family][1] if family in _BLOCKS else None
+    return _BLOCKS.get(native_type(family), (None, None))[1]
 
 
 def tokens(batch: int = 2, length: int = 11) -> Tensor:

@@ -203,10 +203,13 @@ def test_keys_of_another_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("olmo3", "has a norm on each key, behind its projection, which no class with a latent around such blocks has"),
+        (
+            "minimax_m2",
+            "has a norm on each key, behind its projection, which no class with a latent around such blocks has",
+        ),
         ("vaultgemma", "caps its scores, which no class with a latent around such blocks has"),
         ("gpt_oss", "has attention sinks, which no class with a latent has"),
-        ("bloom", "no class with a latent has the blocks of bloom"),
+        ("phimoe", "no class with a latent has the blocks of phimoe"),
     ],
 )
 def test_what_no_latent_holds_is_refused_in_a_sentence(name: str, words: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from convert_attn.convert.archs.cache_form import LatentCache, form_of
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.conversion import api
 from convert_attn.convert.fitting.layers import Layers
-from convert_attn.convert.methods import methods
+from convert_attn.convert.methods import DEFAULT, methods
 from convert_attn.convert.planning.request import Request
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import fitting
@@ -31,6 +31,20 @@ LATENT = [name for name in KINDS if fitting(architectures()[name], _SIZES, Laten
 ROTARY = [name for name in LATENT if architectures()[name].position == "rope"]
 GROUPED = [name for name in ROTARY if architectures()[name].config_kv_heads]
 COMPRESSING = [name for name, method in methods().items() if method.compress]
+# methods differ by whether keys turn and are normed; --slow runs all of them on every family
+_ASKED = {
+    (arch.turns, bool(arch.k_norm), arch.norm is None): name for name in LATENT for arch in [architectures()[name]]
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `source` and `way`: the default method on every family, the others on one of each kind."""
+    if "way" not in metafunc.fixturenames:
+        return
+    every = bool(metafunc.config.getoption("--slow"))
+    pairs = [(name, way) for name in LATENT for way in COMPRESSING]
+    chosen = [(name, way) for name, way in pairs if every or way == DEFAULT or name in _ASKED.values()]
+    metafunc.parametrize(("source", "way"), chosen)
 
 
 def _convert(model: Any, folder: Path, **options: Any) -> Any:
@@ -40,12 +54,10 @@ def _convert(model: Any, folder: Path, **options: Any) -> Any:
     return load(folder / "out")
 
 
-@pytest.mark.parametrize("method", COMPRESSING)
-@pytest.mark.parametrize("model_type", LATENT)
-def test_full_rank_gives_the_original_logits(model_type: str, method: str, tmp_path: Path) -> None:
-    model = tiny_model(model_type)
-    rotary = {"rope_dim": tiny_geometry(model)[1].turning_keys} if model_type in ROTARY else {}
-    converted = _convert(model, tmp_path, rank=HIDDEN, method=method, **rotary)
+def test_full_rank_gives_the_original_logits(source: str, way: str, tmp_path: Path) -> None:
+    model = tiny_model(source)
+    rotary = {"rope_dim": tiny_geometry(model)[1].turning_keys} if source in ROTARY else {}
+    converted = _convert(model, tmp_path, rank=HIDDEN, method=way, **rotary)
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
 
 
@@ -106,13 +118,9 @@ def test_grouped_sources_convert_too(model_type: str, kv_heads: int, tmp_path: P
     torch.testing.assert_close(logits_of(converted), logits_of(model), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", COMPRESSING)
-@pytest.mark.parametrize("model_type", LATENT)
-def test_measured_cache_is_the_predicted_and_decode_equals_prefill(
-    model_type: str, method: str, tmp_path: Path
-) -> None:
-    rotary = {"rope_dim": 6} if model_type in ROTARY else {}
-    converted = _convert(tiny_model(model_type), tmp_path, rank=20, method=method, **rotary)
+def test_measured_cache_is_the_predicted_and_decode_equals_prefill(source: str, way: str, tmp_path: Path) -> None:
+    rotary = {"rope_dim": 6} if source in ROTARY else {}
+    converted = _convert(tiny_model(source), tmp_path, rank=20, method=way, **rotary)
     tokens = torch.randint(1, SIZES["vocab_size"], (2, 10), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         whole = converted(input_ids=tokens).logits
@@ -313,7 +321,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: 
     ("model_type", "reason"),
     [
         ("persimmon", "a key of its own for every query head"),
-        ("bloom", "no class with a latent has the blocks of bloom"),
+        ("phimoe", "no class with a latent has the blocks of phimoe"),
         ("deepseek_v3", "caches a latent already"),
     ],
 )

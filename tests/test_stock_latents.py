@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from families import LATENTS, build, native_type, tokens
-from tiny import KINDS, SIZES, load, logits_of, tiny_geometry, tiny_model
+from tiny import KINDS, SIZES, assert_same_logits, load, logits_of, tiny_geometry, tiny_model
 from transformers import DynamicCache
 
 from convert_attn import convert
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.block_facts import alibi_slopes
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.targets.latent import read_latent
+from convert_attn.convert.verification.folder import verify
 from convert_attn.convert.weights.functional import Attention, Rule
 from convert_attn.eval.measures.decoding import with_cache
 from convert_attn.modeling.latent_attention import LatentAttention
@@ -27,6 +29,16 @@ SHAPED: dict[str, dict[str, Any]] = {
     "slopes": {"alibi_slopes": list(alibi_slopes(4))},
     "norm": {"key_norm_heads": 2},
     "norm of all heads": {"key_norm_heads": 4, "key_norm_together": True},
+}
+# what only some configs of a family have
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "slopes of Falcon": ("falcon", {"alibi": True, "bias": True, "parallel_attn": False}),
+    "one K/V head": ("falcon", {"multi_query": True}),
+    "two norms and some K/V heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "norms are added": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "a number of heads that is no power of two": ("bloom", {"num_attention_heads": 12, "hidden_size": 96}),
+    "a scale of its own": ("mpt", {"attn_config": {"softmax_scale": 0.5}}),
+    "scores as they are": ("gpt_bigcode", {"scale_attn_weights": False, "multi_query": True}),
 }
 both_functions = pytest.mark.parametrize("attn", ["sdpa", "eager"])
 
@@ -66,6 +78,40 @@ def test_a_padded_batch_is_each_alone(kind: str) -> None:
     both = model(ids, attention_mask=mask, position_ids=places).logits
     torch.testing.assert_close(both[0, 4:], model(ids[:1, 4:]).logits[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(both[1], model(ids[1:]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", LATENTS)
+def test_a_layer_tells_attention_functions_of_its_own_window(family: str) -> None:
+    """Masks have it, too; engines read what the module says."""
+    model = build(family, "AutoModel")
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds is None:
+        pytest.skip("all layers are alike")
+    windows = [module.sliding_window for module in model.modules() if isinstance(module, LatentAttention)]
+    assert windows == [model.config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_of_a_family_lose_nothing_at_full_rank(name: str, tmp_path: Path) -> None:
+    """On a text that is longer than what bfloat16 counts, as Falcon rounds its slopes."""
+    source, options = VARIANTS[name]
+    model = tiny_model(source, **{architectures()[source].context_key: 512} | options)
+    model.save_pretrained(tmp_path / "in")
+    sizes = {"rank": model.config.hidden_size, "rope_dim": tiny_geometry(model)[1].turning_keys or None}
+    convert(tmp_path / "in", to="mla", output=tmp_path / "out", calibration=None, measure=False, **sizes)
+    found = load(tmp_path / "out")
+    assert_same_logits(logits_of(found, 400, 1), logits_of(model, 400, 1))
+    ids = torch.arange(3, 12)[None]
+    greedy: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(found.generate(ids, **greedy), found.generate(ids, **greedy, use_cache=False))
+    assert verify(tmp_path / "out").figures["block_errors"]
+
+
+def test_attention_functions_that_learn_of_no_slopes_are_refused() -> None:
+    model = build("llama_mla", alibi_slopes=list(alibi_slopes(4)))
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match=r"'flex_attention' learns of no slopes \(ALiBi\): use eager or sdpa"):
+        model.model.layers[0].self_attn(torch.ones(1, 3, 32), position_ids=torch.arange(3)[None])
 
 
 @pytest.mark.parametrize("source", LEAST)

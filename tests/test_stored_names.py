@@ -122,6 +122,23 @@ def test_what_is_not_attention_stays_byte_for_byte_under_its_name(form: str, gro
         assert_same_logits(logits_of(found), logits_of(model))
 
 
+@pytest.mark.parametrize("form", ["old", "new"])
+def test_beside_a_latent_experts_stay_byte_for_byte_under_their_names(form: str, tmp_path: Path) -> None:
+    model = saved(tmp_path / "in", form)
+    options: dict[str, Any] = {"rank": 64, "rope_dim": 64, "calibration": None, "measure": False}
+    convert(tmp_path / "in", to="mla", output=tmp_path / "out", **options)
+    before, after = (
+        {name: tensor for name, tensor in tensors_of(tmp_path / folder).items() if not is_attention(name)}
+        for folder in ("in", "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    found = load(tmp_path / "out")
+    assert_same_logits(logits_of(found), logits_of(model))
+    found.save_pretrained(tmp_path / "again")
+    assert any(name.endswith(ONE_BY_ONE) for name in tensors_of(tmp_path / "again"))
+
+
 @pytest.mark.parametrize("to", ["gqa", "mqa"])
 def test_both_forms_come_to_the_same_model(to: str, tmp_path: Path) -> None:
     """On text, solved anew behind what the experts make of it."""

@@ -73,7 +73,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "starcoder2": {"sliding_window": 20},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 20} | _ROPE,
-    "qwen2_moe": _FEW_EXPERTS | {"shared_expert_intermediate_size": 32},
+    "qwen2_moe": _FEW_EXPERTS | {"shared_expert_intermediate_size": 32, "mlp_only_layers": [1]},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [1]} | _FEW_EXPERTS,
     "olmoe": _FEW_EXPERTS,
     "granite": _GRANITE,

@@ -65,8 +65,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             `cast` (a dtype that its weights were rounded to), `probes` (a file), `rounding` (what rounding the weights
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
             cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
-            `behaviour.attention_outputs`), `sites` (of an encoder-decoder: see `pairs.attention_outputs`), `within`
-            (the module that is the language model in a larger model).
+            `behaviour.attention_outputs`), `source_inside` (the same, of the source), `sites` (of an encoder-decoder:
+            see `pairs.attention_outputs`), `within` (the module that is the language model in a larger model).
 
     Returns:
         the fields of `Report`.
@@ -163,15 +163,15 @@ def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) ->
         _cache(job, _base(model), ids, report)
 
 
-def _inside(job: dict[str, Any]) -> tuple[str, str]:
-    reads, gives = job.get("inside", ("", ""))
+def _inside(job: dict[str, Any], whose: str = "inside") -> tuple[str, str]:
+    reads, gives = job.get(whose, ("", ""))
     return reads, gives
 
 
-def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor]) -> Tensor:
+def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor], whose: str = "inside") -> Tensor:
     if sites := job.get("sites"):
         return pairs.around_attention(model, ids, given, sites)
-    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job)[1], job.get("within", ""))
+    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job, whose)[1], job.get("within", ""))
 
 
 def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _compare_source(job: dict[str, Any], seen: Outside, report: Report) -> None:
     source = auto.from_pretrained(job["source_model"], trust_remote_code=job["trust_model"], dtype=torch.float32).eval()
     if job.get("cast") is not None:  # the conversion has rounded all weights to another dtype
         source = source.to(getattr(torch, job["cast"])).float()
-    gap = behaviour.difference(seen.values, _around(job, source, seen.ids, seen.given))
+    gap = behaviour.difference(seen.values, _around(job, source, seen.ids, seen.given, "source_inside"))
     report.figures["around_attention"] = gap
     if not gap <= _SAME:
         raise MisbehaviourError(

@@ -9,6 +9,7 @@ import torch
 
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, form_of
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
@@ -157,6 +158,7 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
         window=_window(config, layer),
         softcap=config.score_softcap,
         slopes=None if slopes is None else torch.tensor(slopes),
+        coarse_slopes=_has_coarse_slopes(config),
     )
     x = probe_states(config, layer) * _norm_size(source, config, f"{stem}{layer}.")
     return answer(
@@ -164,9 +166,20 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
     )
 
 
+def _original(config: Any) -> Architecture | None:
+    """Give the facts of the family that a class of ours is of, where they are known."""
+    arch = architectures().get(str(config.model_type).rpartition("_")[0])
+    return None if arch is None else arch.of(config)
+
+
+def _has_coarse_slopes(config: Any) -> bool:
+    arch = _original(config)
+    return arch is not None and arch.coarse_slopes
+
+
 def _window(config: Any, layer: int) -> int | None:
     """How many tokens back a token sees in a layer, in the words that our classes' configs have for it."""
-    arch = architectures().get(str(config.model_type).rpartition("_")[0])
+    arch = _original(config)
     by_layer = arch.windows(config) if arch else ()
     if by_layer:
         return by_layer[layer]

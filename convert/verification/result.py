@@ -181,6 +181,8 @@ def _source_job(
         whole = range(blocks_of(source).count)
         kept = whole if len(layers) >= len(whole) else layers
         code = source.origin.folder if source.class_code() else None
+        arch = architectures().get(source.config["model_type"])
+        job["source_inside"] = ("", "") if arch is None else _inside(arch)
         write_cut(source, kept, work / "source", code=code, changed=_solved_tensors(source, checkpoint))
         ours, theirs = _float_dtypes(checkpoint), _float_dtypes(source)
         job |= {

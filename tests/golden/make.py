@@ -28,7 +28,13 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "gptj_mla": PAIRS,
     "codegen_mla": PAIRS,
     "opt_mla": {"ffn_dim": 24},
+    "falcon_mla": {"ffn_hidden_size": 24},
+    "xglm_mla": {"ffn_dim": 24},
+    "gpt_bigcode_mla": {"n_inner": 24},
     "qwen3_moe_mla": {"moe_intermediate_size": 8, "num_experts": 2},
+    "mixtral_mla": {"num_local_experts": 2},
+    "qwen2_moe_mla": {"moe_intermediate_size": 8, "num_experts": 2, "shared_expert_intermediate_size": 8},
+    "olmoe_mla": {"num_experts": 2},
     "distilbert_gqa": {"hidden_dim": 12},
     "electra_gqa": {"embedding_size": 8},
 }

@@ -1,0 +1,5 @@
+"""Arcee with a latent cache: our modeling/modeling_arcee_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("arcee", "Arcee")

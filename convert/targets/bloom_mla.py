@@ -1,0 +1,5 @@
+"""Bloom with a latent cache: our modeling/modeling_bloom_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("bloom", "Bloom")

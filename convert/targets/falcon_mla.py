@@ -1,0 +1,5 @@
+"""Falcon with a latent cache: our modeling/modeling_falcon_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("falcon", "Falcon")

@@ -1,0 +1,5 @@
+"""MPT with a latent cache: our modeling/modeling_mpt_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("mpt", "Mpt")

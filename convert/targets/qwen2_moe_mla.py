@@ -1,0 +1,5 @@
+"""Qwen2 with experts with a latent cache: our modeling/modeling_qwen2_moe_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("qwen2_moe", "Qwen2Moe")

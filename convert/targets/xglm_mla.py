@@ -1,0 +1,5 @@
+"""XGLM with a latent cache: our modeling/modeling_xglm_mla.py."""
+
+from convert_attn.convert.targets.stock_latent import stock_latent
+
+TARGET = stock_latent("xglm", "XGLM")

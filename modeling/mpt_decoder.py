@@ -1,0 +1,82 @@
+"""MPT around an attention of another kind: everything else has the names it had.
+
+Letters in shapes: B batch, S new tokens, D hidden size.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.models.mpt.modeling_mpt import MptMLP
+
+from .plain_decoder import PlainBlock, PlainModel, PlainPreTrainedModel  # noqa: TID251 - beside this file, too
+
+
+def _norm(config: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=False)
+
+
+class MptBackboneBlock(PlainBlock):
+    """One layer: attention and MLP, each behind its LayerNorm and added to what came in.
+
+    Attributes:
+        attention_class: made from (config, number of the layer).
+    """
+
+    attention_class: Any
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__()
+        self.norm_1 = _norm(config)
+        self.attn = self.attention_class(config, layer_idx)
+        self.norm_2 = _norm(config)
+        self.ffn = MptMLP(config)
+        self.resid_attn_dropout = nn.Dropout(float(config.attn_config.attn_pdrop))
+
+    def run(self, hidden_states: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        attended, _ = self.attn(self.norm_1(hidden_states), **arguments)
+        hidden_states = self.resid_attn_dropout(attended) + hidden_states
+        output: torch.Tensor = self.ffn(self.norm_2(hidden_states), hidden_states)
+        return output
+
+
+class MptBackbonePreTrainedModel(PlainPreTrainedModel):
+    """What differs from MPT; engines with an attention of their own know of no slopes here."""
+
+    base_model_prefix = "transformer"
+    _supports_attention_backend = False
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+
+class MptBackbone(PlainModel):
+    """Embeddings, blocks and the last LayerNorm.
+
+    Attributes:
+        block_class: made from (config, number of the layer).
+    """
+
+    block_class: Any
+    output_class = BaseModelOutputWithPastAndCrossAttentions
+
+    def build(self, config: Any) -> None:
+        """Make the modules."""
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList([self.block_class(config, layer) for layer in range(config.n_layers)])
+        self.norm_f = _norm(config)
+        self.gradient_checkpointing = False
+
+    def decoder_blocks(self) -> Iterable[Any]:
+        """Give the blocks."""
+        return self.blocks
+
+    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        normed: torch.Tensor = self.norm_f(hidden_states)
+        return normed
+
+
+__all__ = ["MptBackbone", "MptBackboneBlock", "MptBackbonePreTrainedModel"]
