@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convert_attn.convert.errors import ConvertAttnError
-from convert_attn.convert.text.rows import Reading, checked, lines, open_text
+from convert_attn.convert.text.rows import RowReading, checked, lines, open_text
 
 LONGEST = 1 << 24
 """Characters of the longest document; a longer one is handed out in pieces, so that no file has to fit in memory."""
@@ -92,4 +92,4 @@ def _fields(row: Mapping[str, Any], where: str) -> str:
     return checked(row, FIELD, where)
 
 
-_TEXT = Reading(columns=_columns, made=_made, fields=_fields, expected='{"text": ...}')
+_TEXT = RowReading(columns=_columns, made=_made, fields=_fields, expected='{"text": ...}')

@@ -9,7 +9,7 @@ from typing import Any
 
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.text.documents import FIELD
-from convert_attn.convert.text.rows import Reading, checked, has_rows, open_text
+from convert_attn.convert.text.rows import RowReading, checked, has_rows, open_text
 
 Pair = tuple[str, str]
 """A source and the target that belongs to it."""
@@ -81,8 +81,8 @@ def _either(row: Mapping[str, Any], where: str) -> bool:
     return FIELD not in row and bool(_names([*row], where))
 
 
-_PAIR = Reading(columns=_names, made=_pair, fields=_pair, expected='{"source": ..., "target": ...}')
-_EITHER = Reading(
+_PAIR = RowReading(columns=_names, made=_pair, fields=_pair, expected='{"source": ..., "target": ...}')
+_EITHER = RowReading(
     columns=lambda names, where: [FIELD] if FIELD in names else _names(names, where),
     made=_either,
     fields=_either,

@@ -19,7 +19,7 @@ JSON, PACKED = (".jsonl", ".ndjson", ".json"), (".gz", ".xz", ".bz2", ".zip", ".
 
 
 @dataclass(frozen=True)
-class Reading(Generic[T]):
+class RowReading(Generic[T]):
     """What is read of a row.
 
     Attributes:
@@ -35,7 +35,7 @@ class Reading(Generic[T]):
     expected: str
 
 
-def open_text(name: str, reading: Reading[T], plain: Callable[[Path], Iterator[T]] | None) -> Iterator[T]:
+def open_text(name: str, reading: RowReading[T], plain: Callable[[Path], Iterator[T]] | None) -> Iterator[T]:
     """Give what is read of a file or of a dataset of the Hub; see `documents.read_documents`.
 
     Args:
@@ -74,7 +74,7 @@ def _path(name: str) -> Path:
         raise UsageError(f"text '{name}' is no path: {error}") from None
 
 
-def _of_file(path: Path, reading: Reading[T], plain: Callable[[Path], Iterator[T]] | None) -> Iterator[T]:
+def _of_file(path: Path, reading: RowReading[T], plain: Callable[[Path], Iterator[T]] | None) -> Iterator[T]:
     suffix = path.suffix.lower()
     if suffix in PACKED:
         raise UsageError(f"text '{path}' is compressed: unpack it first")
@@ -110,7 +110,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
             number += ended
 
 
-def _json_lines(path: Path, reading: Reading[T]) -> Iterator[T]:
+def _json_lines(path: Path, reading: RowReading[T]) -> Iterator[T]:
     held = ""
     for number, part in lines(path):
         held += part
@@ -122,7 +122,7 @@ def _json_lines(path: Path, reading: Reading[T]) -> Iterator[T]:
         yield _of_line(path, number, held, reading)
 
 
-def _of_line(path: Path, number: int, line: str, reading: Reading[T]) -> T:
+def _of_line(path: Path, number: int, line: str, reading: RowReading[T]) -> T:
     where = f"line {number} of '{path}'"
     try:
         row = json.loads(line)
@@ -146,7 +146,7 @@ def checked(row: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _parquet(path: Path, reading: Reading[T]) -> Iterator[T]:
+def _parquet(path: Path, reading: RowReading[T]) -> Iterator[T]:
     try:
         pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
@@ -164,7 +164,7 @@ def _parquet(path: Path, reading: Reading[T]) -> Iterator[T]:
         raise ConvertAttnError(f"'{path}' cannot be read as parquet: {reason}") from None
 
 
-def _from_hub(reading: Reading[T], spec: str, name: str, config: str = "", split: str = "") -> Iterator[T]:
+def _from_hub(reading: RowReading[T], spec: str, name: str, config: str = "", split: str = "") -> Iterator[T]:
     try:
         datasets = import_module("datasets")
     except ImportError:

@@ -63,7 +63,7 @@ class _Kind:
     pairs: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Windows:
     """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on.
 
@@ -281,9 +281,9 @@ def _parted(windows: Tensor) -> Windows:
         chosen[-1] = True
     fit, selection = windows[~chosen], windows[chosen]
     if len(selection):
-        return Windows(fit, selection)
+        return Windows(fit=fit, selection=selection)
     note = "the calibration text is one window long: what is chosen on it was fitted on it too"
-    return Windows(fit, fit, (note,))
+    return Windows(fit=fit, selection=fit, warnings=(note,))
 
 
 def load_tokenizer(folder: Path, name: str, remedy: str = CALIBRATION_REMEDY) -> Any:
