@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import config_of
+from checkpoints import Command, config_of, json_of
 from test_identities import _equal_heads
 from test_refit import D, H, heads
 from test_seq2seq import SAMPLES, SITES, TEXTUAL, with_tokenizer
 from tiny import HEADS, load, tiny_model
 from transformers import AutoTokenizer
 
-from convert_attn import ConvertAttnError, UsageError, convert
+from convert_attn import ConvertAttnError, UsageError, convert, evaluate
 from convert_attn.convert.calibration.statistics import Gathering
 from convert_attn.convert.classes.decoder_start import shift_of
 from convert_attn.convert.fitting.attention_refit import LayerRefit
@@ -30,6 +30,7 @@ from convert_attn.convert.text.pair_windows import NOTHING, asked, both_sides, p
 from convert_attn.convert.text.pairs import holds_pairs, read_pairs
 from convert_attn.convert.text.windows import Decoder, calibration_windows
 from convert_attn.convert.weights.functional import Attention, OtherSide, Rule
+from convert_attn.eval.measures.passages import make_pairs
 
 every_family = pytest.mark.parametrize("family", TEXTUAL)
 
@@ -247,3 +248,64 @@ def test_a_model_without_an_encoder_refuses_pairs(tmp_path: Path) -> None:
     text = write_pairs(tmp_path / "p.jsonl", 9)
     with pytest.raises(ConvertAttnError, match="has no field 'text', only 'source', 'target'"):
         convert(tmp_path / "in", to="mqa", output=tmp_path / "out", calibration=str(text))
+
+
+# --- eval
+
+
+@pytest.fixture(scope="module")
+def conversion(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A tiny encoder-decoder with a tokenizer, a conversion of it, and pairs."""
+    place = tmp_path_factory.mktemp("pairs")
+    with_tokenizer("t5", place / "in")
+    convert(place / "in", to="gqa", groups=2, output=place / "out", calibration=None, measure=False)
+    return place / "in", place / "out", write_pairs(place / "pairs.jsonl", 24)
+
+
+def test_eval_on_pairs(conversion: tuple[Path, Path, Path], tmp_path: Path, command: Command) -> None:
+    original, converted, text = conversion
+    fast = ("--contexts", "8", "--repeats", "2", "--device", "cpu", "--output", tmp_path / "eval")
+    shown = command("eval", original, converted, "--text", text, *fast)
+    assert shown.code == 0, shown.err
+    document = json_of(tmp_path / "eval" / "eval.json")
+    (model,) = document["models"]
+    windows = make_pairs(
+        AutoTokenizer.from_pretrained(original), str(text), 512, 65536, Decoder(0, lambda target: 0)
+    ).windows
+    assert (document["text"]["windows"], document["text"]["pairs"]) == (24, True)
+    (p, labels), (q, _) = (token_losses(load(folder), windows) for folder in (original, converted))
+    kept, found = labels >= 0, model["quality"]
+    assert found["tokens"] == int(kept.sum())
+    for logits, name in ((p, "original_loss"), (q, "loss")):
+        assert found[name]["mean"] == pytest.approx(float(torch.nn.functional.nll_loss(logits[kept], labels[kept])))
+    assert found["kl"]["mean"] == pytest.approx(float((p.exp() * (p - q)).sum(-1)[kept].mean()), rel=1e-4)
+    assert found["kl"]["error"] > 0
+    assert found["clustered_by"] == "document"
+    # two blocks, keys and values of 2 of 8 heads of 8 numbers of 4 bytes, for the target's tokens and the source's
+    assert model["cache"] == {
+        "source_bytes_per_token": 2 * 2 * 2 * 8 * 4,
+        "bytes_per_token": 2 * 2 * 2 * 2 * 8 * 4,
+        "predicted_bytes_per_token": 2 * 2 * 2 * 2 * 8 * 4,
+    }
+    assert document["original"]["cache"]["bytes_per_token"] == 4 * model["cache"]["bytes_per_token"]
+    (row,) = model["speed"]["rows"]
+    assert row["decode"]["converted"]["median_ms"] > 0
+    assert row["decode_attention"]["converted"]["median_ms"] < row["decode"]["converted"]["median_ms"]
+    assert model["probe"] is None
+    assert "one of the source, together" in (tmp_path / "eval" / "eval.html").read_text()
+
+
+def test_eval_without_pairs_halves_the_text_and_says_so(conversion: tuple[Path, Path, Path]) -> None:
+    original, _, _ = conversion
+    found = evaluate(original, original, max_tokens=256, speed=False, device="cpu", window=64)
+    assert any(note.startswith("The text has no pairs") for note in found.notes)
+    assert found.document["models"][0]["quality"]["kl"]["mean"] == 0
+
+
+def test_what_eval_has_not_for_them_is_refused(conversion: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    original, converted, _ = conversion
+    with pytest.raises(UsageError, match=r"--tasks is for language models: '.*in' is an encoder-decoder"):
+        evaluate(original, converted, tasks=["convert_attn_next_line"], device="cpu")
+    tiny_model("whisper").save_pretrained(tmp_path / "sounds")
+    with pytest.raises(UsageError, match="WhisperForConditionalGeneration, which writes no text for a text"):
+        evaluate(tmp_path / "sounds", tmp_path / "sounds", device="cpu")
