@@ -23,12 +23,13 @@ from convert_attn.eval.measures.contenders import (
 )
 from convert_attn.eval.measures.embeddings import compare_embeddings, compare_forward, parameters
 from convert_attn.eval.measures.losses import compare_on_text, probe
-from convert_attn.eval.measures.memory import cache_bytes_per_token, peak_memory
+from convert_attn.eval.measures.memory import cache_bytes_per_token, peak_memory, source_bytes_per_token
 from convert_attn.eval.measures.passages import (
     BUNDLED,
     GENERAL,
     Passages,
     documents_of,
+    make_pairs,
     make_passages,
     make_texts,
 )
@@ -96,7 +97,8 @@ def evaluate(
 
     Args:
         original, converted: Hub id, local folder, or sample:NAME.
-        text: see `convert_attn.convert.text.documents.read_documents`; None: the bundled held-out text.
+        text: see `convert_attn.convert.text.documents.read_documents`; None: the bundled held-out text. Of an
+            encoder-decoder pairs, see `convert_attn.convert.text.pairs.read_pairs`, or text whose windows are halved.
         window: tokens per window; None: what all models can read, at most 2048.
         max_tokens: of the text.
         tasks: names of lm-eval's tasks, groups or tags, or YAML files.
@@ -126,8 +128,8 @@ def evaluate(
         raise UsageError("nothing to measure: --no-quality and --no-speed leave only --tasks, and none was given")
     device = choose_device(device)
     contenders = open_contenders([str(original), *map(str, conversions)], device, dtype, trust_remote_code)
-    if contenders[0].encoder:
-        _check_encoder(contenders[0], tasks, scale)
+    if contenders[0].encoder or contenders[0].two_stacks:
+        _check_no_decoder(contenders[0], tasks, scale)
     if update_card:
         check_cards(contenders[1:])
     timed, chosen = _speed_contenders(
@@ -160,7 +162,7 @@ def evaluate(
         contenders=contenders,
         timed=timed,
         passages=passages,
-        text=(GENERAL if contenders[0].encoder else BUNDLED) if text is None else str(text),
+        text=(BUNDLED if contenders[0].writes else GENERAL) if text is None else str(text),
         harness=harness,
         limit=limit,
         num_fewshot=num_fewshot,
@@ -187,15 +189,16 @@ def evaluate(
     return result
 
 
-def _check_encoder(original: Contender, tasks: Sequence[str], scale: str | None) -> None:
-    """Refuse what is about models that write.
+def _check_no_decoder(original: Contender, tasks: Sequence[str], scale: str | None) -> None:
+    """Refuse what is about models that go on with a text.
 
     Raises:
         UsageError: see above.
     """
     for option, given in (("--tasks", bool(tasks)), ("--scale", scale is not None)):
         if given:
-            raise UsageError(f"{option} is for language models: '{original.origin.name}' is an encoder, drop it")
+            what = "encoder" if original.encoder else "encoder-decoder"
+            raise UsageError(f"{option} is for language models: '{original.origin.name}' is an {what}, drop it")
 
 
 def _limit_of(contenders: Sequence[Contender]) -> tuple[int | None, Contender]:
@@ -217,6 +220,9 @@ def _passages(contenders: tuple[Contender, ...], text: str | Path | None, window
         raise UsageError(f"--window is {window}, expected at least 2 tokens")
     elif limit is not None and window > limit:
         raise UsageError(f"--window is {window}, but '{owner.origin.name}' reads at most {limit} tokens: give less")
+    if contenders[0].two_stacks:
+        named = None if text is None else str(text)
+        return make_pairs(contenders[0].tokenizer(), named, window, most, contenders[0].decoder)
     documents = documents_of(None if text is None else str(text), encoder)
     if encoder:
         return make_texts(contenders[0].tokenizer(), documents, window, most)
@@ -341,7 +347,10 @@ def _measure_quality(job: Job, original: Contender, contender: Contender) -> Non
     passages = job.passages
     if passages is None or contender is original:
         return
-    for name, measure in (("quality", compare_on_text), ("copy probe", probe)):
+    parts = (
+        [("quality", compare_on_text)] if passages.two_sides else [("quality", compare_on_text), ("copy probe", probe)]
+    )
+    for name, measure in parts:
         job.part(
             contender,
             name,
@@ -373,7 +382,8 @@ def _cache(job: Job, contender: Contender) -> dict[str, Any]:
     model = job.model(contender)
     numbers = predicted_numbers(contender.config.to_dict(), contender.name)
     itemsize = next(model.parameters()).element_size()
-    return {
+    source = {"source_bytes_per_token": source_bytes_per_token(model)} if contender.two_stacks else {}
+    return source | {
         "bytes_per_token": cache_bytes_per_token(model),
         "predicted_bytes_per_token": None if numbers is None else numbers * itemsize,
     }

@@ -14,7 +14,7 @@ from convert_attn.convert.fitting.attention_sample import Batch, Sample, sample_
 from convert_attn.convert.maths.conjugate_gradients import conjugate_gradients
 from convert_attn.convert.maths.output_ridge import Regression, solve
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule
+from convert_attn.convert.weights.functional import Attention, Rule, across
 from convert_attn.convert.weights.latent import LatentWeights
 
 D, H, K, SIZE, LENGTH, WINDOWS = 24, 4, 2, 6, 20, 12
@@ -54,10 +54,10 @@ def latent(rotary: bool) -> LatentWeights:
 
 def seen(original: AttentionWeights, x: Tensor, rule: Rule) -> Batch:
     """What both read, the same here, with what the original makes of it."""
-    others = torch.randn(len(x), LENGTH - 5, D) if rule.across else None
-    output = Attention(original, x, rule, others).output()
+    side = across(torch.randn(len(x), LENGTH - 5, D)) if rule.across else None
+    output = Attention(original, x, rule, side).output()
     after = torch.randn_like(output) + output
-    return Batch(original=x, converted=x, output=output, attended=after, others=others)
+    return Batch(original=x, converted=x, output=output, attended=after, side=side)
 
 
 def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights, rule: Rule) -> LayerRefit:
@@ -70,8 +70,8 @@ def layer(weights: AttentionWeights | LatentWeights, original: AttentionWeights,
 def output_error(weights: AttentionWeights | LatentWeights, made: LayerRefit) -> float:
     total = 0.0
     for tile in made.sample.tiles:
-        others = made.sample.looked_at[tile.batch] if made.rule.across else None
-        found = Attention(weights, made.sample.inputs[tile.batch], made.rule, others).output()[:, tile.rows]
+        side = across(made.sample.looked_at[tile.batch]) if made.rule.across else None
+        found = Attention(weights, made.sample.inputs[tile.batch], made.rule, side).output()[:, tile.rows]
         total += float((found - tile.output).square().sum())
     return total
 
@@ -104,7 +104,7 @@ def test_tiles_are_the_whole_attention_cut_in_pieces(monkeypatch: pytest.MonkeyP
     for rule in RULES.values():
         batch = seen(original, x, rule)
         sample = sample_original(original, [batch], rule, range(H))
-        whole = torch.cat([part for _, part in Attention(original, x, rule, batch.others).probabilities()], 1)
+        whole = torch.cat([part for _, part in Attention(original, x, rule, batch.side).probabilities()], 1)
         rows = torch.cat([tile.positions for tile in sample.tiles])
         assert torch.equal(rows, torch.arange(LENGTH))
         for tile in sample.tiles:

@@ -32,7 +32,7 @@ from convert_attn.convert.archs import architectures
 from convert_attn.convert.conversion.api import plan
 from convert_attn.convert.fitting.measure import Measured
 from convert_attn.convert.text.pair_windows import both_sides
-from convert_attn.convert.text.windows import shipped_windows
+from convert_attn.convert.text.windows import Decoder, shipped_windows
 from convert_attn.convert.weights.attention import replicate_kv_heads
 from convert_attn.convert.weights.functional import buckets
 
@@ -216,8 +216,9 @@ def test_what_is_streamed_is_what_the_class_computes(family: str, tmp_path: Path
     made = convert(tmp_path / "in", to="gqa", groups=2, output=tmp_path / "out", calibration="auto")
     assert isinstance(made.made.measured, Measured)
     start = next(t for t in (model.config.decoder_start_token_id, model.config.bos_token_id) if t is not None)
+    begun = Decoder(start, lambda target: start)
     windows, _ = shipped_windows(
-        "auto", tmp_path / "in", "tiny", made.plan.geometry.context, model.config.vocab_size, start=start
+        "auto", tmp_path / "in", "tiny", made.plan.geometry.context, model.config.vocab_size, decoder=begun
     )
     found = made.made.measured
     assert found.original.mean == pytest.approx(perplexity(model, windows), rel=1e-4)

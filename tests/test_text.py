@@ -11,6 +11,7 @@ import pytest
 
 from convert_attn import ConvertAttnError, UsageError
 from convert_attn.convert.text import documents as text
+from convert_attn.convert.text import rows
 from convert_attn.convert.text.documents import read_documents
 
 
@@ -57,6 +58,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_long_documents_come_in_pieces_that_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "LONGEST", 16)
+    monkeypatch.setattr(rows, "PIECE", 16)
     content = "".join(f"line {'ü' * index}\n" for index in range(40))
     pieces = list(read_documents(_write(tmp_path, "a.txt", content)))
     assert "".join(pieces) == content

@@ -27,7 +27,7 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention
+from convert_attn.convert.weights.functional import Attention, batched
 
 ReadLayer = Callable[[int], AttentionWeights]
 
@@ -216,15 +216,15 @@ def _measure(
     progress: Progress,
 ) -> None:
     parts = batches(windows, heads)
-    shape = (windows.shape[0], stream.length(windows), stream.hidden_size)
-    with spool(shape) as states, spool(shape if stream.across else (0,)) as others:
+    count, hidden = len(windows), stream.hidden_size
+    shape, other_shape = (count, stream.length(windows), hidden), (count, stream.source_length(windows), hidden)
+    with spool(shape) as states, spool(other_shape) as others:
         places = states.split([len(part) for part in parts])
         for place, embedded in zip(places, stream.embed(parts), strict=True):
             place.copy_(embedded)
-        met: list[Tensor | None] = [None] * len(parts)
         if stream.across:
             stream.encode(windows, others, len(parts[0]))
-            met = list(others.split([len(part) for part in parts]))
+        met = batched(stream.side(windows, others), count, len(parts[0]))
         for layer in range(layers):
             weights = read(layer).to(torch.float32)
             with stream.block(layer) as block:

@@ -82,12 +82,16 @@ class Gathering:
 
     def attend(self, attention: Attention) -> Tensor:
         """Give the attention's output [B, T, D], its statistics added to the sums."""
-        x, looked_at = attention.x, attention.looked_at
-        length, flat = x.shape[1], x.flatten(0, 1)
+        x, looked_at, asked = attention.x, attention.looked_at, attention.asked
+        length = x.shape[1]
+        flat = x.flatten(0, 1) if asked is None else x[asked]
         stride = -(-length // _ROWS)
         rows = torch.arange(stride - 1, length, stride, device=x.device)
         received = torch.zeros_like(looked_at[..., 0])  # [B, T] attention that each token gets
+        counted = None if asked is None else asked[:, rows]
         for part, probabilities in attention.probabilities(rows):
+            if counted is not None:
+                probabilities = probabilities * counted[:, None, :, None]
             received += probabilities.sum((1, 2))
             mixed = (probabilities.flatten(1, 2) @ looked_at).flatten(0, 1)  # [B h r, D]
             self._attended += mixed.mT @ mixed
@@ -97,8 +101,9 @@ class Gathering:
                 self._histogram[part] += _by_offset(probabilities.sum(0), rows, both=not attention.rule.causal)
         heads = self._histogram.shape[0]
         self._tokens += flat.shape[0]
-        self._rows += heads * x.shape[0] * len(rows)
-        self._queries += x.shape[0] * len(rows)
+        queries = x.shape[0] * len(rows) if counted is None else int(counted.sum())
+        self._rows += heads * queries
+        self._queries += queries
         self._mean += flat.sum(0)
         self._second += flat.mT @ flat
         met = looked_at.flatten(0, 1)

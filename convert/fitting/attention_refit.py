@@ -102,7 +102,8 @@ class LayerRefit:
 
     def _queries(self, tile: Tile) -> Tensor:
         read = self.sample.inputs[tile.batch][:, tile.rows]
-        return queries(self.weights, read, self.rule, tile.positions) * self.rule.scale
+        query = queries(self.weights, read, self.rule, tile.positions) * self.rule.scale
+        return query if tile.asked is None else query * tile.asked
 
     def _keys(self) -> list[Tensor]:
         return [keys(self.weights, read, self.rule) for read in self.sample.looked_at]
@@ -121,6 +122,8 @@ class LayerRefit:
             even = (1 - _OWN - _SEEN) * even / even.sum(-1, keepdim=True)
             seen = self._seen(tile, query, every[tile.batch])
             tile.importance.mul_(_OWN).add_(seen, alpha=_SEEN).add_(even)
+            if tile.asked is not None:
+                tile.importance.mul_(tile.asked)
 
     def _solve_queries(self, every: list[Tensor], asked: list[Tensor]) -> None:
         scale, parts = self.rule.scale, self._parts.queries()

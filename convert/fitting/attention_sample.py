@@ -14,7 +14,16 @@ from torch import Tensor
 
 from convert_attn.convert.maths.products import product
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Rule, attention_of, distance_bias, keys, may_not_look, queries
+from convert_attn.convert.weights.functional import (
+    OtherSide,
+    Rule,
+    attention_of,
+    distance_bias,
+    keys,
+    may_not_look,
+    queries,
+    with_filling,
+)
 
 _SCORES = 2**27  # in a sample, of all heads: 512 MB for the original's, as much for what they count
 _TILE_SCORES, _TILE_ROWS = 2**20, 128
@@ -30,11 +39,12 @@ class Tile:
         rows: where the queries are.
         positions: [r] the same, as numbers.
         length: the tokens 0..length-1 are all that a query may look at.
-        hidden: [r, length] True where one may not.
+        hidden: [r, length], or [B, 1, r, length], True where one may not.
         scores: [B, H, r, length] of the original, before a soft cap and without what falls with the distance.
         importance: [B, H, r, length] what errors of scores count, rows sum to one; at first the original's attention.
         output: [B, r, D] of the original's attention.
         weight: [B, r, 1] what the square of an error of the output counts.
+        asked: [B, 1, r, 1] 1 where a query counts and 0 where not; None: all do.
     """
 
     batch: int
@@ -46,6 +56,7 @@ class Tile:
     importance: Tensor
     output: Tensor
     weight: Tensor
+    asked: Tensor | None = None
 
     def forget_scores(self) -> None:
         """Let go what is only needed for queries and keys."""
@@ -60,14 +71,18 @@ class Batch:
         original, converted: inputs after the norm in the original and in the conversion.
         output: what the original's attention gives.
         attended: the residual stream after it.
-        others: [B, M, D] what an encoder gives, where keys and values come from that; None: from the inputs.
+        side: of an encoder-decoder; where the rule says so, keys and values come from it, else from the inputs.
     """
 
     original: Tensor
     converted: Tensor
     output: Tensor
     attended: Tensor
-    others: Tensor | None = None
+    side: OtherSide | None = None
+
+    def looked_at(self, rule: Rule, inputs: Tensor) -> Tensor:
+        """Tell what keys and values are made of, for one of both inputs."""
+        return self.side.states if self.side is not None and rule.across else inputs
 
 
 @dataclass(frozen=True)
@@ -116,30 +131,36 @@ def sample_original(
     windows, length = sum(len(part.original) for part in batches), batches[0].original.shape[1]
     every = range(*sampled_rows(windows, length, len(weights.q)).indices(length))
     inputs = [part.converted for part in batches]
-    looked_at = [part.converted if part.others is None else part.others for part in batches]
+    looked_at = [part.looked_at(rule, part.converted) for part in batches]
     found = Sample(inputs, looked_at, [])
     for number, batch in enumerate(batches):
         original, output, attended = batch.original, batch.output, batch.attended
-        key = keys(weights, original if batch.others is None else batch.others, rule)
+        key = keys(weights, batch.looked_at(rule, original), rule)
+        counts = None if batch.side is None or batch.side.asked is None else batch.side.asked[:, None, :, None]
         for begin in range(0, len(every), _TILE_ROWS):
             part = every[begin : begin + _TILE_ROWS]
             rows, seen = slice(part.start, part[-1] + 1, part.step), rule.seen(part[-1], key.shape[2])
             positions = torch.tensor(part, device=original.device)
             hidden = may_not_look(rule, seen, positions)
+            if batch.side is not None:
+                hidden = with_filling(hidden, rule, batch.side)
+            asked = None if counts is None else counts[:, :, rows].to(torch.float32)
             query = queries(weights, original[:, rows], rule, positions)
             scores = scores_of(query * rule.scale, key[:, :, :seen])
             bias = distance_bias(rule, seen, positions)
             attention = attention_of(scores.clone(), rule, hidden=hidden, bias=bias, sinks=weights.sinks)
+            weight = attended[:, rows].square().sum(-1, keepdim=True).reciprocal()
             tile = Tile(
                 batch=number,
                 rows=rows,
                 positions=positions,
                 length=seen,
                 hidden=hidden,
+                asked=asked,
                 scores=scores[:, order],
                 importance=attention[:, order],
                 output=output[:, rows],
-                weight=attended[:, rows].square().sum(-1, keepdim=True).reciprocal(),
+                weight=weight if asked is None else weight * asked[:, 0],
             )
             found.tiles.append(tile)
     return found

@@ -40,7 +40,7 @@ class Measured:
 
     Attributes:
         text: what it was measured on.
-        windows, length: how many windows of how many tokens.
+        windows, length: how many windows of how many tokens; of pairs, of how many tokens of the target on average.
         original, perplexity: of both on the next token.
         kl: KL(original || result), nats per token.
         top1: how often both hold the same token for the likeliest.
@@ -72,15 +72,23 @@ class Measured:
         return self.ratio > _LOSSY
 
 
-def estimate(values: list[float]) -> HeldOut:
-    """Give the mean of one value a window, with its standard error (0 for a single one)."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    error = float(tensor.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
-    return HeldOut(mean=float(tensor.mean()), error=error)
+def estimate(values: list[float], tokens: list[int] | None = None) -> HeldOut:
+    """Give the mean of one value a window, with its standard error (0 for a single one).
+
+    Args:
+        tokens: of each window, which weighs as many; the error is that of a ratio of sums (Cochran, Sampling
+            Techniques, 1977, section 6.4). None: windows are of one length.
+    """
+    tensor, count = torch.tensor(values, dtype=torch.float64), len(values)
+    weights = torch.ones_like(tensor) if tokens is None else torch.tensor(tokens, dtype=torch.float64)
+    weights = weights / weights.mean()
+    mean = (weights * tensor).mean()
+    spread = (weights * (tensor - mean)).square().sum() / max(1, count - 1)
+    return HeldOut(mean=float(mean), error=float((spread / count).sqrt()) if count > 1 else 0.0)
 
 
-def _perplexity(losses: list[float]) -> HeldOut:
-    loss = estimate(losses)
+def _perplexity(losses: list[float], tokens: list[int]) -> HeldOut:
+    loss = estimate(losses, tokens)
     value = math.exp(min(loss.mean, 700.0))
     return HeldOut(mean=value, error=value * loss.error)
 
@@ -171,16 +179,15 @@ def measure(head: Head, tokens: Tensor, original: Tensor, converted: Tensor, tex
     """Compare two runs over the same windows.
 
     Args:
-        tokens: [N, T].
+        tokens: [N, T]; what fills up shorter ones is below 0.
         original, converted: [N, T, D] states after the last block.
         text: what to call it.
     """
-    rows = []
-    for ids, ours, theirs in zip(tokens.split(1), converted.split(1), original.split(1), strict=True):
-        after = ids[:, 1:, None].to(ours.device)
-        p = head.logits(ids, theirs)[:, :-1].log_softmax(-1)
-        q = head.logits(ids, ours)[:, :-1].log_softmax(-1)
-        after = after.to(p.device)
+    rows, lengths = [], (tokens >= 0).sum(1).tolist()
+    for length, ids, ours, theirs in zip(lengths, tokens, converted, original, strict=True):
+        window = ids[None, :length]
+        p, q = (head.logits(window, states[None, :length])[:, :-1].log_softmax(-1) for states in (theirs, ours))
+        after = window[:, 1:, None].to(p.device)
         rows.append(
             (
                 -float(p.gather(-1, after).mean()),
@@ -190,13 +197,14 @@ def measure(head: Head, tokens: Tensor, original: Tensor, converted: Tensor, tex
             )
         )
     before, now, kl, top1 = ([row[n] for row in rows] for n in range(4))
+    counted = [length - 1 for length in lengths]
     return Measured(
         text=text,
         windows=len(tokens),
-        length=tokens.shape[1],
-        original=_perplexity(before),
-        perplexity=_perplexity(now),
-        kl=estimate(kl),
-        top1=estimate(top1),
-        log_ratio=estimate([b - a for a, b in zip(before, now, strict=True)]),
+        length=round(sum(lengths) / len(lengths)),
+        original=_perplexity(before, counted),
+        perplexity=_perplexity(now, counted),
+        kl=estimate(kl, counted),
+        top1=estimate(top1, counted),
+        log_ratio=estimate([b - a for a, b in zip(before, now, strict=True)], counted),
     )

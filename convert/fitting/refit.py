@@ -9,7 +9,7 @@ where it does better on the selection text. The held-out text only looks on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,12 +32,12 @@ from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.streaming.stream import Block, Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention
+from convert_attn.convert.weights.functional import Attention, OtherSide, batched
 from convert_attn.convert.weights.relative_error import relative_error
 
 Watch = Callable[[Attention], Tensor]
 """The original's attention on a batch -> its output [B, T, D]; may count what it sees."""
-Given = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Given = tuple[Tensor, Tensor, Tensor, OtherSide | None]
 """Of a batch: the stream, where the attention's output and the stream after it go, and what an encoder gives."""
 
 
@@ -76,25 +76,24 @@ class _Text:
         original, converted: the residual streams between two blocks.
         own: what the original's attention gave at the layer; None where nothing is fitted or chosen.
         attended: the original's residual stream after it.
-        others: [n, M, D] what the encoder gives, the same in both; None without one.
+        side: what the decoder of an encoder-decoder meets, the same in both; None without one.
     """
 
     original: Tensor
     converted: Tensor
     own: Tensor | None = None
     attended: Tensor | None = None
-    others: Tensor | None = None
+    side: OtherSide | None = None
 
-    def met(self, size: int) -> Sequence[Tensor | None]:
-        """Give batches of what the encoder gives; of None without one."""
-        count = -(-len(self.original) // size)
-        return [None] * count if self.others is None else self.others.split(size)
+    def met(self, size: int) -> list[OtherSide | None]:
+        """Give batches of what the decoder meets; of None without an encoder."""
+        return batched(self.side, len(self.original), size)
 
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Give batches of both streams."""
         return zip(self.original.split(size), self.converted.split(size), strict=True)
 
-    def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, OtherSide | None]]:
         """Give batches of the conversion's stream, of what the original's attention made, and of `met`."""
         if self.own is None or self.attended is None:
             raise ValueError("this text only looks on")
@@ -137,13 +136,17 @@ class SideBySide:
             if tokens is None:
                 continue
             shape = (len(tokens), self._stream.length(tokens), self._stream.hidden_size)
-            count = 2 if name == "held" else 4
-            places = ("original", "converted", "own", "attended")[:count]
-            text = _Text(**{place: self._stack.enter_context(spool(shape)) for place in places})
+            original, converted, *more = (
+                self._stack.enter_context(spool(shape)) for _ in range(2 if name == "held" else 4)
+            )
+            text = _Text(original=original, converted=converted)
+            if more:
+                text.own, text.attended = more
             self._sizes[name] = len(batches(tokens, self._heads)[0])
+            others = self._stack.enter_context(spool((len(tokens), self._stream.source_length(tokens), shape[2])))
             if self._stream.across:
-                text.others = self._stack.enter_context(spool(shape))
-                self._stream.encode(tokens, text.others, self._sizes[name])
+                self._stream.encode(tokens, others, self._sizes[name])
+            text.side = self._stream.side(tokens, others)
             embedded = self._stream.embed(tokens.split(self._sizes[name]))
             for (original, converted), states in zip(text.parts(self._sizes[name]), embedded, strict=True):
                 original.copy_(states)
@@ -196,22 +199,20 @@ class SideBySide:
             self._advance_converted(block, converted)
         return NewLayer(converted, mlp)
 
-    def _sampled(self, *states: Tensor) -> Iterator[list[Tensor]]:
-        """The same sampled windows [B, T, D] of some states, by batch."""
-        count, length, _ = states[0].shape
+    def _sampled(self) -> tuple[Tensor, ...]:
+        """Which windows of the fitting text are sampled, by batch."""
+        count, length, _ = self._texts["fit"].original.shape
         chosen = sampled_windows(count, length, self._heads)
-        for part in chosen.split(windows_at_once(length, self._heads)):
-            yield [of_all[part].to(self._stream.device) for of_all in states]
+        return tuple(chosen.split(windows_at_once(length, self._heads)))
 
-    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Of sampled windows: what both attentions read, and what of an encoder they look at, if of one."""
-        text = self._texts["fit"]
-        met = [text.others] if block.rule.across and text.others is not None else []
-        sampled = self._sampled(text.original, text.converted, *met)
-        return [
-            (block.normalised(original), block.normalised(converted), others[0] if others else None)
-            for original, converted, *others in sampled
-        ]
+    def _inputs(self, block: Block) -> list[tuple[Tensor, Tensor, OtherSide | None]]:
+        """Of sampled windows: what both attentions read, and what of an encoder there is beside."""
+        text, device = self._texts["fit"], self._stream.device
+        found = []
+        for part in self._sampled():
+            original, converted = (block.normalised(of[part].to(device)) for of in (text.original, text.converted))
+            found.append((original, converted, None if text.side is None else text.side.at(part).to(device)))
+        return found
 
     def _advance_original(self, block: Block, weights: AttentionWeights, watch: Watch | None) -> None:
         of_layer = single(weights)
@@ -253,7 +254,7 @@ class SideBySide:
         weights: AttentionWeights,
         converted: Converted,
         context: LayerContext,
-        inputs: list[tuple[Tensor, Tensor, Tensor | None]],
+        inputs: list[tuple[Tensor, Tensor, OtherSide | None]],
     ) -> Converted:
         """The layer with its queries, keys, values and output projection solved anew, in its own dtype."""
         plain = single(converted)
@@ -263,10 +264,16 @@ class SideBySide:
         text = self._texts["fit"]
         assert text.own is not None
         assert text.attended is not None
-        outputs = self._sampled(text.own, text.attended)
+        device = self._stream.device
         batches = [
-            Batch(original=read, converted=ours, output=own, attended=after, others=others)
-            for (read, ours, others), (own, after) in zip(inputs, outputs, strict=True)
+            Batch(
+                original=read,
+                converted=ours,
+                output=text.own[part].to(device),
+                attended=text.attended[part].to(device),
+                side=side,
+            )
+            for part, (read, ours, side) in zip(self._sampled(), inputs, strict=True)
         ]
         sample: Sample = sample_original(original, batches, block.rule, order)
         solved = LayerRefit(
@@ -307,7 +314,8 @@ class SideBySide:
             heads = attention.head_outputs()
             lost = own - attention.output(heads)
             inherited = attended - own - block.joined(read)
-            yield tuple(part.flatten(0, 1) for part in (heads.flatten(2), lost, inherited, attended))
+            parts, asked = (heads.flatten(2), lost, inherited, attended), attention.asked
+            yield tuple(part.flatten(0, 1) if asked is None else part[asked] for part in parts)
 
     def _error(self, block: Block, converted: Converted) -> float:
         """What the attention's output lacks on the selection text, relative to the stream: at most 1 for a token."""

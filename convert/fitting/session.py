@@ -13,6 +13,7 @@ from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.calibration.calibrate import Calibration, Collecting, calibrate, collecting, kept
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.fitting.made import Report
@@ -27,7 +28,8 @@ from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.text import windows as calibration_text
-from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
+from convert_attn.convert.text.pair_windows import count_tokens, is_filled
+from convert_attn.convert.text.windows import AUTO, SAMPLE, Decoder, Windows, shipped_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,8 @@ class _Session:
         stream = Stream(plan.source, plan.arch, sizes, plan.request.device)
         known: Calibration | None = None
         if windows is not None:
-            warnings = windows.warnings + _short(windows.fit.numel(), sizes.hidden_size)
-            warnings += (_HALVES,) if stream.across else ()
+            warnings = windows.warnings + _short(count_tokens(windows.fit), sizes.hidden_size)
+            warnings += (_HALVES,) if stream.across and not windows.pairs else ()
             layers = Layers(plan)
             if not plan.refit or _chooses_sizes(plan):
                 read = layers.read
@@ -124,7 +126,8 @@ class _Session:
             if not sizes.causal:
                 return compare_embeddings(original, converted, called)
             head = Head(plan.source, stream.device, plan.arch)
-            called_so = f"{called}, halves of windows as source and target" if stream.across else called
+            as_pairs = stream.across and not is_filled(held)
+            called_so = f"{called}, halves of windows as source and target" if as_pairs else called
             return measure(head, stream.targets(held), original, converted, called_so)
 
         return Fitting(
@@ -135,15 +138,13 @@ class _Session:
             measure=report,
         )
 
-    def _start(self) -> int | None:
-        """The token that targets begin with; None of what is no encoder-decoder."""
+    def _decoder(self) -> Decoder | None:
+        """What targets begin with; None of what is no encoder-decoder."""
         source = self.plan.source
         if self.plan.arch.cross is None:
             return None
         config = typed_config(source.config, source.origin.name)
-        keys = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-        found = (getattr(config, key, None) for key in keys)
-        return next((token for token in found if isinstance(token, int)), 0)
+        return Decoder(first_token(config), shift_of(config, source.auto_class, source.origin.name))
 
     def _windows(self) -> tuple[Windows | None, str]:
         """The calibration text, and why there is none where the default could not be read."""
@@ -164,7 +165,7 @@ class _Session:
                 tokens=tokens,
                 seed=seed,
                 encoder=not sizes.causal,
-                start=self._start(),
+                decoder=self._decoder(),
             )
         except ConvertAttnError as error:
             if request.calibration != AUTO or plan.method.calibration == "needed":
@@ -183,13 +184,14 @@ class _Session:
         if reason is not None:
             return None, reason
         if windows is not None and windows.held is not None:
-            return windows.held, f"text of {public(plan.text)} that nothing was fitted on"
+            kind = "pairs" if windows.pairs else "text"
+            return windows.held, f"{kind} of {public(plan.text)} that nothing was fitted on"
         vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
         own = SAMPLE if origin.name.startswith("sample:") else plan.text
         try:
             context = plan.geometry.context
             return shipped_windows(
-                own, origin.folder, origin.name, context, vocabulary, encoder=encoder, start=self._start()
+                own, origin.folder, origin.name, context, vocabulary, encoder=encoder, decoder=self._decoder()
             )
         except ConvertAttnError as error:
             return None, str(error)

@@ -171,33 +171,36 @@ class Skeleton:
         finally:
             handle.remove()
 
-    def run(self, number: int, states: Tensor, call: Call, handed: dict[int, tuple[Any, ...]]) -> Tensor:
+    def run(self, number: int, states: Tensor, call: Call, handed: dict[torch.Size, tuple[Any, ...]]) -> Tensor:
         """Run one block on states [B, T, D], in order of the blocks.
 
         Args:
             call: see `calls`.
-            handed: what blocks have handed on besides, by the size of the batch; changed.
+            handed: what blocks have handed on besides, by the shape of the batch; changed.
         """
         args = list(call.args)
-        for place, value in zip(self._hands_on, handed.get(len(states), ()), strict=False):
+        for place, value in zip(self._hands_on, handed.get(states.shape, ()), strict=False):
             args[place - 1] = value
         out = self.blocks[number](states, *args, **call.kwargs)
         if self._hands_on:
-            handed[len(states)] = tuple(out[1:])
+            handed[states.shape] = tuple(out[1:])
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
-    def finish(self, batch: Tensor, states: Tensor) -> Tensor:
-        """Give what the stack gives for token ids [B, T], whose last block has given states [B, T, D]."""
+    def finish(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Give what the stack gives for token ids [B, T], whose last block has given states [B, T, D]; by batch."""
+        with self.filled(self.outside()):
+            for batch, states in batches:
+                yield self._finish(batch, states)
 
+    def _finish(self, batch: Tensor, states: Tensor) -> Tensor:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             return handed_on(states, args, self._hands_on)
 
         try:
             for block in self.blocks:
                 block.forward = forward
-            with self.filled(self.outside()):
-                found: Tensor = self.stack(input_ids=batch.to(self.device), use_cache=False)[0]
+            found: Tensor = self.stack(input_ids=batch.to(self.device), use_cache=False)[0]
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again
@@ -222,6 +225,15 @@ class Skeleton:
 
     def calls(self, batch: Tensor) -> list[Call]:
         """Tell what each block is called with for windows [B, T] of this shape; no block runs."""
+        return next(self.calls_of([batch]))
+
+    def calls_of(self, batches: Iterable[Tensor]) -> Iterator[list[Call]]:
+        """Give `calls` of one batch after the other; what stands outside the blocks is read once."""
+        with self.filled(self.outside()):
+            for batch in batches:
+                yield self._calls(batch)
+
+    def _calls(self, batch: Tensor) -> list[Call]:
         found = [Call() for _ in self.blocks]
 
         def passing(number: int) -> Callable[..., Tensor]:
@@ -236,7 +248,7 @@ class Skeleton:
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            with self.filled(self.outside()), suppress(_EnoughError):
+            with suppress(_EnoughError):
                 self.stack(input_ids=batch.to(self.device), use_cache=False)
         finally:
             for block in self.blocks:

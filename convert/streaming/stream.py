@@ -17,9 +17,9 @@ from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.attention_call import EnoughError
 from convert_attn.convert.streaming.rules import layer_rule
 from convert_attn.convert.streaming.skeleton import Skeleton, adding_nothing, attention_output
-from convert_attn.convert.text.pair_windows import both_sides
+from convert_attn.convert.text.pair_windows import asked, both_sides, is_filled, readable
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule
+from convert_attn.convert.weights.functional import Attention, OtherSide, Rule
 from convert_attn.convert.weights.latent import LatentWeights
 
 Attend = Callable[[Tensor], Tensor]
@@ -105,14 +105,13 @@ class Block:
     half: Half | None = None
     adds_stream: bool = False
 
-    def computed(self, weights: Weights, x: Tensor, others: Tensor | None = None) -> Attention:
+    def computed(self, weights: Weights, x: Tensor, side: OtherSide | None = None) -> Attention:
         """Give its attention with these weights on x [B, T, D].
 
         Args:
-            others: [B, M, D] of an encoder, which count where keys and values come from that.
+            side: of an encoder-decoder.
         """
-        met = others if self.rule.across else None
-        return Attention(weights, x, self.rule, None if met is None else met.to(x.device))
+        return Attention(weights, x, self.rule, None if side is None else side.to(x.device))
 
     def joined(self, states: Tensor) -> Tensor:
         """Tell what the attention's output is added to before anything reads it: the stream, or nothing."""
@@ -173,6 +172,9 @@ class Stream:
     def encode(self, windows: Tensor, place: Tensor, size: int) -> None:
         """Put what the encoder gives for the sources of windows [N, T] into a place [N, M, D], block by block.
 
+        Sources of one length go together, so that nothing has to be hidden from the encoder; what fills up the others
+        gets zeros.
+
         Args:
             size: windows in a batch.
         """
@@ -180,24 +182,44 @@ class Stream:
         if cross is None:
             raise ValueError("this model has no encoder apart")
         skeleton = Skeleton(self._source, self.device, stack=cross.encoder, hands_on=cross.hands_on)
-        batches = both_sides(windows)[0].split(size)
-        places = place.split(size)
-        for room, states in zip(places, skeleton.embed(batches), strict=True):
-            room.copy_(states)
-        calls = {len(batch): skeleton.calls(batch) for batch in batches[:1] + batches[-1:]}
-        handed: dict[int, tuple[Any, ...]] = {}
+        sources, parts = both_sides(windows)[0], list[tuple[Tensor, int]]()
+        lengths = (sources >= 0).sum(1)
+        for length in lengths.unique().tolist():
+            parts += [(which, length) for which in (lengths == length).nonzero()[:, 0].split(size)]
+        batches = [sources[which, :length] for which, length in parts]
+        place.zero_()
+        for (which, length), states in zip(parts, skeleton.embed(batches), strict=True):
+            place[which, :length] = states.to(place.device)
+        shapes = {batch.shape: batch for batch in batches}
+        calls = dict(zip(shapes, skeleton.calls_of(shapes.values()), strict=True))
+        handed: dict[torch.Size, tuple[Any, ...]] = {}
         for number in range(len(skeleton.blocks)):
             stem = f"{skeleton.stem}{number}."
             with skeleton.filled(skeleton.names(lambda name, stem=stem: name.startswith(stem))):  # type: ignore[misc]
-                for room in places:
-                    call = calls[len(room)][number]
-                    room.copy_(skeleton.run(number, room.to(self.device), call, handed))
-        for batch, room in zip(batches, places, strict=True):
-            room.copy_(skeleton.finish(batch, room.to(self.device)))
+                for (which, length), batch in zip(parts, batches, strict=True):
+                    states = place[which, :length].to(self.device)
+                    made = skeleton.run(number, states, calls[batch.shape][number], handed)
+                    place[which, :length] = made.to(place.device)
+        last = (place[which, :length].to(self.device) for which, length in parts)
+        for (which, length), made in zip(parts, skeleton.finish(zip(batches, last, strict=True)), strict=True):
+            place[which, :length] = made.to(place.device)
+
+    def side(self, windows: Tensor, states: Tensor) -> OtherSide | None:
+        """Give what the decoder meets for windows [N, T], of the encoder's states [N, M, D]; None without one."""
+        if not self.across:
+            return None
+        if not is_filled(windows):
+            return OtherSide(states)
+        sources, targets = both_sides(windows)
+        return OtherSide(states, sources >= 0, asked(targets))
+
+    def source_length(self, windows: Tensor) -> int:
+        """Tell how many tokens of a window [N, T] the encoder reads."""
+        return both_sides(windows)[0].shape[1] if self.across else 0
 
     def embed(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """Give the states that enter the first block: windows [B, T] -> [B, T, D], or of targets; by batch."""
-        return self._skeleton.embed(map(self.targets, batches))
+        return self._skeleton.embed(readable(self.targets(batch)) for batch in batches)
 
     def _module(self, layer: int) -> nn.Module:
         module: nn.Module = self._skeleton.model.get_submodule(self._arch.stem(layer).rstrip("."))

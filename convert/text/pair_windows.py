@@ -1,25 +1,34 @@
 """Text as an encoder-decoder meets it: a source, and a target that follows it.
 
+A window is a source of S tokens, a mark, and a target of T, which begins with what the decoder reads first: [S + 1 + T]
+numbers. Sides that are shorter than others are filled up at their ends with what is no token.
+
 Plain text has no pairs. The first half of a window is taken as the source and the second as the target, which is what a
 text and its continuation are to each other, and not what a text and its translation or summary are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convert_attn.convert.classes.decoder_start import Shift
 from convert_attn.convert.text.encoder_windows import special_tokens
+from convert_attn.convert.text.pairs import Pair
+
+NOTHING, MARK = -1, -2
+"""What fills up a side of a window, and what stands between both."""
 
 
 def halves(ids: list[int], tokenizer: Any, window: int, start: int) -> Tensor:
-    """Cut ids into windows [N, T], T even: a source between its special tokens, then `start` and the target.
+    """Cut ids into windows [N, T + 1 + T]: a source between its special tokens, then `start` and the target.
 
     Args:
         ids: without special tokens.
-        window: T at most; less where there is less text.
+        window: 2 T at most; less where there is less text.
         start: the token that a target begins with.
     """
     before, after = special_tokens(tokenizer)
@@ -28,11 +37,77 @@ def halves(ids: list[int], tokenizer: Any, window: int, start: int) -> Tensor:
     source, target = half - ends, half - 1
     count = len(ids) // (source + target)
     parts = torch.tensor(ids[: count * (source + target)], dtype=torch.long).reshape(count, source + target)
-    first, last, begin = (torch.tensor(part, dtype=torch.long).expand(count, -1) for part in (before, after, [start]))
+    first, last, begin = (
+        torch.tensor(part, dtype=torch.long).expand(count, -1) for part in (before, after, [MARK, start])
+    )
     return torch.cat([first, parts[:, :source], last, begin, parts[:, source:]], 1)
 
 
+def tokenised(pairs: Iterable[Pair], tokenizer: Any, longest: int, shift: Shift) -> Iterator[tuple[list[int], ...]]:
+    """Give the tokens of pairs as their model meets them: of the source, and of the target behind its first token.
+
+    Args:
+        longest: tokens of a side, at least 2; what is longer is cut off before its special tokens.
+    """
+    for source, target in pairs:
+        read = list(tokenizer(source, truncation=True, max_length=longest, verbose=False)["input_ids"])
+        cut: dict[str, Any] = {"truncation": True, "max_length": longest - 1, "verbose": False}
+        learned = list(tokenizer(text_target=target, **cut)["input_ids"])
+        if read and learned:
+            yield read, [shift(learned), *learned]
+
+
+def paired(sides: Iterable[tuple[list[int], ...]], sizes: tuple[int, int] | None = None) -> Tensor:
+    """Give windows [N, S + 1 + T] of sources and targets.
+
+    Args:
+        sizes: S and T, at least those of the longest; None: those.
+    """
+    found = list(sides)
+    sizes = sizes or (max(len(source) for source, _ in found), max(len(target) for _, target in found))
+    rows = [
+        [
+            *source,
+            *[NOTHING] * (sizes[0] - len(source)),
+            MARK,
+            *target,
+            *[NOTHING] * (sizes[1] - len(target)),
+        ]
+        for source, target in found
+    ]
+    return torch.tensor(rows, dtype=torch.long)
+
+
 def both_sides(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the sources [N, T / 2] and the targets [N, T / 2] of windows [N, T]."""
-    source, target = windows.chunk(2, 1)
-    return source, target
+    """Give the sources [N, S] and the targets [N, T] of windows [N, S + 1 + T]."""
+    place = int((windows[0] == MARK).nonzero()[0])
+    return windows[:, :place], windows[:, place + 1 :]
+
+
+def is_filled(windows: Tensor) -> bool:
+    """Tell whether some side of windows is filled up: these are pairs, each of its own length."""
+    return bool((windows == NOTHING).any())
+
+
+def trimmed(windows: Tensor) -> Tensor:
+    """Windows of pairs without what none of them fills."""
+    if not is_filled(windows):
+        return windows
+    source, target = (side[:, : int((side >= 0).sum(1).max())] for side in both_sides(windows))
+    return torch.cat([source, torch.full_like(windows[:, :1], MARK), target], 1)
+
+
+def count_tokens(windows: Tensor) -> int:
+    """Count the tokens of windows."""
+    return int((windows >= 0).sum())
+
+
+def asked(targets: Tensor) -> Tensor:
+    """Tell which tokens of targets [N, T] have a next one, and none behind the end: [N, T]."""
+    last = torch.zeros_like(targets[:, :1], dtype=torch.bool)
+    return torch.cat([targets[:, 1:] >= 0, last], 1)
+
+
+def readable(side: Tensor) -> Tensor:
+    """Token ids [N, T] with any token in the place of what is none."""
+    return side.clamp_min(0)

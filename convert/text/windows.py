@@ -15,10 +15,12 @@ from transformers import AutoTokenizer, GenerationConfig
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.checkpoint.loading import load_language_model
+from convert_attn.convert.classes.decoder_start import Shift
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
 from convert_attn.convert.text import encoder_windows, pair_windows
 from convert_attn.convert.text.documents import read_documents, split_documents
+from convert_attn.convert.text.pairs import holds_pairs, read_pairs
 
 AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
 TOKEN_FILE = ".npy"
@@ -34,35 +36,53 @@ CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder,
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """What the targets of an encoder-decoder begin with.
+
+    Attributes:
+        start: in front of plain text.
+        shift: tells it of the target of a pair.
+    """
+
+    start: int
+    shift: Shift
+
+
+@dataclass(frozen=True)
 class _Kind:
     """How documents become windows.
 
     Attributes:
         encoder: short texts with the tokenizer's special tokens around them.
-        start: of an encoder-decoder, the token that targets begin with; None of others.
+        decoder: of an encoder-decoder, what targets begin with; None of others.
+        pairs: the text is of sources and targets.
     """
 
     encoder: bool = False
-    start: int | None = None
+    decoder: Decoder | None = None
+    pairs: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Windows:
     """Windows [N, T] of token ids to fit on, and others, disjoint, to choose on.
 
     Attributes:
         held: more of the same text for measuring, disjoint from both; None where there is no more.
+        pairs: they are of sources and targets that belong together: see `pair_windows`.
     """
 
     fit: Tensor
     selection: Tensor
     warnings: tuple[str, ...] = ()
     held: Tensor | None = None
+    pairs: bool = False
 
     @property
     def tokens(self) -> int:
         """How many there are in all; a single window serves twice and counts once."""
-        return self.fit.numel() + (0 if self.selection is self.fit else self.selection.numel())
+        chosen_on = 0 if self.selection is self.fit else pair_windows.count_tokens(self.selection)
+        return pair_windows.count_tokens(self.fit) + chosen_on
 
 
 def check_calibration(spec: str) -> None:
@@ -88,7 +108,7 @@ def calibration_windows(
     tokens: int | None,
     seed: int,
     encoder: bool = False,
-    start: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Windows:
     """Calibration text of a checkpoint as windows of its tokens.
 
@@ -103,13 +123,13 @@ def calibration_windows(
         tokens: how many at most; None: `TOKENS`, `AUTO_TOKENS` for "auto", `SELF_TOKENS` for "self".
         seed: of which windows are taken, or of what the model writes.
         encoder: windows are short texts with the tokenizer's special tokens around them.
-        start: of an encoder-decoder, the token that targets begin with: windows are sources and targets, see
-            `pair_windows`.
+        decoder: of an encoder-decoder: windows are sources and targets, see `pair_windows`, of pairs where the text is
+            of such (`read_pairs`).
 
     Raises:
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
-    window, held = min(context, encoder_windows.WINDOW if encoder else _WINDOW), None
+    window, held, kind = min(context, encoder_windows.WINDOW if encoder else _WINDOW), None, _Kind(encoder, decoder)
     if spec.endswith(TOKEN_FILE):
         windows = token_file(Path(spec), context, tokens)
     elif spec == SELF:
@@ -117,17 +137,26 @@ def calibration_windows(
     else:
         wanted = tokens or (AUTO_TOKENS if spec == AUTO else TOKENS)
         tokenizer = load_tokenizer(folder, name)
-        windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, _Kind(encoder, start))
+        own = spec not in (AUTO, SAMPLE)
+        kind = replace(kind, pairs=decoder is not None and own and holds_pairs(spec))
+        windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, kind)
         most = _HELD * _MORE_SHORT if encoder else _HELD
-        length = windows.shape[1] if start is not None else min(windows.shape[1], _HELD_WINDOW)
-        windows, held = _drawn(windows, wanted, most if spec not in (AUTO, SAMPLE) else 0, seed, length)
-    strange = windows[(windows < 0) | (windows >= vocabulary)]
+        if kind.pairs:  # as many tokens, of windows that are shorter
+            most = max(_HELD, _HELD * _HELD_WINDOW * len(windows) // pair_windows.count_tokens(windows))
+        length = windows.shape[1] if decoder is not None else min(windows.shape[1], _HELD_WINDOW)
+        windows, held = _drawn(windows, wanted, most if own else 0, seed, length)
+    strange = windows[(windows >= vocabulary) | (windows < (pair_windows.MARK if decoder is not None else 0))]
     if strange.numel():
         raise ConvertAttnError(
             f"calibration text '{spec}' has the token id {int(strange[0])} but '{name}' knows 0 to {vocabulary - 1}: "
             "the tokens are another model's; use the tokenizer that belongs to this one"
         )
-    return replace(_parted(windows), held=held)
+    found = _parted(windows)
+    if not kind.pairs:
+        return replace(found, held=held)
+    fit, selection = pair_windows.trimmed(found.fit), pair_windows.trimmed(found.selection)
+    held = None if held is None else pair_windows.trimmed(held)
+    return replace(found, fit=fit, selection=fit if found.selection is found.fit else selection, held=held, pairs=True)
 
 
 def shipped_windows(
@@ -138,13 +167,13 @@ def shipped_windows(
     vocabulary: int,
     *,
     encoder: bool = False,
-    start: int | None = None,
+    decoder: Decoder | None = None,
 ) -> tuple[Tensor, str]:
     """Give windows [N, T] of the package's held-out text to measure on, and what to call it.
 
     Args:
         spec: the calibration text: the samples' own held-out text goes with "sample", the general one with all others.
-        encoder, start: as for `calibration_windows`.
+        encoder, decoder: as for `calibration_windows`.
 
     Raises:
         ConvertAttnError: no tokenizer, or tokens that the model does not know.
@@ -152,7 +181,7 @@ def shipped_windows(
     text, called = (heldout_text(), "Python modules") if spec == SAMPLE else (general_heldout_text(), "general text")
     longest, most = (encoder_windows.WINDOW, _HELD * _MORE_SHORT) if encoder else (_HELD_WINDOW, _HELD)
     tokenizer, wanted = load_tokenizer(folder, name), 4 * _HELD * _HELD_WINDOW
-    windows = _windows_of(split_documents(text), tokenizer, min(context, longest), wanted, _Kind(encoder, start))
+    windows = _windows_of(split_documents(text), tokenizer, min(context, longest), wanted, _Kind(encoder, decoder))
     if windows.shape[1] < 2:
         raise ConvertAttnError(f"the tokenizer of '{name}' makes {windows.numel()} tokens of the held-out text")
     strange = windows[windows >= vocabulary]
@@ -172,15 +201,28 @@ def _documents(spec: str) -> Iterable[str]:
 
 def _windows_of(documents: Iterable[str], tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Tensor:
     """Documents as windows [N, T] of token ids, of some tokens at most; none where there is no token."""
-    if kind.start is not None:
+    if kind.decoder is not None or kind.encoder:
         ids = encoder_windows.plain_tokens(documents, tokenizer, wanted)
-        return pair_windows.halves(ids, tokenizer, window, kind.start) if ids else torch.zeros(0, 0, dtype=torch.long)
-    if kind.encoder:
-        ids = encoder_windows.plain_tokens(documents, tokenizer, wanted)
-        return encoder_windows.framed(ids, tokenizer, window) if ids else torch.zeros(0, 0, dtype=torch.long)
+        if not ids:
+            return torch.zeros(0, 0, dtype=torch.long)
+        if kind.decoder is not None:
+            return pair_windows.halves(ids, tokenizer, window, kind.decoder.start)
+        return encoder_windows.framed(ids, tokenizer, window)
     ids = _token_ids(documents, tokenizer, wanted)
     window = min(window, len(ids))
     return torch.tensor(ids[: len(ids) // max(1, window) * window], dtype=torch.long).reshape(-1, max(1, window))
+
+
+def _pairs_of(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Tensor:
+    """Pairs as windows [N, S + 1 + T], of some tokens at most; none where there is no token."""
+    assert kind.decoder is not None
+    found, count = [], 0
+    for sides in pair_windows.tokenised(read_pairs(spec), tokenizer, max(2, window), kind.decoder.shift):
+        found.append(sides)
+        count += sum(map(len, sides))
+        if count >= wanted:
+            break
+    return pair_windows.paired(found) if found else torch.zeros(0, 0, dtype=torch.long)
 
 
 def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Tensor:
@@ -189,7 +231,9 @@ def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Te
     Raises:
         ConvertAttnError: hardly any text.
     """
-    windows = _windows_of(_documents(spec), tokenizer, window, wanted, kind)
+    windows = _pairs_of(spec, tokenizer, window, wanted, kind) if kind.pairs else None
+    if windows is None:
+        windows = _windows_of(_documents(spec), tokenizer, window, wanted, kind)
     if windows.shape[1] < 2 or not len(windows):
         raise ConvertAttnError(
             f"calibration text '{spec}' has {windows.numel()} tokens, expected at least 2: give more text"
@@ -200,9 +244,11 @@ def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Te
 def _drawn(windows: Tensor, wanted: int, most: int, seed: int, length: int) -> tuple[Tensor, Tensor | None]:
     """Windows from all over a text, and others, `most` of this length at most, to measure on where there is more."""
     window = windows.shape[1]
+    each = pair_windows.count_tokens(windows) / len(windows) if pair_windows.is_filled(windows) else window
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    count = max(1, wanted // window)
+    spare = min(most, len(windows) // _SELECTION) if each != window else 0  # of pairs the package has none
+    count = max(1, min(int(wanted / each), len(windows) - spare))
     more = windows[order[count : count + -(-most * length // window)].sort().values]
     held = more[:, : window // length * length].reshape(-1, length)[:most]
     measured = held if most and len(held) >= min(most, 4) else None
@@ -235,9 +281,9 @@ def _parted(windows: Tensor) -> Windows:
         chosen[-1] = True
     fit, selection = windows[~chosen], windows[chosen]
     if len(selection):
-        return Windows(fit, selection)
+        return Windows(fit=fit, selection=selection)
     note = "the calibration text is one window long: what is chosen on it was fitted on it too"
-    return Windows(fit, fit, (note,))
+    return Windows(fit=fit, selection=fit, warnings=(note,))
 
 
 def load_tokenizer(folder: Path, name: str, remedy: str = CALIBRATION_REMEDY) -> Any:

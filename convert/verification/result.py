@@ -30,7 +30,7 @@ from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.verification.cut import Changed, blocks_of, checked_layers, write_cut
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.source import Probe
-from convert_attn.convert.weights.functional import Attention
+from convert_attn.convert.weights.functional import Attention, across
 
 _UNSEEN = 0.25  # rounding that is such a share of what the conversion costs adds 3 % to it: their squares add up
 _WORK = ".checks"  # below the folder that is made, gone before it appears
@@ -98,7 +98,7 @@ def answer(probe: Probe, converted: Converted) -> Answer:
     wide: dict[str, Any] = {name: part.double() for name, part in vars(converted).items() if isinstance(part, Tensor)}
     x = probe.x.to(converted.o.device, torch.float64)
     others = None if probe.others is None else probe.others.to(x)
-    y = Attention(replace(converted, **wide), x, probe.rule, others).output().float().cpu()
+    y = Attention(replace(converted, **wide), x, probe.rule, across(others)).output().float().cpu()
     lost = 0.0 if probe.y is None else float((y - probe.y).norm() / y.norm().clamp_min(1e-30))
     return Answer(layer=probe.layer, x=probe.x, others=probe.others, y=y, rounding=probe.rounding, lost=lost)
 

@@ -29,7 +29,7 @@ from convert_attn.convert.streaming.skeleton import Skeleton, adding_nothing
 from convert_attn.convert.verification.cut import checked_layers
 from convert_attn.convert.verification.other_readings import other_readings
 from convert_attn.convert.weights.attention import AttentionWeights
-from convert_attn.convert.weights.functional import Attention, Rule, keys, queries
+from convert_attn.convert.weights.functional import Attention, Rule, across, keys, queries
 
 _WINDOW = 6  # tokens: shorter than the probe, so that a window shows
 _LARGE = 40.0  # standard deviation of the large scores: those of trained models reach it
@@ -146,7 +146,7 @@ class _Judge:
             ("ordinary", read, exact),
             ("large", large, self._run(layer, large, torch.float32)),
         ):
-            error = _relative(theirs, Attention(weights, given.x, short, given.others).output())
+            error = _relative(theirs, Attention(weights, given.x, short, across(given.others)).output())
             if not error <= _ALLOWED[size]:
                 raise ConvertAttnError(self._disagreement(layer, size, error) + self._instead(layer, given, theirs))
         rounding = _DTYPE_MARGIN * self._rounding(layer, read, exact)
@@ -257,7 +257,7 @@ class _Judge:
         """What the class computes, where another reading of the same tensors agrees with it."""
         for words, plan in other_readings(self._plan):
             weights = Layers(plan).read(layer).to(torch.float32)
-            ours = Attention(weights, given.x, _short_rule(plan, layer), given.others).output()
+            ours = Attention(weights, given.x, _short_rule(plan, layer), across(given.others)).output()
             if _relative(theirs, ours) <= _ALLOWED["ordinary"]:
                 return f" (the outputs agree if {words}, which is not what this tool has of the model type)"
         return ""

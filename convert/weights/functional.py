@@ -7,7 +7,7 @@ heads, `LatentWeights`), so the two differ by their weights and by nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -165,11 +165,56 @@ class _Heads:
     value: Tensor
 
 
+@dataclass(frozen=True)
+class OtherSide:
+    """What a decoder's tokens meet on the other side, and where either side of a pair is filled up.
+
+    Attributes:
+        states: [B, M, D] what the encoder gives.
+        given: [B, M] True where the source has a token; None: everywhere.
+        asked: [B, T] True where the target has a token with a next one, which counts; None: everywhere.
+    """
+
+    states: Tensor
+    given: Tensor | None = None
+    asked: Tensor | None = None
+
+    def to(self, device: str | torch.device) -> OtherSide:
+        """Give it on a device."""
+        return self._each(lambda part: part.to(device))
+
+    def at(self, windows: slice | Tensor) -> OtherSide:
+        """Give it of some windows."""
+        return self._each(lambda part: part[windows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> OtherSide:
+        given, asked = (None if mask is None else change(mask) for mask in (self.given, self.asked))
+        return OtherSide(change(self.states), given, asked)
+
+
+def across(others: Tensor | None) -> OtherSide | None:
+    """Give what an encoder gives, [B, M, D], of sources of one length; None of None."""
+    return None if others is None else OtherSide(others)
+
+
+def batched(side: OtherSide | None, count: int, size: int) -> list[OtherSide | None]:
+    """Give the other side of `count` windows in batches, of None where there is none."""
+    starts = range(0, count, size)
+    return [None if side is None else side.at(slice(start, start + size)) for start in starts]
+
+
 def may_not_look(rule: Rule, length: int, positions: Tensor) -> Tensor:
     """Give [r, T] True where a token at one of r positions may not look, of T tokens at 0..T-1."""
     offset = positions[:, None] - torch.arange(length, device=positions.device)
     hidden = offset < 0 if rule.causal else torch.zeros_like(offset, dtype=torch.bool)
     return hidden if rule.window is None else hidden | (offset >= rule.window)
+
+
+def with_filling(hidden: Tensor, rule: Rule, side: OtherSide) -> Tensor:
+    """Add to where a token may not look, [r, M], what fills up shorter sources: [B, 1, r, M], or as it is."""
+    if side.given is None or not rule.across:
+        return hidden
+    return hidden | ~side.given[:, None, None, : hidden.shape[-1]]
 
 
 def distance_bias(rule: Rule, length: int, positions: Tensor) -> Tensor | None:
@@ -206,7 +251,7 @@ def attention_of(
 
     Args:
         scores: multiplied by the scale.
-        hidden: [r, T] True where one may not look.
+        hidden: [r, T], or [B, 1, r, T], True where one may not look.
         bias: [h, r, T] of the same heads, as of `distance_bias`.
         sinks: [h] of the same heads.
     """
@@ -228,13 +273,23 @@ class Attention:
     Attributes:
         weights: of either form, in the dtype of x.
         x: [B, T, D] the block's input, after the norm.
-        others: [B, M, D] what an encoder gives, where keys and values come from that; None: they come from x.
+        side: of an encoder-decoder; where the rule says so, keys and values come from it, else from x.
     """
 
     weights: AttentionWeights | LatentWeights
     x: Tensor
     rule: Rule
-    others: Tensor | None = None
+    side: OtherSide | None = None
+
+    @property
+    def others(self) -> Tensor | None:
+        """[B, M, D] what an encoder gives, where keys and values come from that."""
+        return self.side.states if self.side is not None and self.rule.across else None
+
+    @property
+    def asked(self) -> Tensor | None:
+        """[B, T] True where a token counts; None: everywhere."""
+        return None if self.side is None else self.side.asked
 
     @property
     def looked_at(self) -> Tensor:
@@ -248,9 +303,10 @@ class Attention:
 
     @cached_property
     def _hidden(self) -> Tensor:
-        """[T, M] True where a token may not look."""
+        """[T, M], or [B, 1, T, M], True where a token may not look."""
         positions = torch.arange(self.x.shape[1], device=self.x.device)
-        return may_not_look(self.rule, self.looked_at.shape[1], positions)
+        hidden = may_not_look(self.rule, self.looked_at.shape[1], positions)
+        return hidden if self.side is None else with_filling(hidden, self.rule, self.side)
 
     @cached_property
     def _bias(self) -> Tensor | None:
@@ -262,7 +318,7 @@ class Attention:
         query, key, hidden = self._heads.query, self._heads.key, self._hidden
         bias = self._bias
         if rows is not None:
-            query, hidden = query[:, :, rows], hidden[rows]
+            query, hidden = query[:, :, rows], hidden[..., rows, :]
             bias = None if bias is None else bias[:, rows]
         heads, per_key = query.shape[1], query.shape[1] // key.shape[1]
         at_once = max(1, _SCORES // (query.shape[0] * query.shape[2] * key.shape[2]))
@@ -284,10 +340,10 @@ class Attention:
             return torch.cat([self.attended(part, seen) for part, seen in self.probabilities()], 2)
         heads = self._heads
         grouped = heads.query.shape[1] != heads.key.shape[1]
-        bias, plain = self._bias, self.rule.window is None and self._bias is None
+        bias, plain = self._bias, self.rule.window is None and self._bias is None and self._hidden.ndim == 2
         seen = None if plain else ~self._hidden
         if bias is not None and seen is not None:
-            seen = bias.masked_fill(~seen, -torch.inf).to(heads.query.dtype)
+            seen = torch.where(seen, bias, -torch.inf).to(heads.query.dtype)
         # the fused kernel takes values as wide as keys only, and is worth the padding
         width = heads.value.shape[-1]
         mixed: Tensor = scaled_dot_product_attention(

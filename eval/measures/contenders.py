@@ -12,16 +12,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from convert_attn.convert.archs import architectures
-from convert_attn.convert.archs.cache_form import LatentCache, form_of
+from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, form_of, query_heads
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.quantised import leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
+from convert_attn.convert.classes.auto_classes import WRITES
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.planning.model_types import architecture
+from convert_attn.convert.text.windows import Decoder
 from convert_attn.convert.verification.folder import other_code
 from convert_attn.eval.measures.figures import size
 from convert_attn.modeling import FAMILIES
@@ -120,9 +123,25 @@ class Contender:
         return known is not None and not known.causal
 
     @property
+    def two_stacks(self) -> bool:
+        """Whether it is an encoder-decoder: it writes a target for a source."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
+
+    @property
+    def writes(self) -> bool:
+        """Whether it goes on with a text."""
+        return not (self.encoder or self.two_stacks)
+
+    @property
+    def decoder(self) -> Decoder:
+        """What the targets of an encoder-decoder begin with."""
+        shift = shift_of(self.config, self.recipe.auto_class, self.origin.name)
+        return Decoder(first_token(self.config), shift)
+
+    @property
     def form(self) -> str:
         """ "MHA", "GQA-4", "MQA" or "MLA 64 + 24"."""
-        return form_of(self.config).label(self.config.num_attention_heads)
+        return form_of(self.config).label(query_heads(self.config))
 
     @property
     def weight_bytes(self) -> int:
@@ -163,6 +182,8 @@ def predicted_numbers(raw: dict[str, Any], name: str) -> int | None:
         sizes = geometry(architecture(raw["model_type"]), raw, name)
     except ConvertAttnError:
         return None
+    if sizes.attentions > 1:  # of a decoder with an encoder, whose layers are not those that the config counts first
+        form = SharedHeads.of(form.groups[0], sizes.num_layers)
     return form.cache_numbers(sizes)
 
 
@@ -203,12 +224,13 @@ def open_contenders(
         _contender(source, name, device, dtype, trust_remote_code) for source, name in zip(sources, names, strict=True)
     )
     _check_vocabulary(found)
-    other = next((one for one in found if one.encoder != found[0].encoder), None)
-    if other is not None:
-        raise UsageError(
-            f"of '{found[0].origin.name}' and '{other.origin.name}' one is an encoder and the other is not: it is no "
-            "conversion of that model"
-        )
+    for kind, what in (("encoder", "an encoder"), ("two_stacks", "an encoder-decoder")):
+        other = next((one for one in found if getattr(one, kind) != getattr(found[0], kind)), None)
+        if other is not None:
+            raise UsageError(
+                f"of '{found[0].origin.name}' and '{other.origin.name}' one is {what} and the other is not: it is no "
+                "conversion of that model"
+            )
     return found
 
 
@@ -239,8 +261,19 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
         config = typed_config(raw, origin.name)
         classes = raw.get("architectures") or []
         encoder = raw["model_type"] in known and not known[raw["model_type"]].causal
-        auto = source.auto_class if encoder else auto
-        if classes and not encoder and not any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in classes):
+        two_stacks = bool(getattr(config, "is_encoder_decoder", False))
+        auto = source.auto_class if encoder or two_stacks else auto
+        if two_stacks and auto not in WRITES:
+            raise UsageError(
+                f"'{origin.name}' is {(classes or [raw['model_type']])[0]}, which writes no text for a text: eval "
+                "measures encoder-decoders on pairs of source and target text"
+            )
+        if (
+            classes
+            and not encoder
+            and not two_stacks
+            and not any(name.endswith(("LMHeadModel", "ForCausalLM")) for name in classes)
+        ):
             raise UsageError(f"'{origin.name}' is no causal language model but {classes[0]}: nothing can be compared")
         _ = source.weights  # quantised or missing ones are the first thing to say
     trusted = foreign or (trust and source.tokenizer_code is not None)

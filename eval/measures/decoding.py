@@ -1,12 +1,14 @@
-"""Calls with an attention cache, whatever the installed transformers and the model call it."""
+"""Calls of models with an encoder and without, with an attention cache, whatever the model calls it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import Cache
+from torch import Tensor
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.text.pair_windows import both_sides, readable
 from convert_attn.modeling.transformers_api import CACHE_NAME, cache_argument
 
 
@@ -21,7 +23,7 @@ def cache_of(output: Any) -> Any:
     Raises:
         ConvertAttnError: there is none.
     """
-    found = next((value for value in output.values() if isinstance(value, Cache)), None)
+    found = next((value for value in output.values() if isinstance(value, Cache | EncoderDecoderCache)), None)
     if found is None:
         raise ConvertAttnError(
             f"the model was asked for its attention cache and returned only {', '.join(output)}: its decoding cannot "
@@ -30,4 +32,47 @@ def cache_of(output: Any) -> Any:
     return found
 
 
-__all__ = ["cache_of", "with_cache"]
+def cache_layers(cache: Any) -> list[Any]:
+    """List the layers of a cache: of an encoder-decoder's those of the target's tokens, then those of the source's."""
+    if isinstance(cache, EncoderDecoderCache):
+        return [*cache.self_attention_cache.layers, *cache.cross_attention_cache.layers]
+    return list(cache.layers)
+
+
+def has_encoder(model: Any) -> bool:
+    """Tell whether a model reads a source before it writes."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def reading(model: Any, tokens: Tensor, written: Tensor | None = None) -> dict[str, Any]:
+    """Give what a model is called with: token ids [B, T], and of an encoder-decoder as many that are written.
+
+    Args:
+        written: [B, S] what stands in their place there.
+    """
+    if not has_encoder(model):
+        return {"input_ids": tokens if written is None else written}
+    return {"input_ids": tokens, "decoder_input_ids": tokens if written is None else written}
+
+
+def continuing(model: Any, made: Any, token: Tensor) -> dict[str, Any]:
+    """Give what a model is called with that has read and written already, for one token [B, 1] more."""
+    cached = with_cache(model, cache_of(made))
+    if not has_encoder(model):
+        return {"input_ids": token} | cached
+    return {"encoder_outputs": (made.encoder_last_hidden_state,), "decoder_input_ids": token} | cached
+
+
+def logits_on(model: Any, windows: Tensor) -> Tensor:
+    """Give the logits of windows [B, T]; of pairs those of targets [B, T'], with nothing read of what fills up."""
+    device = model.device
+    given = {"input_ids": windows.to(device)}
+    if has_encoder(model):
+        source, target = (side.to(device) for side in both_sides(windows))
+        given = {"input_ids": readable(source), "attention_mask": (source >= 0).long()}
+        given["decoder_input_ids"] = readable(target)
+    found: Tensor = model(**given, use_cache=False).logits
+    return found
+
+
+__all__ = ["cache_layers", "cache_of", "continuing", "has_encoder", "logits_on", "reading", "with_cache"]

@@ -51,14 +51,18 @@ def compare_on_text(original: Any, converted: Any, passages: Passages, advance: 
         `positions`, a list of ranges; and sums `per_cluster`.
     """
     clusters, kind = passages.clusters()
-    edges = position_edges(passages.windows.shape[1])
+    targets = passages.targets
+    edges = position_edges(targets.shape[1])
     places = torch.bucketize(torch.arange(1, edges[-1]), torch.tensor(edges[1:-1]), right=True)
     tally = Tally(int(clusters.max()) + 1, len(edges) - 1)
-    size = batch_size(passages.windows.shape[1], original.config.vocab_size, original.device.type)
+    size = batch_size(targets.shape[1], original.config.vocab_size, original.device.type)
     done = 0
-    for batch, owners in zip(passages.windows.split(size), clusters.split(size), strict=True):
-        figures = token_figures(converted, batch, original)
-        tally.add(figures, owners[:, 1:], places.expand(len(batch), -1))
+    for batch, owners, part in zip(
+        passages.windows.split(size), clusters.split(size), targets.split(size), strict=True
+    ):
+        there = part[:, 1:] >= 0
+        figures = token_figures(converted, batch, original)[:, there]
+        tally.add(figures, owners[:, 1:][there], places.expand(len(batch), -1)[there])
         done += len(batch)
         advance(done, len(passages.windows))
     return _summary(tally, edges, passages, kind)

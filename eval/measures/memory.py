@@ -13,7 +13,7 @@ import torch
 
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.eval.measures.contenders import Recipe
-from convert_attn.eval.measures.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_layers, cache_of, continuing, reading
 
 _SHORT, _LONG = 8, 24  # tokens; the difference leaves out what does not grow
 
@@ -28,17 +28,31 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 def cache_nbytes(cache: Any) -> int:
     """Give bytes of all tensors that a transformers cache holds in its layers, views counted once."""
-    found = [tensor for layer in cache.layers for value in vars(layer).values() for tensor in _tensors(value)]
+    found = [tensor for layer in cache_layers(cache) for value in vars(layer).values() for tensor in _tensors(value)]
     return sum({(t.data_ptr(), t.nbytes): t.nbytes for t in found if t.nbytes}.values())
 
 
 @torch.inference_mode()
 def cache_bytes_per_token(model: Any) -> float:
-    """Tell what one more token adds to the cache of one sequence, over all layers, measured."""
+    """Tell what one more token adds to the cache of one sequence, over all layers, measured.
+
+    Of an encoder-decoder: one more of the target and one more of the source.
+    """
     sizes = []
     for length in (_SHORT, _LONG):
         tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)
-        sizes.append(cache_nbytes(cache_of(model(tokens, use_cache=True))))
+        sizes.append(cache_nbytes(cache_of(model(**reading(model, tokens), use_cache=True))))
+    return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
+
+
+@torch.inference_mode()
+def source_bytes_per_token(model: Any) -> float:
+    """Tell what one more token of the source adds to the cache of an encoder-decoder, over all layers, measured."""
+    sizes, written = [], torch.zeros(1, _SHORT, dtype=torch.int64, device=model.device)
+    for length in (_SHORT, _LONG):
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)
+        made = model(**reading(model, tokens, written), use_cache=True)
+        sizes.append(cache_nbytes(cache_of(made)))
     return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
 
 
@@ -46,8 +60,8 @@ def cache_bytes_per_token(model: Any) -> float:
 def _run(recipe: Recipe, context: int, batch: int) -> None:
     model = recipe.build()
     tokens = torch.zeros(batch, context, dtype=torch.int64, device=model.device)
-    made = model(tokens[:, :-1], use_cache=True)
-    model(tokens[:, -1:], use_cache=True, **with_cache(model, cache_of(made)))
+    made = model(**reading(model, tokens[:, :-1]), use_cache=True)
+    model(**continuing(model, made, tokens[:, -1:]), use_cache=True)
 
 
 def _status(field: str) -> int | None:

@@ -16,6 +16,9 @@ from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.samples import general_heldout_text, heldout_text
 from convert_attn.convert.text.documents import read_documents, split_documents
 from convert_attn.convert.text.encoder_windows import framed, plain_tokens
+from convert_attn.convert.text.pair_windows import both_sides, count_tokens, halves, paired, tokenised
+from convert_attn.convert.text.pairs import holds_pairs, read_pairs
+from convert_attn.convert.text.windows import Decoder
 
 BUNDLED = "bundled held-out text: 12 modules of the Python standard library"
 GENERAL = "bundled held-out text of several kinds"
@@ -29,19 +32,32 @@ class Passages:
 
     Attributes:
         windows: [n, length] token ids; the documents follow each other without a separator. Where the tokenizer puts
-            a beginning-of-sequence token before a text, every window begins with it.
-        documents: [n, length] the document of each token.
-        bytes_per_token: of the documents, in UTF-8.
+            a beginning-of-sequence token before a text, every window begins with it. For a model with an encoder they
+            are sources and targets, see `pair_windows`.
+        documents: [n, length] the document of each token, or of each of the target.
+        bytes_per_token: of the documents, or of what is written of them, in UTF-8.
+        two_sides: they are sources and targets.
     """
 
     windows: Tensor
     documents: Tensor
     bytes_per_token: float
+    two_sides: bool = False
+
+    @property
+    def targets(self) -> Tensor:
+        """[n, T] the tokens that are predicted, below 0 what is none: all, or those of targets."""
+        return both_sides(self.windows)[1] if self.two_sides else self.windows
 
     @property
     def tokens(self) -> int:
         """Predicted tokens: all but each window's first."""
-        return self.windows.shape[0] * (self.windows.shape[1] - 1)
+        return count_tokens(self.targets) - len(self.windows)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window, of which pairs have different numbers: then those of a target, on average."""
+        return round(count_tokens(self.targets) / len(self.windows))
 
     @property
     def digest(self) -> str:
@@ -52,7 +68,7 @@ class Passages:
     def clusters(self) -> tuple[Tensor, str]:
         """Tell what standard errors take as independent: [n, length] indices from 0, and "document" or "window".
 
-        Documents where there are two or more in the windows, else windows.
+        Documents where there are two or more in the windows, else windows; pairs are documents.
         """
         found = self.documents.unique()
         if len(found) > 1:
@@ -94,6 +110,40 @@ def make_texts(tokenizer: Any, documents: Iterable[str], length: int, max_tokens
     size = sum(len(document.encode()) for document in read)
     owners = torch.arange(len(windows))[:, None].expand_as(windows)
     return Passages(windows, owners, size / len(ids))
+
+
+def make_pairs(tokenizer: Any, text: str | None, length: int, max_tokens: int, decoder: Decoder) -> Passages:
+    """Give sources and targets, each pair for itself: of a text of pairs, or the halves of windows of another.
+
+    Args:
+        text: as `documents_of` and `read_pairs` take it.
+        length: tokens of a side at most, or of a window where a text is halved.
+        max_tokens: of both sides together.
+
+    Raises:
+        ConvertAttnError: no token in the text.
+    """
+    if text is None or not holds_pairs(text):
+        documents = list(islice(documents_of(text, encoder=True), _MOST_DOCUMENTS))
+        ids = plain_tokens(documents, tokenizer, max_tokens)
+        if not ids:
+            raise ConvertAttnError("the text has no token: give another --text")
+        windows = halves(ids, tokenizer, length, decoder.start)
+        each = sum(len(document.encode()) for document in documents) / len(ids)
+    else:
+        found, count, size = list[tuple[list[int], ...]](), 0, 0
+        for pair in read_pairs(text):
+            for sides in tokenised([pair], tokenizer, length, decoder.shift):
+                found.append(sides)
+                size += len(pair[1].encode())
+                count += sum(map(len, sides))
+            if count >= max_tokens:
+                break
+        if not found:
+            raise ConvertAttnError("the text has no token: give another --text")
+        windows, each = paired(found), size / sum(len(target) - 1 for _, target in found)
+    owners = torch.arange(len(windows))[:, None].expand_as(both_sides(windows)[1]).contiguous()
+    return Passages(windows, owners, each, two_sides=True)
 
 
 def make_passages(tokenizer: Any, documents: Iterable[str], length: int, max_tokens: int) -> Passages:

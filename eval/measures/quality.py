@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convert_attn.convert.text.pair_windows import both_sides, readable
+from convert_attn.eval.measures.decoding import has_encoder, logits_on
+
 FIGURES = ("loss", "reference_loss", "kl", "top1", "top5", "correct", "reference_correct")
 """Per predicted token: negative log-likelihood in nats of the model and of the reference, KL(reference || model) in
 nats, whether both rank the same token first, the share of the reference's five likeliest tokens that are among the
@@ -100,17 +103,17 @@ def token_figures(model: Any, batch: Tensor, reference: Any | None = None) -> Te
     """FIGURES of every predicted token.
 
     Args:
-        batch: [n, length] token ids.
+        batch: [n, length] token ids, or windows of pairs for a model with an encoder.
         reference: the original, run on the same batch.
 
     Returns:
-        [len(FIGURES), n, length - 1] in float64 on the CPU, zeros for what needs a reference where there is none.
+        [len(FIGURES), n, length - 1] in float64 on the CPU, length that of targets where these are pairs; zeros for
+        what needs a reference where there is none. What stands for a token that fills up means nothing.
     """
-    logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].flatten(0, 1)
-    theirs = None
-    if reference is not None:
-        theirs = reference(input_ids=batch.to(reference.device), use_cache=False).logits[:, :-1].flatten(0, 1)
-    target = batch[:, 1:].flatten().to(logits.device)
+    logits = logits_on(model, batch)[:, :-1].flatten(0, 1)
+    theirs = None if reference is None else logits_on(reference, batch)[:, :-1].flatten(0, 1)
+    predicted = readable(both_sides(batch)[1] if has_encoder(model) else batch)
+    target = predicted[:, 1:].flatten().to(logits.device)
     rows = max(1, _SLICE_NUMBERS // logits.shape[-1])
     parts = [
         _slice_figures(
@@ -118,7 +121,7 @@ def token_figures(model: Any, batch: Tensor, reference: Any | None = None) -> Te
         )
         for at in range(0, len(target), rows)
     ]
-    return torch.cat(parts, -1).reshape(len(FIGURES), batch.shape[0], batch.shape[1] - 1)
+    return torch.cat(parts, -1).reshape(len(FIGURES), predicted.shape[0], predicted.shape[1] - 1)
 
 
 def measure(model: Any, tokens: Tensor, reference: Any | None = None, batch_size: int = 8) -> Quality:

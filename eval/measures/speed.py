@@ -1,8 +1,9 @@
 """Speed gained: prefill and decode of the original and a conversion, taking turns in one run.
 
 A context of T tokens means: prefill reads T tokens at once, and decode makes the T-th token in front of a cache of
-T - 1. The cache is the one that `generate` uses by default (transformers' DynamicCache, which copies what it holds
-at every step); what a step costs is what a user of `generate` pays for it.
+T - 1. An encoder-decoder reads a source of T tokens besides, in prefill by its encoder, in decode out of its cache. The
+cache is the one that `generate` uses by default (transformers' DynamicCache, which copies what it holds at every step);
+what a step costs is what a user of `generate` pays for it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import transformers
 from torch import Tensor
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.isolated import pairs
 from convert_attn.convert.isolated.behaviour import MisbehaviourError, attention_modules, check_decode, probe_tokens
 from convert_attn.eval.measures.contenders import free_bytes
-from convert_attn.eval.measures.decoding import cache_of, with_cache
+from convert_attn.eval.measures.decoding import cache_layers, cache_of, continuing, has_encoder, reading
 from convert_attn.eval.measures.figures import size
 from convert_attn.eval.measures.memory import cache_bytes_per_token
 from convert_attn.eval.measures.quality import Advance
@@ -90,20 +92,23 @@ class _Runner:
 
     def prefill(self) -> Timed:
         """Give all T tokens."""
-        return Timed(lambda: self._model(self._tokens, use_cache=True, **self._keep), self.clock.end_call)
+        given = reading(self._model, self._tokens)
+        return Timed(lambda: self._model(**given, use_cache=True, **self._keep), self.clock.end_call)
 
     def decode(self) -> Timed:
         """Give the T-th token, after which the cache is set back to T - 1."""
-        made = self._model(self._tokens[:, :-1], use_cache=True, **self._keep)
+        model = self._model
+        source = self._tokens if has_encoder(model) else self._tokens[:, :-1]
+        made = model(**reading(model, source, self._tokens[:, :-1]), use_cache=True, **self._keep)
         self._cache = cache_of(made)
-        self._held = [dict(vars(layer)) for layer in self._cache.layers]
+        self._held = [dict(vars(layer)) for layer in cache_layers(self._cache)]
         self.clock.end_call()
-        cached = with_cache(self._model, self._cache)
-        return Timed(lambda: self._model(self._tokens[:, -1:], use_cache=True, **cached), self._reset)
+        given = continuing(model, made, self._tokens[:, -1:])
+        return Timed(lambda: model(**given, use_cache=True), self._reset)
 
     def _reset(self) -> None:
         # a dynamic layer holds new tensors after every step: the old ones are still what they were
-        for layer, held in zip(self._cache.layers, self._held, strict=True):
+        for layer, held in zip(cache_layers(self._cache), self._held, strict=True):
             vars(layer).update(held)
         self.clock.end_call()
 
@@ -159,7 +164,12 @@ def _cell(models: Mapping[str, Any], context: int, batch: int, repeats: int) -> 
 def _check_cache(name: str, model: Any) -> None:
     """A step that does not read its cache is fast and worth nothing."""
     try:
-        check_decode(model, probe_tokens(model.config).to(model.device))
+        tokens = probe_tokens(model.config).to(model.device)
+        if has_encoder(model):
+            pairs.check_decode(model, tokens)
+            pairs.check_generate(model, tokens)
+        else:
+            check_decode(model, tokens)
     except MisbehaviourError as error:
         raise ConvertAttnError(
             f"the {name} model ({type(model).__name__} in transformers {transformers.__version__}) {error}: its "

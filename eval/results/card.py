@@ -16,7 +16,7 @@ from convert_attn.eval.measures.contenders import Contender
 from convert_attn.eval.measures.figures import estimate
 from convert_attn.eval.results.store import write_whole
 
-_TEXT_GENERATION, _FEATURES = "text-generation", "feature-extraction"
+_TEXT_GENERATION, _FEATURES, _TEXT_TO_TEXT = "text-generation", "feature-extraction", "text2text-generation"
 
 
 def check_cards(contenders: tuple[Contender, ...]) -> None:
@@ -43,11 +43,12 @@ def _read(folder: Path) -> ModelCard:
 def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult]:
     """One EvalResult per figure."""
     found: list[EvalResult] = []
+    task = _FEATURES if model["encoder"] else _TEXT_TO_TEXT if model["two_stacks"] else _TEXT_GENERATION
 
     def add(dataset: str, type_: str, metric: str, label: str, value: float) -> None:
         found.append(
             EvalResult(
-                task_type=_FEATURES if model["encoder"] else _TEXT_GENERATION,
+                task_type=task,
                 dataset_type=type_,
                 dataset_name=dataset,
                 metric_type=metric,
@@ -65,9 +66,9 @@ def _results(document: dict[str, Any], model: dict[str, Any]) -> list[EvalResult
     if model["embeddings"]:
         name, cosine = document["text"]["name"], model["embeddings"]["cosine"]["mean"]
         add(name, "text", "cosine_similarity", "cosine similarity of embeddings to the original's", cosine)
-    for task, result in (model["tasks"] or {}).items():
+    for name, result in (model["tasks"] or {}).items():
         for metric, value in result["metrics"].items():
-            add(task, task, metric, metric, value["mean"])
+            add(name, name, metric, metric, value["mean"])
     return found
 
 

@@ -58,6 +58,8 @@ def overview(document: dict[str, Any]) -> Section:
         rows.append([f"{model['name']} ({model['form']})", f"{count(held)}{share}", *figures])
     header = ["model", "cache, B/token", "KL, nats/token", "perplexity", "same top-1"]
     note = "KL is KL(original || converted); ± is one standard error."
+    if original["two_stacks"]:
+        note += " Cache: of a token of the target and one of the source, together."
     if timed is not None:
         header += ["decode speed-up", "in attention"]
         rows[0] += ["1x", "1x"]
@@ -139,7 +141,7 @@ def quality(document: dict[str, Any]) -> Section | None:
         )
     text, found = document["text"], models[0]["quality"]
     note = (
-        f"Text: {text['name']}. {text['windows']} windows of {text['window']} tokens, {text['tokens']:,} predicted "
+        f"Text: {text['name']}. {_windows(text)}, {text['tokens']:,} predicted "
         f"tokens, {text['bytes_per_token']:.2f} bytes per token; the original has "
         f"{estimate(found['original_bits_per_byte'], 4)} bits per byte. Differences are conversion minus original, "
         f"paired; standard errors are by {found['clustered_by']} ({found['clusters']}). Top-5: the share of the "
@@ -147,6 +149,12 @@ def quality(document: dict[str, Any]) -> Section | None:
     )
     header = ["model", "loss difference, nats/token", "bits/byte", "difference", "KL, nats/token", "top-1 same"]
     return Section("Quality on the text", note, [*header, "top-5 same", "next token right"], rows)
+
+
+def _windows(text: dict[str, Any]) -> str:
+    if text["pairs"]:
+        return f"{text['windows']} sources with targets of {text['window']} tokens on average"
+    return f"{text['windows']} windows of {text['window']} tokens"
 
 
 def positions(document: dict[str, Any]) -> Section | None:
@@ -251,18 +259,21 @@ def memory(document: dict[str, Any]) -> Section:
         cache, peak_of = model["cache"] or {}, model["peak_memory"] or {}
         peak = peak_of or peak
         measured, predicted = cache.get("bytes_per_token"), cache.get("predicted_bytes_per_token")
+        source = cache.get("source_bytes_per_token")
         if measured is None:
             continue
         rows.append(
             [
                 f"{model['name']} ({model['form']})",
-                count(measured),
+                count(measured) + (f" ({count(source)})" if source is not None else ""),
                 count(predicted),
                 size(peak_of.get("peak_bytes")),
                 size(peak_of.get("before_bytes")),
             ]
         )
     note = "Cache bytes are measured on the cache that the model fills; predicted ones follow from config.json."
+    if document["original"]["two_stacks"]:
+        note += " They are of a token of the target and one of the source; the second alone is in brackets."
     if peak:
         note += (
             f" Peak ({peak['kind']}): of a process that loads the model, reads {peak['context']:,} tokens at batch "
