@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -50,9 +49,7 @@ _VALUE_DAMPING = 0.1
 _OUTPUT_RIDGE = 0.1
 _STEPS = 3
 _SKIPPED = 32  # of so many queries one is looked at for what precedes the first step
-_MANY = 32  # queries for each number of an input: half of them do for keys, and for what precedes the first step
-
-T = TypeVar("T")
+_MANY = 32  # queries for each number of an input: half of them do for what precedes the first step
 
 
 @dataclass(kw_only=True)
@@ -151,13 +148,13 @@ class LayerRefit:
             weight = weight + torch.einsum("bhrt,bhte->he", w, key.square().repeat_interleave(per_key, 1)) * scale**2
         lefts = [self._spread_of_keys(part, every) * scale**2 for part in parts]
         with rough():
-            right = pull(self._errors(self.sample.tiles, asked, every))
+            right = pull(self._errors(asked, every))
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
     def _spread_of_keys(self, part: Projection, every: list[Tensor]) -> Tensor:
         """What a query's numbers do to scores, besides what softmax forgets, from some of the queries: [n, e, e]."""
         total, seen = torch.zeros(()), 0
-        for tile in self._half(self.sample.tiles):
+        for tile in self._some_tiles():
             w, positions = tile.importance, tile.positions[::_SKIPPED]
             some = w[:, :, ::_SKIPPED]
             key = every[tile.batch][:, :, : tile.length, part.columns]
@@ -169,29 +166,19 @@ class LayerRefit:
             total, seen = total + turned.sum((0, 3)), seen + some.shape[2]
         return total * (sum(len(tile.positions) for tile in self.sample.tiles) / seen)
 
-    def _errors(self, tiles: list[Tile], by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
+    def _errors(self, by_tile: Iterable[Tensor], every: list[Tensor]) -> Iterator[Tensor]:
         """What the scores lack, weighed; of the queries of every tile and the keys of every batch."""
-        for tile, query in zip(tiles, by_tile, strict=True):
+        for tile, query in zip(self.sample.tiles, by_tile, strict=True):
             made = scores_of(query, every[tile.batch][:, :, : tile.length])
             yield _centred(tile.importance, tile.scores - made)
 
-    def _for_keys(self, by_tile: list[T]) -> list[T]:
-        """Of something for each tile, that of the tiles which keys are solved on.
-
-        A key that heads share is met by the errors of all of them, so that half of the tiles tell as much (on a layer
-        of SmolLM2 as MQA the output's error grows by 0.2 %, in five sixths of the time).
-        """
-        weights = self.weights
-        shared = isinstance(weights, AttentionWeights) and weights.queries_per_kv > 1
-        return self._half(by_tile) if shared else by_tile
-
-    def _half(self, by_tile: list[T]) -> list[T]:
-        """Of something for each tile, that of every second tile of each window; all where queries are not many."""
+    def _some_tiles(self) -> list[Tile]:
+        """Every second tile of each window; all where queries are not many."""
         tiles = self.sample.tiles
         rows = sum(tile.output.shape[0] * len(tile.positions) for tile in tiles)
         if rows < _MANY * self.tokens.shape[-1]:
-            return by_tile
-        return [part for n, part in enumerate(by_tile) if (n + tiles[n].batch) % 2 == 0]
+            return tiles
+        return [tile for n, tile in enumerate(tiles) if (n + tile.batch) % 2 == 0]
 
     def _sizes_of_keys(self) -> tuple[list[Tensor], Tensor] | None:
         """What a norm multiplies keys by, batch by batch [B, H, 1, T], less its typical size [H]; None without one."""
@@ -205,8 +192,7 @@ class LayerRefit:
 
     def _solve_keys(self, every: list[Tensor], asked: list[Tensor]) -> None:
         parts, behind_norm = self._parts.keys(), self._sizes_of_keys()
-        tiles, asked = self._for_keys(self.sample.tiles), self._for_keys(asked)
-        right_errors = self._errors(tiles, asked, every)
+        right_errors = self._errors(asked, every)
         if behind_norm is not None:
             asked = [query * behind_norm[1][:, None, None] for query in asked]
 
@@ -215,7 +201,7 @@ class LayerRefit:
 
         def pull(gradients: Iterable[Tensor]) -> list[Tensor]:
             backs = [[x.new_zeros(len(x), len(p.weight), x.shape[1], p.weight.shape[1]) for p in parts] for x in inputs]
-            for tile, query, gradient in zip(tiles, asked, gradients, strict=True):
+            for tile, query, gradient in zip(self.sample.tiles, asked, gradients, strict=True):
                 gradient = sized(gradient, tile)
                 for part, back in zip(parts, backs[tile.batch], strict=True):
                     back[:, :, : tile.length] += gathered(gradient, query[..., part.columns], len(part.weight))
@@ -227,7 +213,7 @@ class LayerRefit:
 
         def errors(changes: list[Tensor]) -> Iterator[Tensor]:
             made: dict[int, list[Tensor]] = {}
-            for tile, query in zip(tiles, asked, strict=True):
+            for tile, query in zip(self.sample.tiles, asked, strict=True):
                 if tile.batch not in made:
                     made = {tile.batch: [p.given(c, tile.batch) for p, c in zip(parts, changes, strict=True)]}
                 scores = torch.zeros(())
@@ -237,15 +223,15 @@ class LayerRefit:
 
         inputs = self.sample.looked_at
         weight = torch.stack([torch.einsum("bhre->he", query.square()) for query in asked]).sum(0)
-        lefts = [self._spread_of_queries(part, tiles, asked) for part in parts]
+        lefts = [self._spread_of_queries(part, asked) for part in parts]
         with rough():
             right = pull(right_errors)
         self._settle(parts, lambda changes: pull(errors(changes)), right, weight, lefts)
 
-    def _spread_of_queries(self, part: Projection, tiles: list[Tile], asked: list[Tensor]) -> Tensor:
+    def _spread_of_queries(self, part: Projection, asked: list[Tensor]) -> Tensor:
         """What a key's numbers do to scores, from some of the queries: [n, e, e]."""
         total, seen, rows = torch.zeros(()), 0, 0
-        for tile, whole in zip(tiles, asked, strict=True):
+        for tile, whole in zip(self.sample.tiles, asked, strict=True):
             query = whole[:, :, ::_SKIPPED, part.columns]
             seen, rows = seen + query.shape[2], rows + whole.shape[2]
             if part.turning is None:
