@@ -22,7 +22,6 @@ from convert_attn.convert.errors import ConvertAttnError, UsageError, check_opti
 from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.heal.data.tokens import Text, open_text, pack, window_length
 from convert_attn.convert.heal.memory import planning
-from convert_attn.convert.heal.memory.heap import return_large_blocks
 from convert_attn.convert.heal.memory.planning import Room
 from convert_attn.convert.heal.memory.prediction import Predictor
 from convert_attn.convert.heal.result import (
@@ -41,6 +40,7 @@ from convert_attn.convert.heal.training.handover import Handover
 from convert_attn.convert.heal.training.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.training.loop import Progressed
 from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
+from convert_attn.convert.heap import return_large_blocks
 from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.text.encoder_windows import WINDOW
