@@ -219,7 +219,7 @@ def test_sizes_and_shares_as_typed() -> None:
 
 _FREED = """
 import sys, psutil, torch
-from convert_attn.convert.heal.memory.heap import return_large_blocks
+from convert_attn.convert.heap import return_large_blocks
 done = return_large_blocks() if sys.argv[1] == "yes" else True
 del_first = torch.ones(7 * 2**20); del del_first  # 28 MB: from here on glibc keeps smaller blocks in its heap
 own = psutil.Process()

@@ -48,6 +48,7 @@ ROWS = (
     "eval.results",
     "eval",
     "eval.benchmarks",
+    "eval.benchmarks.conversion",
     "convert.cli",
 )
 MOST_FILES = 14

@@ -148,7 +148,7 @@ def _side_file_fails(patch: pytest.MonkeyPatch) -> None:
 
 
 def _interrupted(patch: pytest.MonkeyPatch) -> None:
-    def verify(*arguments: object) -> None:
+    def verify(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt("Ctrl-C")
 
     patch.setattr(run, "verify_folder", verify)

@@ -45,7 +45,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
-CHUNK = 16 * 2**20
+CHUNK = 2**20  # read, looked at and written while it is in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,20 +171,32 @@ def build_header(infos: list[TensorInfo], metadata: dict[str, str]) -> tuple[byt
     return prefix, {name: len(prefix) + begin for name, begin in begins.items()}
 
 
-def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[bytes]:
-    """Give a byte range of a file, piece by piece.
+def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
+    """Give a byte range of a file, piece by piece; a piece is overwritten by the next.
 
     Raises:
         ConvertAttnError: the file ended early.
     """
-    with path.open("rb") as file:
+    buffer = memoryview(bytearray(min(CHUNK, nbytes)))
+    for start in range(0, nbytes, CHUNK):
+        piece = buffer[: min(CHUNK, nbytes - start)]
+        read_into(piece, path, offset + start)
+        yield piece
+
+
+def read_into(buffer: memoryview, path: Path, offset: int) -> None:
+    """Fill a buffer from a file.
+
+    Raises:
+        ConvertAttnError: the file ended early.
+    """
+    with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        while nbytes:
-            chunk = file.read(min(CHUNK, nbytes))
-            if not chunk:
+        while buffer:
+            count = file.readinto(buffer)
+            if not count:
                 raise ConvertAttnError(f"shard '{path.name}' became shorter while it was read")
-            nbytes -= len(chunk)
-            yield chunk
+            buffer = buffer[count:]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

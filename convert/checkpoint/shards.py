@@ -21,6 +21,7 @@ from convert_attn.convert.checkpoint.safetensors_format import (
     TensorInfo,
     file_chunks,
     read_header,
+    read_into,
     reason,
     tensor_bytes,
 )
@@ -49,8 +50,8 @@ class Weights(ABC):
         """Give one tensor, in memory of its own."""
 
     @abstractmethod
-    def chunks(self, name: str) -> Iterator[bytes | memoryview]:
-        """Give one tensor's bytes, piece by piece."""
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Give one tensor's bytes, piece by piece; a piece may be overwritten by the next."""
 
     def leave_out(self, names: Container[str]) -> None:
         """Forget tensors that are stored under another name already."""
@@ -83,13 +84,11 @@ class SafetensorsWeights(Weights):
 
     def read(self, name: str) -> Tensor:
         info = self.infos[name]
-        buffer = bytearray()
-        for chunk in self.chunks(name):
-            buffer += chunk
-        flat = torch.frombuffer(buffer, dtype=DTYPES[info.dtype]) if buffer else torch.empty(0)
-        return flat.to(DTYPES[info.dtype]).reshape(info.shape)
+        tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
+        read_into(tensor_bytes(tensor), self._folder / info.file, info.offset)
+        return tensor
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, name: str) -> Iterator[memoryview]:
         info = self.infos[name]
         return file_chunks(self._folder / info.file, info.offset, info.nbytes)
 

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, build_header
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -45,20 +45,30 @@ class ShardWriter:
     """Safetensors shards with known contents, filled in any order.
 
     The offsets follow from the headers alone, so a tensor is written where it belongs as soon as it is there:
-    memory holds one tensor, whatever the order of the source.
+    memory holds one tensor, whatever the order of the source. Threads may write tensors side by side.
+
+    Args:
+        durable: whether `close` waits until the disk has all of it.
     """
 
-    def __init__(self, folder: Path, shards: dict[str, list[TensorInfo]], metadata: dict[str, dict[str, str]]) -> None:
-        self._folder = folder
-        self._files: dict[str, BinaryIO] = {}
+    def __init__(
+        self,
+        folder: Path,
+        shards: dict[str, list[TensorInfo]],
+        metadata: dict[str, dict[str, str]],
+        *,
+        durable: bool = True,
+    ) -> None:
+        self._folder, self._durable = folder, durable
+        self._files: dict[str, FileIO] = {}
         self._places: dict[str, TensorInfo] = {}
         self._left: set[str] = set()
         self._shards = shards
         for file, infos in shards.items():
             header, offsets = build_header(infos, {"format": "pt"} | metadata.get(file, {}))
-            handle = (folder / file).open("wb")
+            handle = (folder / file).open("wb", buffering=0)
             self._files[file] = handle
-            handle.write(header)
+            _write(handle, header, 0)
             for info in infos:
                 self._places[info.name] = replace(info, offset=offsets[info.name])
                 self._left.add(info.name)
@@ -70,17 +80,21 @@ class ShardWriter:
             ConvertAttnError: its size is not what the header says.
         """
         place = self._places[name]
-        file = self._files[place.file]
-        file.seek(place.offset)
         written = 0
         for chunk in chunks:
+            if written + len(chunk) <= place.nbytes:
+                _write(self._files[place.file], chunk, place.offset + written)
             written += len(chunk)
             if written > place.nbytes:
                 break
-            file.write(chunk)
         if written != place.nbytes:
             raise ConvertAttnError(f"tensor '{name}' has {written} bytes or more, expected {place.nbytes}")
         self._left.discard(name)
+
+    def sync(self) -> None:
+        """Wait until the disk has what has been written so far."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Flush to disk, write the index of a sharded checkpoint.
@@ -90,9 +104,9 @@ class ShardWriter:
         """
         if self._left:
             raise ConvertAttnError(f"tensor '{min(self._left)}' was never written")
+        if self._durable:
+            self.sync()
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         if list(self._shards) != ["model.safetensors"]:
             self._write_index()
@@ -108,6 +122,14 @@ class ShardWriter:
         weight_map = {info.name: file for file, infos in self._shards.items() for info in infos}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write(file: FileIO, content: bytes | memoryview, offset: int) -> None:
+    """Write all of it at its place, wherever the file stands."""
+    left = memoryview(content)
+    while left:
+        count = os.pwrite(file.fileno(), left, offset)
+        left, offset = left[count:], offset + count
 
 
 def check_output(output: Path, overwrite: bool) -> None:

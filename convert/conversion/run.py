@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from convert_attn.convert.checkpoint.finite import finite_chunks, is_finite
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
+from convert_attn.convert.fitting.refit import NewLayer
 from convert_attn.convert.fitting.session import Fitting, fitting
+from convert_attn.convert.heap import keep_large_blocks
 from convert_attn.convert.planning.outputs import OutputTensor
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
@@ -57,6 +61,7 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
     """
     check_output(plan.output, plan.request.overwrite)
     check_space(plan.output, sum(output.info.nbytes for output in plan.outputs))
+    keep_large_blocks()
     ISOLATED.start()  # it imports its libraries while this process works
     probes = check_source(plan, progress)
     with fitting(plan, progress) as found, whole_or_nothing(plan.output, plan.request.overwrite) as folder:
@@ -65,7 +70,7 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         measured = found.measure()
         made = Made(tokens=found.tokens, measured=measured)
         warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
-        verify_folder(folder, plan.source.auto_class, progress)
+        verify_folder(folder, plan.source.auto_class, progress, numbers=False)
         verified = verify_conversion(plan, folder, plan.source.auto_class, answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)
     return Result(output=plan.output, nbytes=nbytes, plan=plan, made=made, warnings=warnings, verified=verified)
@@ -86,42 +91,29 @@ def _write_weights(
     plan = fitting.plan
     found: list[tuple[float, ...]] = []
     asked, answers = {probe.layer: probe for probe in probes}, []
+    by_layer: dict[int, list[OutputTensor]] = {}
+    others: list[OutputTensor] = []
+    for output in plan.outputs:
+        computed = output.origin == "attention" or (plan.refit_mlp and plan.ends_mlp(output))
+        if computed and output.layer is not None:
+            by_layer.setdefault(output.layer, []).append(output)
+        else:
+            others.append(output)
     writer = ShardWriter(folder, _shards(plan), plan.source.weights.metadata)
     try:
-        by_layer: dict[int, list[OutputTensor]] = {}
-        others: list[OutputTensor] = []
-        for output in plan.outputs:
-            computed = output.origin == "attention" or (plan.refit_mlp and plan.ends_mlp(output))
-            if computed and output.layer is not None:
-                by_layer.setdefault(output.layer, []).append(output)
-            else:
-                others.append(output)
         # in order and without a gap: a layer that is copied takes the texts on to the next one all the same
         layers = range(plan.geometry.num_layers if by_layer else 0)
-        for layer in layers:
-            progress("attention", layer, len(layers))
-            with torch.no_grad():
+        with _Copies(plan, writer, others) as copies:
+            for layer in layers:
+                progress("attention", layer, len(layers))
                 new = fitting.convert(layer)
-                converted = new.attention
                 if layer in asked:
-                    answers.append(answer(asked.pop(layer), converted))
-                if plan.balanced:
-                    converted = balanced(converted, plan.geometry.block(layer).turns)
-                with on_device(plan.request.device):
-                    tensors = plan.target.tensors(plan.blueprint, converted, layer)
-                if new.mlp is not None and plan.arch.mlp_output is not None:
-                    tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
-            if isinstance(converted, LatentWeights):
-                found.append(tuple(converted.inv_freq.tolist()))
-            for output in by_layer.get(layer, ()):
-                tensor = tensors[output.local].to(device="cpu", dtype=DTYPES[output.info.dtype])
-                _check_range(tensor, output)
-                writer.put(output.info.name, [tensor_bytes(tensor)])
-        progress("attention", len(layers), len(layers))
-        for done, output in enumerate(others):
-            progress("copy", done, len(others))
-            writer.put(output.info.name, _copied(plan, output))
-        progress("copy", len(others), len(others))
+                    answers.append(answer(asked.pop(layer), new.attention))
+                if isinstance(new.attention, LatentWeights):
+                    found.append(tuple(new.attention.inv_freq.tolist()))
+                _write_layer(plan, writer, by_layer.get(layer, ()), layer, new)
+            progress("attention", len(layers), len(layers))
+            copies.finish(progress)
         writer.close()
         # layers that are copied as they are
         answers += [answer(probe, Layers(plan).read(layer)) for layer, probe in asked.items()]
@@ -131,20 +123,73 @@ def _write_weights(
         raise
 
 
+def _write_layer(plan: Plan, writer: ShardWriter, outputs: Sequence[OutputTensor], layer: int, new: NewLayer) -> None:
+    """The tensors of a layer's new form, in the layout of the result's class."""
+    with torch.no_grad():
+        converted = balanced(new.attention, plan.geometry.block(layer).turns) if plan.balanced else new.attention
+        with on_device(plan.request.device):
+            tensors = plan.target.tensors(plan.blueprint, converted, layer)
+        if new.mlp is not None and plan.arch.mlp_output is not None:
+            tensors |= new.mlp.tensors(plan.arch.mlp_output, plan.blueprint.result_arch.transposed)
+    for output in outputs:
+        tensor = tensors[output.local].to(device="cpu", dtype=DTYPES[output.info.dtype])
+        _check_range(tensor, output)
+        writer.put(output.info.name, [tensor_bytes(tensor)])
+
+
+@dataclass
+class _Copies:
+    """The tensors that are not computed: those that stay as they are are written while layers are converted."""
+
+    plan: Plan
+    writer: ShardWriter
+    outputs: Sequence[OutputTensor]
+
+    def __enter__(self) -> _Copies:
+        self._thread = ThreadPoolExecutor(1)
+        plain = [output for output in self.outputs if _is_plain(self.plan, output)]
+        self._plain = {output.info.name: self._thread.submit(self._copy, output) for output in plain}
+        self._synced = self._thread.submit(self.writer.sync)  # so that little is left when all is written
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Wait for the tensor that is being written, and begin no other."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _copy(self, output: OutputTensor) -> None:
+        self.writer.put(output.info.name, finite_chunks(output.info, _copied(self.plan, output)))
+
+    def finish(self, progress: Progress) -> None:
+        """Write the others, whose memory would add to a layer's, and wait for all."""
+        for done, output in enumerate(self.outputs):
+            progress("copy", done, len(self.outputs))
+            copied = self._plain.get(output.info.name)
+            if copied is None:
+                self._copy(output)
+            else:
+                copied.result()
+        progress("copy", len(self.outputs), len(self.outputs))
+        self._synced.result()
+
+
+def _is_plain(plan: Plan, output: OutputTensor) -> bool:
+    same_dtype = plan.source.weights.infos[output.source].dtype == output.info.dtype
+    return output.origin == "copy" and same_dtype
+
+
 def _check_range(tensor: Tensor, output: OutputTensor) -> None:
     """Computed numbers must fit the dtype they are stored in."""
-    if not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise ConvertAttnError(
             f"converted tensor '{output.info.name}' has numbers that do not fit {output.info.dtype}; "
             "give --dtype bfloat16 or float32, or another --method"
         )
 
 
-def _copied(plan: Plan, output: OutputTensor) -> Iterator[bytes | memoryview]:
+def _copied(plan: Plan, output: OutputTensor) -> Iterator[memoryview]:
     """The bytes of a tensor that is not computed."""
     weights = plan.source.weights
-    same_dtype = weights.infos[output.source].dtype == output.info.dtype
-    if output.origin == "copy" and same_dtype:
+    if _is_plain(plan, output):
         return weights.chunks(output.source)
     tensor = weights.read(output.source).to(DTYPES[output.info.dtype])
     return iter([tensor_bytes(tensor.T if output.origin == "transpose" else tensor)])

@@ -12,6 +12,7 @@ from convert_attn.convert.archs.attention_tensors import split
 from convert_attn.convert.archs.base import Norm
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
+from convert_attn.convert.checkpoint.finite import is_finite
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
 from convert_attn.convert.maths.normed_latent import NormedLatent
@@ -53,8 +54,8 @@ class Layers:
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.plan.source.weights.read(name).to(self.plan.request.device)
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
+        if not is_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
             raise ConvertAttnError(
                 f"tensor '{name}' of '{self.plan.source.origin.name}' has {bad} values that are NaN or infinite: "
                 "the checkpoint is broken; download it again"

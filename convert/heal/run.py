@@ -19,10 +19,10 @@ from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin
 from convert_attn.convert.checkpoint.writer import check_output
 from convert_attn.convert.errors import ConvertAttnError, UsageError, check_options
+from convert_attn.convert.heal.data.pair_texts import PairTexts
 from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.heal.data.tokens import Text, open_text, pack, window_length
 from convert_attn.convert.heal.memory import planning
-from convert_attn.convert.heal.memory.heap import return_large_blocks
 from convert_attn.convert.heal.memory.planning import Room
 from convert_attn.convert.heal.memory.prediction import Predictor
 from convert_attn.convert.heal.result import (
@@ -35,12 +35,20 @@ from convert_attn.convert.heal.result import (
 from convert_attn.convert.heal.state import journal as journals
 from convert_attn.convert.heal.state.journal import LOG, Journal, Show
 from convert_attn.convert.heal.state.pair import Pair, open_pair
-from convert_attn.convert.heal.state.settings import DEFAULT_STAGES, UPTRAIN, HealOptions, Settings
+from convert_attn.convert.heal.state.settings import (
+    DEFAULT_STAGES,
+    DISTILL,
+    LAYERWISE,
+    UPTRAIN,
+    HealOptions,
+    Settings,
+)
 from convert_attn.convert.heal.state.workplace import Workplace, failures_in_words
 from convert_attn.convert.heal.training.handover import Handover
 from convert_attn.convert.heal.training.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.training.loop import Progressed
 from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
+from convert_attn.convert.heap import return_large_blocks
 from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.text.encoder_windows import WINDOW
@@ -78,7 +86,8 @@ def heal(
     Args:
         converted: a folder that convert-attn made.
         data: text to train on: "sample", what `convert_attn.convert.text.documents.read_documents` takes, or a .npy
-            file of windows of token ids; or several of these, drawn from in turn.
+            file of windows of token ids; or several of these, drawn from in turn. Of an encoder-decoder pairs, see
+            `convert_attn.convert.text.pairs.read_pairs`, or text whose windows are halved.
         tokens: to train on, all stages together.
         data_weights: whole numbers, the shares of several texts; None: equal ones.
         teacher: the original; None: the one recorded in the checkpoint, where that can be found.
@@ -104,6 +113,7 @@ def heal(
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
     texts = Texts.of(data, data_weights, exclude)
     pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
+    settings, left_out = _stages_of(pair, settings)
     if pair.encoder and settings.lm_weight:
         raise UsageError(f"--lm-weight is for language models: '{converted}' is an encoder and has no next token")
     target = Path(output) if output is not None else _default_output(pair)
@@ -119,8 +129,28 @@ def heal(
         output=target,
         place=Workplace(target),
         progress=progress,
+        warnings=left_out,
     )
     return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
+
+
+def _stages_of(pair: Pair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """The stages that a model can be given: an encoder-decoder has none over single blocks.
+
+    Raises:
+        UsageError: such a stage was asked for.
+    """
+    if not pair.two_stacks or LAYERWISE not in settings.stages:
+        return settings, ()
+    name = pair.student.origin.name
+    if settings.stages != DEFAULT_STAGES:
+        raise UsageError(
+            f"--stages {','.join(settings.stages)}: '{name}' is an encoder-decoder, whose blocks read two texts "
+            f"and are not trained one by one; give --stages {DISTILL}"
+        )
+    return replace(settings, stages=(DISTILL,)), (
+        f"'{name}' is an encoder-decoder: stage {LAYERWISE} is left out, all tokens go to stage {DISTILL}",
+    )
 
 
 def _accelerator(settings: Settings, cpu: bool) -> Accelerator:
@@ -166,6 +196,7 @@ class _Healing:
     output: Path
     place: Workplace
     progress: Progress
+    warnings: tuple[str, ...] = ()
 
     def run(self, resume: bool, overwrite: bool, board: Path | None, show: Show, command: str | None) -> Healed:
         """Give all stages and the result."""
@@ -204,33 +235,53 @@ class _Healing:
         }
 
     def _length(self) -> int:
-        """Tokens per window."""
+        """Tokens per window, or of a side of a pair."""
         asked, context = self.settings.seq_len, self.pair.context
+        pairs = self._pairs()
+        if pairs is not None:
+            pairs.check()
         longest = WINDOW if self.pair.encoder else _LONGEST_WINDOW
         if asked is not None and asked > context:
             raise UsageError(f"--seq-len is {asked}, the model reads at most {context} tokens")
+        if pairs is not None:
+            return asked or pairs.length(min(context, _LONGEST_WINDOW))
         return window_length(self.texts.data, asked or min(context, longest))
 
     def _pack(self, length: int) -> None:
         """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
         if self.place.has_text:
             return
-        origin = self.pair.student.origin
+        pairs = self._pairs()
         try:
-            pack(
-                self.texts,
-                origin.folder,
-                name=origin.name,
-                length=length,
-                tokens=self.settings.tokens,
-                place=self.place.folder,
-                encoder=self.pair.encoder,
-            )
+            if pairs is not None:
+                pairs.pack(length, self.settings.tokens, self.place.folder)
+            else:
+                self._pack_text(length)
             self._text()
         except ConvertAttnError:
             self.place.remove()
             raise
         self.place.text_is_ready()
+
+    def _pairs(self) -> PairTexts | None:
+        """The texts as pairs, of an encoder-decoder."""
+        origin = self.pair.student.origin
+        if not self.pair.two_stacks:
+            return None
+        return PairTexts(self.texts, origin.folder, origin.name, self.pair.decoder)
+
+    def _pack_text(self, length: int) -> None:
+        """The text into the workplace."""
+        origin = self.pair.student.origin
+        pack(
+            self.texts,
+            origin.folder,
+            name=origin.name,
+            length=length,
+            tokens=self.settings.tokens,
+            place=self.place.folder,
+            encoder=self.pair.encoder,
+        )
 
     def _text(self) -> Text:
         return open_text(
@@ -262,7 +313,7 @@ class _Healing:
                     self.pair,
                     settings=self.settings,
                     dtype=narrow_dtype(self.accelerator),
-                    length=text.length,
+                    length=text.side,
                     windows=windows,
                 )
                 told = planning.decide(predictor, self.settings, self.place)
@@ -278,7 +329,7 @@ class _Healing:
     def _layer_windows(self, text: Text) -> int:
         """Windows for the stage over single blocks."""
         tokens = self.settings.layer_tokens()
-        return max(1, tokens // text.length) if tokens else 0
+        return max(1, tokens // text.tokens_each) if tokens else 0
 
     def _layerwise(self, text: Text, journal: Journal) -> int:
         """The stage over single blocks; how many windows it took: of one that ended early the share of its blocks."""
@@ -338,14 +389,14 @@ class _Healing:
     def _healed(self, text: Text, used: int, done: Progressed | None) -> Healed:
         """What came of it; `used`: windows of the stage over single blocks."""
         told = self._warnings(text, done)
-        found = Healed(output=self.output, tokens=used * text.length, steps=0, warnings=told)
+        found = Healed(output=self.output, tokens=used * text.tokens_each, steps=0, warnings=told)
         found = replace(found, unit="") if self.pair.encoder else found
         if done is None:
             return found
         losses = measured_losses(journals.read(self.place.folder / LOG), str(self.settings.whole), done.best_step)
         return replace(
             found,
-            tokens=found.tokens + done.step * self.settings.windows_per_step * text.length,
+            tokens=found.tokens + done.step * self.settings.windows_per_step * text.tokens_each,
             steps=done.step,
             start=done.start,
             best=done.best,
@@ -355,7 +406,13 @@ class _Healing:
     def _warnings(self, text: Text, done: Progressed | None) -> tuple[str, ...]:
         """Sentences for the user on the checkpoints, the text and the stages."""
         teacher = self.pair.teacher
-        found = self.pair.student.warnings() + self._short(text)
+        found = self.pair.student.warnings() + self.warnings + self._short(text)
+        pairs = self._pairs()
+        if pairs is not None and pairs.halved:
+            found += (
+                f"text '{pairs.halved[0]}' has no pairs: the first half of each window was the source and the second "
+                "the target, which is not what a translator or a summariser reads",
+            )
         if done is not None and done.best == done.start:
             found += ("training made nothing better on the selection text: the weights are those it began with",)
         if self.place.has(STOPPED):

@@ -295,6 +295,12 @@ def _tokenizer(job: dict[str, Any], report: Report) -> None:
         raise MisbehaviourError(clause)
 
 
+def warm_up() -> None:
+    """Import what every job takes, while there is none yet."""
+    for module in ("modeling_utils", "generation.utils", "models.auto.modeling_auto"):
+        importlib.import_module(f"transformers.{module}")
+
+
 def preload(model_types: list[str]) -> None:
     """Import the classes of model types, so that jobs find them imported."""
     for name in model_types:

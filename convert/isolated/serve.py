@@ -38,6 +38,7 @@ def _fork(job: dict[str, Any]) -> int:
 def main(answers: IO[str]) -> None:
     """Serve until standard input ends, then remove the folder of this process."""
     try:
+        jobs.warm_up()
         for line in sys.stdin:
             job = json.loads(line)
             jobs.preload(job.get("model_types", []))

@@ -223,17 +223,21 @@ class Skeleton:
             for block in self.blocks[first:layer]:
                 vars(block).pop("forward", None)  # the class's own shows again
 
-    def calls(self, batch: Tensor) -> list[Call]:
-        """Tell what each block is called with for windows [B, T] of this shape; no block runs."""
-        return next(self.calls_of([batch]))
+    def calls(self, batch: Tensor, given: Mapping[str, Any] | None = None) -> list[Call]:
+        """Tell what each block is called with for windows [B, T] of this shape; no block runs.
 
-    def calls_of(self, batches: Iterable[Tensor]) -> Iterator[list[Call]]:
+        Args:
+            given: what the stack is called with besides.
+        """
+        return next(self.calls_of([batch], given))
+
+    def calls_of(self, batches: Iterable[Tensor], given: Mapping[str, Any] | None = None) -> Iterator[list[Call]]:
         """Give `calls` of one batch after the other; what stands outside the blocks is read once."""
         with self.filled(self.outside()):
             for batch in batches:
-                yield self._calls(batch)
+                yield self._calls(batch, given or {})
 
-    def _calls(self, batch: Tensor) -> list[Call]:
+    def _calls(self, batch: Tensor, given: Mapping[str, Any]) -> list[Call]:
         found = [Call() for _ in self.blocks]
 
         def passing(number: int) -> Callable[..., Tensor]:
@@ -249,7 +253,7 @@ class Skeleton:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
             with suppress(_EnoughError):
-                self.stack(input_ids=batch.to(self.device), use_cache=False)
+                self.stack(input_ids=batch.to(self.device), use_cache=False, **given)
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again

@@ -84,6 +84,11 @@ def both_sides(windows: Tensor) -> tuple[Tensor, Tensor]:
     return windows[:, :place], windows[:, place + 1 :]
 
 
+def has_sides(windows: Tensor) -> bool:
+    """Tell whether windows are of sources and targets."""
+    return bool((windows[:1] == MARK).any())
+
+
 def is_filled(windows: Tensor) -> bool:
     """Tell whether some side of windows is filled up: these are pairs, each of its own length."""
     return bool((windows == NOTHING).any())

@@ -116,7 +116,7 @@ def write_cut(
         dtype = changed[info.name].dtype if info.name in changed else info.dtype
         infos.append(replace(info, name=name, dtype=dtype, file=_SHARD))
     folder.mkdir()
-    writer = ShardWriter(folder, {_SHARD: infos}, {})
+    writer = ShardWriter(folder, {_SHARD: infos}, {}, durable=False)
     try:
         for info in infos:
             other = changed.get(origin[info.name])

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,7 @@ from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text.documents import read_documents
 from convert_attn.convert.text.encoder_windows import special_tokens
+from convert_attn.convert.text.pair_windows import MARK, has_sides
 from convert_attn.convert.text.windows import TOKEN_FILE, load_tokenizer, token_file
 
 Ends = tuple[list[int], list[int]]
@@ -38,7 +39,7 @@ _RUN = 32  # tokens: a text is known again by runs of so many
 _WEIGHTS = np.random.default_rng(0).integers(1, 2**63, _RUN, dtype=np.uint64) | np.uint64(1)
 _PIECE, _GAP = 2**20, re.compile(r"(?<=\S)(?=\s\S)")  # characters
 _MOST_SELECTION = 4  # at most one window in four is kept for choosing
-_REMEDY = "healing on a text needs one; put tokenizer.json into its folder, or give token ids as --data FILE.npy"
+REMEDY = "healing on a text needs one; put tokenizer.json into its folder, or give token ids as --data FILE.npy"
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,22 @@ class Text:
 
     @property
     def length(self) -> int:
-        """Tokens per window."""
+        """Numbers per window."""
         return int(self.parts[0].windows.shape[1])
+
+    @property
+    def side(self) -> int:
+        """Tokens of a window that go through a model together: all, or of pairs those of a side, at most."""
+        return self.length // 2 if has_sides(self.selection) else self.length
+
+    @cached_property
+    def tokens_each(self) -> int:
+        """Tokens per window, of pairs on average: both sides, without what fills up."""
+        if not has_sides(self.selection):
+            return self.length
+        means = [float((part.windows >= 0).mean()) * self.length for part in self.parts]
+        shares = zip(means, self.weights, strict=True)
+        return max(1, round(sum(mean * weight for mean, weight in shares) / sum(self.weights)))
 
     def batch(self, first: int, count: int) -> Tensor:
         """Give the windows of places first to first + count - 1 of the run: [count, length]."""
@@ -107,7 +122,8 @@ class Text:
         """Tell how many times each text is read in a run over so many tokens."""
         shares = (weight / sum(self.weights) for weight in self.weights)
         return tuple(
-            tokens * share / (len(part.order) * self.length) for part, share in zip(self.parts, shares, strict=True)
+            tokens * share / (len(part.order) * self.tokens_each)
+            for part, share in zip(self.parts, shares, strict=True)
         )
 
 
@@ -150,12 +166,11 @@ def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, pla
     for number, (spec, weight) in enumerate(zip(texts.data, texts.data_weights, strict=True)):
         stream = _stream(spec, folder, name, encoder)
         framed = encoder and not spec.endswith(TOKEN_FILE)
-        ends: Ends = special_tokens(load_tokenizer(folder, name, _REMEDY)) if framed else ([], [])
+        ends: Ends = special_tokens(load_tokenizer(folder, name, REMEDY)) if framed else ([], [])
         if not spec.endswith(TOKEN_FILE):
-            own = tokens * weight // sum(texts.data_weights)
-            wanted = max(own, min(_SPREAD * own, _SPREAD_TOKENS))
+            wanted = spread(tokens * weight // sum(texts.data_weights))
             stream = islice(stream, wanted + 2 * length)
-        with (place / _TOKENS.format(number)).open("wb") as file:
+        with writes_tokens(place, number) as file:
             count, dropped = _write_windows(stream, known, length, ends, file)
         if count < 2:
             without = f" besides {dropped} that --exclude has too" if dropped else ""
@@ -163,9 +178,24 @@ def pack(texts: Texts, folder: Path, *, name: str, length: int, tokens: int, pla
                 f"text '{spec}' gives {count} windows of {length} tokens{without}, expected at least 2, one to train "
                 "on and one to choose on: give more text, or a smaller --seq-len"
             )
-        (place / _SHAPE.format(number)).write_text(json.dumps([count, length]))
+        write_shape(place, number, count, length)
         left_out += dropped
     return left_out
+
+
+def spread(own: int) -> int:
+    """Tell how many tokens are read of a text that gives so many, which are drawn from all over it."""
+    return max(own, min(_SPREAD * own, _SPREAD_TOKENS))
+
+
+def writes_tokens(place: Path, number: int) -> BinaryIO:
+    """Open the file for the windows of a text."""
+    return (place / _TOKENS.format(number)).open("wb")
+
+
+def write_shape(place: Path, number: int, count: int, length: int) -> None:
+    """Note how many windows of what length a text has."""
+    (place / _SHAPE.format(number)).write_text(json.dumps([count, length]))
 
 
 def _write_windows(
@@ -191,8 +221,16 @@ def _stream(spec: str, folder: Path, name: str, encoder: bool = False) -> Iterat
     """The tokens of a text; of an encoder without special ones."""
     if spec.endswith(TOKEN_FILE):
         return iter(token_file(Path(spec), _ANY_LENGTH, None).flatten().tolist())
-    documents = [calibration_text()] if spec == SAMPLE else read_documents(spec)
-    return _ids(documents, load_tokenizer(folder, name, _REMEDY), special=not encoder)
+    return _ids(_documents(spec), load_tokenizer(folder, name, REMEDY), special=not encoder)
+
+
+def plain_ids(spec: str, tokenizer: Any) -> Iterator[int]:
+    """Give the tokens of a text, no special ones among them."""
+    return _ids(_documents(spec), tokenizer, special=False)
+
+
+def _documents(spec: str) -> Iterable[str]:
+    return [calibration_text()] if spec == SAMPLE else read_documents(spec)
 
 
 def _runs(ids: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -259,7 +297,8 @@ def open_text(
         windows: NDArray[np.int32] = np.memmap(path, dtype=np.int32, mode="r", shape=(count, length))
         _check_ids(windows, vocabulary, name)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        kept = max(1, min(selection_tokens * weight // sum(weights) // length, count // _MOST_SELECTION))
+        each = max(1, int((windows >= 0).sum()) // count)  # tokens: pairs are of several lengths
+        kept = max(1, min(selection_tokens * weight // sum(weights) // each, count // _MOST_SELECTION))
         chosen.append(torch.from_numpy(windows[order[:kept].numpy()].astype(np.int64)))
         parts.append(Part(windows, order[kept:], seed))
     apart = [_apart(part, chosen[:number] + chosen[number + 1 :], name) for number, part in enumerate(parts)]
@@ -274,9 +313,22 @@ def _apart(part: Part, chosen: list[Tensor], name: str) -> Part:
     """
     if not chosen:
         return part
+    if has_sides(chosen[0]):  # a pair is known by the whole of it
+        rows = {row.numpy().tobytes() for windows in chosen for row in windows.to(torch.int32)}
+        fresh = [part.windows[int(place)].tobytes() not in rows for place in part.order]
+        return _left(part, torch.tensor(fresh, dtype=torch.bool), name)
     known = np.unique(np.concatenate([_runs(row.numpy()) for windows in chosen for row in windows]))
     shared = [_shares(part.windows[places.numpy()].astype(np.int64), known) for places in part.order.split(4096)]
-    order = part.order[torch.from_numpy(~np.concatenate(shared))]
+    return _left(part, torch.from_numpy(~np.concatenate(shared)), name)
+
+
+def _left(part: Part, fresh: Tensor, name: str) -> Part:
+    """A text with those windows to train on that are marked.
+
+    Raises:
+        ConvertAttnError: there are none.
+    """
+    order = part.order[fresh]
     if not len(order):
         raise ConvertAttnError(
             f"one of the texts for '{name}' has nothing to train on that another does not have to choose on: give "
@@ -287,7 +339,7 @@ def _apart(part: Part, chosen: list[Tensor], name: str) -> Part:
 
 def _check_ids(windows: NDArray[np.int32], vocabulary: int, name: str) -> None:
     least, most = int(windows.min()), int(windows.max())
-    if least < 0 or most >= vocabulary:
+    if least < (MARK if has_sides(torch.from_numpy(windows[:1].copy())) else 0) or most >= vocabulary:
         raise ConvertAttnError(
             f"the text has the token id {least if least < 0 else most} but '{name}' knows 0 to {vocabulary - 1}: the "
             "tokens are another model's; use the tokenizer that belongs to this one"

@@ -1,4 +1,4 @@
-"""A language model in two halves: its base model, and what its class makes of the base's last states.
+"""A model that writes in two halves: its base model, and what its class makes of the base's last states.
 
 Logits of a whole batch are often the largest tensor of a training step. With halves they are made for a few tokens at a
 time. The second half is the class's own forward, its base handing on the states it is given: scales, soft caps and
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from convert_attn.convert.text.pair_windows import MARK, both_sides, readable, trimmed
 
 _TOLERANCE = 1e-5  # of the largest logit: halves that compute the same differ by less, besides their dtype's rounding
 _ROUNDINGS = 8
@@ -42,8 +44,10 @@ class Halves:
     """
 
     def __init__(self, model: Any, encoder: bool = False) -> None:
-        self._model, self._base, self._forward = model, model.base_model, model.forward
-        self.encoder = encoder
+        self._model, self._forward = model, model.forward
+        self.encoder, self.two_stacks = encoder, bool(getattr(model.config, "is_encoder_decoder", False))
+        # of an encoder-decoder the decoder gives what the second half reads
+        self._base = model.get_decoder() if self.two_stacks else model.base_model
         self.together = self._base is model and not encoder
 
     @property
@@ -65,23 +69,39 @@ class Halves:
         return int(self._model.config.get_text_config().vocab_size)
 
     def states(self, tokens: Tensor, hidden: bool = False) -> States:
-        """Give token ids [B, T] through the first half."""
+        """Give token ids [B, T], or windows of pairs, through the first half: of targets their states."""
+        if self.two_stacks:
+            return self._states_of_pairs(tokens, hidden)
         run = self._forward if self.whole else self._base
         out = run(input_ids=tokens, use_cache=False, output_hidden_states=hidden)
         return States(out.logits if self.whole else out.last_hidden_state, out.hidden_states if hidden else None)
+
+    def _states_of_pairs(self, windows: Tensor, hidden: bool) -> States:
+        source, target = both_sides(windows)
+        read, mask, written = readable(source), (source >= 0).long(), readable(target)
+        asked: dict[str, Any] = {"use_cache": False, "output_hidden_states": hidden}
+        if self.whole:
+            out = self._forward(input_ids=read, attention_mask=mask, decoder_input_ids=written, **asked)
+            return States(out.logits, out.decoder_hidden_states if hidden else None)
+        met = self._model.get_encoder()(input_ids=read, attention_mask=mask)[0]
+        out = self._base(input_ids=written, encoder_hidden_states=met, encoder_attention_mask=mask, **asked)
+        return States(out.last_hidden_state, out.hidden_states if hidden else None)
 
     def logits(self, states: Tensor) -> Tensor:
         """Give rows of the first half's last states [n, D] -> [n, vocabulary]."""
         if self.whole:
             return states
-        tokens = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        given: dict[str, Any] = {"input_ids": torch.zeros(1, len(states), dtype=torch.int64, device=states.device)}
+        if self.two_stacks:
+            given = {"decoder_input_ids": given["input_ids"], "encoder_outputs": (states[None],)}
         with _handing_on(self._base, states[None]):
-            made: Tensor = self._forward(input_ids=tokens, use_cache=False).logits
+            made: Tensor = self._forward(**given, use_cache=False).logits
         return made[0]
 
     def parameters(self) -> list[nn.Parameter]:
         """Tell what the second half may compute with and is trained."""
-        inside = {id(parameter) for parameter in self._base.parameters()}
+        first = [self._base, *([self._model.get_encoder()] if self.two_stacks else [])]
+        inside = {id(parameter) for part in first for parameter in part.parameters()}
         head = self._model.get_output_embeddings()
         own = [parameter for parameter in self._model.parameters() if id(parameter) not in inside]
         found = {id(parameter): parameter for parameter in [*own, *(() if head is None else head.parameters())]}
@@ -92,8 +112,12 @@ class Halves:
         """Find out whether the halves compute what the whole does, on the first tokens of [B, T]; `together` if not."""
         if self.encoder:
             return
-        part = tokens[:1, :_TRIED].to(self._model.device)
-        wanted = self._forward(input_ids=part, use_cache=False).logits[0]
+        part = self._first(tokens).to(self._model.device)
+        given = {"input_ids": part}
+        if self.two_stacks:
+            source, target = both_sides(part)
+            given = {"input_ids": source, "decoder_input_ids": target}
+        wanted = self._forward(**given, use_cache=False).logits[0]
         try:  # in two chunks: a class may look from one token at another
             rows = self.states(part).last[0]
             made = torch.cat([self.logits(chunk) for chunk in rows.split(_TRIED // 2)])
@@ -102,6 +126,13 @@ class Halves:
             return
         share = _TOLERANCE + _ROUNDINGS * torch.finfo(wanted.dtype).eps
         self.together = made.shape != wanted.shape or bool(((made - wanted).abs() > share * wanted.abs().max()).any())
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        """The first tokens of a window; of a pair those of both sides."""
+        if not self.two_stacks:
+            return tokens[:1, :_TRIED]
+        source, target = both_sides(trimmed(tokens[:1]))
+        return torch.cat([source[:, :_TRIED], torch.full_like(tokens[:1, :1], MARK), target[:, :_TRIED]], 1)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from convert_attn.convert.heal.loss.chunks import Score, rows_per_chunk, summed
 from convert_attn.convert.heal.loss.halves import Halves, States
 from convert_attn.convert.heal.state.settings import UPTRAIN, Settings
+from convert_attn.convert.text.pair_windows import asked, both_sides, has_sides, trimmed
 
 _NONE = -100  # what has no next token
 
@@ -70,9 +71,9 @@ class Objective:
         Args:
             student: a causal language model to which `attach` has been applied, as wrapped as it may be since.
             teacher: may be None where it is not needed.
-            tokens: [B, T].
+            tokens: [B, T], or windows of pairs, of which a mean is over the tokens of targets that are predicted.
         """
-        theirs = None
+        theirs, tokens = None, trimmed(tokens)
         if teacher is not None and self.teaches:
             with torch.no_grad():
                 theirs = teacher.states(tokens, self.hidden > 0)
@@ -99,13 +100,14 @@ class Scored:
         goal = self.objective
         ours = student.states(self.tokens, goal.hidden > 0)
         found, losses = dict[str, Tensor](), []
-        tokens, windows = self.tokens.numel(), len(self.tokens)
+        rows = self._rows(ours.last)
+        tokens, windows = len(rows), 0 if has_sides(self.tokens) else len(self.tokens)
         counts = {name: count for name, count in (("kl", tokens), ("lm", tokens - windows)) if getattr(goal, name) > 0}
         if counts:
             weights = [getattr(goal, name) * tokens / count for name, count in counts.items()]
             loss, sums = summed(
                 self._score(student),
-                ours.last.flatten(0, 1),
+                rows,
                 rows_per_chunk(student.vocabulary, self.tokens.device),
                 torch.tensor(weights, device=self.tokens.device),
                 student.parameters(),
@@ -113,7 +115,7 @@ class Scored:
             losses.append(loss)
             found |= {name: total / counts[name] for name, total in zip(counts, sums, strict=True)}
         if ours.hidden is not None and self.theirs is not None and self.theirs.hidden is not None:
-            error = hidden_error(ours.hidden, self.theirs.hidden)
+            error = hidden_error(*(tuple(map(self._rows, each)) for each in (ours.hidden, self.theirs.hidden)))
             losses.append(goal.hidden * error)
             found["hidden"] = error.detach()
         if goal.last > 0 and self.theirs is not None:
@@ -122,10 +124,21 @@ class Scored:
             found["last"] = error.detach()
         return found | {"loss": torch.stack(losses).sum()}
 
+    def _rows(self, states: Tensor) -> Tensor:
+        """States [B, T, D] as rows [n, D], of pairs those of tokens with a next one."""
+        return states[asked(both_sides(self.tokens)[1])] if has_sides(self.tokens) else states.flatten(0, 1)
+
+    def _targets(self) -> Tensor:
+        """The next token of each row, [n]."""
+        if not has_sides(self.tokens):
+            return next_tokens(self.tokens)
+        target = both_sides(self.tokens)[1]
+        return target[:, 1:][asked(target)[:, :-1]]
+
     def _score(self, student: Halves) -> Score:
         """Rows of the student's states -> the parts of the loss that logits are needed for, summed."""
-        goal, targets = self.objective, next_tokens(self.tokens)
-        theirs = None if self.theirs is None else self.theirs.last.flatten(0, 1)
+        goal, targets = self.objective, self._targets()
+        theirs = None if self.theirs is None else self._rows(self.theirs.last)
 
         def score(rows: Tensor, first: int) -> Tensor:
             place = slice(first, first + len(rows))
@@ -139,6 +152,11 @@ class Scored:
             return torch.stack(sums)
 
         return score
+
+
+def predicted(windows: Tensor) -> int:
+    """Tell how many tokens a mean over windows [B, T] is over: all, or of pairs those of targets with a next one."""
+    return int(asked(both_sides(windows)[1]).sum()) if has_sides(windows) else windows.numel()
 
 
 def attach(model: Any, encoder: bool = False) -> Halves:

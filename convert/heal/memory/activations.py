@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.heal.state.pair import learns, without_dropout
 from convert_attn.convert.streaming.skeleton import Skeleton
@@ -44,24 +45,43 @@ def measure_block(accelerator: Accelerator, source: Source, learned: str, length
     Raises:
         ConvertAttnError: its class cannot be made.
     """
-    skeleton = Skeleton(source, device=str(accelerator.device), attention="sdpa")
+    arch = architectures().get(source.config["model_type"])
+    two_stacks = arch is not None and arch.cross is not None
+    stack, hands_on = ("", ()) if arch is None else (arch.stack, arch.hands_on)
+    device = str(accelerator.device)
+    skeleton = Skeleton(source, device=device, attention="sdpa", stack=stack, hands_on=hands_on)
     without_dropout(skeleton.model)
     stem = f"{skeleton.stem}0."
     lengths = _LENGTHS if length > _LENGTHS[-1] else (length,)
-    calls = {tokens: skeleton.calls(torch.zeros(1, tokens, dtype=torch.int64))[0] for tokens in lengths}
+    # what a decoder's block meets of a source belongs to its windows
+    calls = {
+        (windows, tokens): skeleton.calls(
+            torch.zeros(windows if two_stacks else 1, tokens, dtype=torch.int64),
+            _met(skeleton, two_stacks, windows, tokens),
+        )[0]
+        for tokens in lengths
+        for windows in ((1, 2) if len(lengths) == 1 else (1,))
+    }
     kept: dict[tuple[int, int], int] = {}
     with skeleton.filled(skeleton.names(lambda name: name.startswith(stem))):
         for name, parameter in skeleton.blocks[0].named_parameters():
             parameter.requires_grad_(learns(stem + name, learned))
-        for tokens, call in calls.items():
-            for windows in (1, 2) if len(lengths) == 1 else (1,):
-                with accelerator.autocast():
-                    kept[windows, tokens] = _kept(skeleton, call, windows, tokens)
+        for (windows, tokens), call in calls.items():
+            with accelerator.autocast():
+                kept[windows, tokens] = _kept(skeleton, call, windows, tokens)
     if len(lengths) == 1:
         each = kept[2, length] - kept[1, length]
         return Activations(max(0, kept[1, length] - each), each)
     square, linear, fixed = np.polyfit(lengths, [kept[1, tokens] for tokens in lengths], 2)
     return Activations(max(0, round(fixed)), round(linear * length + max(0.0, square) * length**2))
+
+
+def _met(skeleton: Skeleton, two_stacks: bool, windows: int, tokens: int) -> dict[str, Tensor]:
+    """What a decoder is given besides its tokens: states of as many of a source."""
+    if not two_stacks:
+        return {}
+    states = torch.randn(windows, tokens, skeleton.model.config.hidden_size, device=skeleton.device)
+    return {"encoder_hidden_states": states}
 
 
 def _kept(skeleton: Skeleton, call: Any, windows: int, tokens: int) -> int:

@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.calibration.calibrate import IN_MEMORY
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.class_facts import typed_config
@@ -124,6 +125,13 @@ class ParameterCounts:
         )
 
 
+def layer_count(config: Any) -> int:
+    """Count the blocks of a model; of an encoder-decoder those of both stacks, each taken for one of the decoder."""
+    own = int(config.num_hidden_layers)
+    arch = architectures().get(config.model_type)
+    return own if arch is None or arch.cross is None else own + int(getattr(config, arch.cross.layers))
+
+
 def _empty(source: Source) -> Any:
     with init_empty_weights():
         auto = getattr(transformers, source.auto_class)
@@ -170,7 +178,7 @@ class Predictor:
             settings=settings,
             sizes=ParameterCounts.of(pair, settings),
             block=measure_block(accelerator, pair.student, settings.learned, length),
-            layers=int(config.num_hidden_layers),
+            layers=layer_count(config),
             hidden=int(config.hidden_size),
             vocabulary=int(config.hidden_size if pair.encoder else config.vocab_size),
             length=length,

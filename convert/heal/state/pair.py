@@ -16,11 +16,15 @@ from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.classes.class_facts import typed_config
+from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.provenance import headers_sha256, read_provenance, solved_mlp
+from convert_attn.convert.text.windows import Decoder
 
-_ATTENTION = frozenset({"attn", "self_attn", "attention", "self_attention"})
+_ATTENTION = frozenset(
+    {"attn", "self_attn", "attention", "self_attention", "encoder_attn", "SelfAttention", "EncDecAttention"}
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,17 @@ class Pair:
         return _is_encoder(self.student)
 
     @property
+    def two_stacks(self) -> bool:
+        """Whether both are encoder-decoders, which write a target for a source."""
+        return bool(getattr(self.config, "is_encoder_decoder", False))
+
+    @property
+    def decoder(self) -> Decoder:
+        """What the targets of an encoder-decoder begin with."""
+        shift = shift_of(self.config, self.student.auto_class, self.student.origin.name)
+        return Decoder(first_token(self.config), shift)
+
+    @property
     def context(self) -> int:
         """The longest window both read."""
         return longest_input(self.config) or 2048
@@ -73,9 +88,11 @@ def open_pair(converted: str, teacher: Origin | None) -> Pair:
     _, provenance = read_provenance(origin.folder)
     student = Source.open(origin)
     encoder = _is_encoder(student)
-    if student.auto_class != "AutoModelForCausalLM" and not encoder:
+    if student.auto_class not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") and not encoder:
         kind = student.whole["architectures"][0]
-        raise UsageError(f"'{converted}' is a {kind}: heal trains language models and encoders only")
+        raise UsageError(
+            f"'{converted}' is a {kind}: heal trains language models, encoders, and what writes a text for a text"
+        )
     if teacher is None:
         if encoder:
             raise UsageError(f"'{converted}' is an encoder: it learns from its original alone, give --stages distill")

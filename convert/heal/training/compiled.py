@@ -19,8 +19,10 @@ def compile_blocks(*models: Any) -> None:
     config.cache_size_limit = max(config.cache_size_limit, _SHAPES)
     config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, 8 * _SHAPES)
     for model in models:
-        for module in model.base_model.modules():
-            if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1:
-                for block in module:
-                    block.compile()
-                break  # the outermost list: what a block has inside is compiled with it
+        two_stacks = getattr(model.config, "is_encoder_decoder", False)
+        for stack in (model.get_encoder(), model.get_decoder()) if two_stacks else (model.base_model,):
+            for module in stack.modules():
+                if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1:
+                    for block in module:
+                        block.compile()
+                    break  # the outermost list: what a block has inside is compiled with it

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.heal.data.tokens import Text
 from convert_attn.convert.heal.loss.halves import Halves
-from convert_attn.convert.heal.loss.objective import Objective
+from convert_attn.convert.heal.loss.objective import Objective, predicted
 from convert_attn.convert.heal.state.journal import Journal
 from convert_attn.convert.heal.state.pair import into
 from convert_attn.convert.heal.state.schedule import Schedule
 from convert_attn.convert.heal.state.settings import Settings
 from convert_attn.convert.heal.state.workplace import Workplace
 from convert_attn.convert.progress import Progress
+from convert_attn.convert.text.pair_windows import count_tokens, has_sides
 
 BEST = "best"
 _MEASUREMENTS, _FEWEST = 20, 4  # over a run, unless the user says otherwise
@@ -92,12 +93,12 @@ class Training:
         self.objective = Objective.of(settings, self.teacher)
         self._per_step = settings.windows_per_step
         self._own, self._micro = settings.shares(self.accelerator.num_processes)
-        steps = max(1, self.tokens // (self._per_step * self.text.length))
+        steps = max(1, self.tokens // (self._per_step * self.text.tokens_each))
         self.schedule = Schedule.of(
-            steps, settings.warmup, settings.rate(self.hidden_size, self.text.length, self.entry)
+            steps, settings.warmup, settings.rate(self.hidden_size, self.text.tokens_each, self.entry)
         )
         # a measurement reads the selection text: of a short run, where that is as long, it would be most of the work
-        times = min(_MEASUREMENTS, max(_FEWEST, self.tokens // self.text.selection.numel()))
+        times = min(_MEASUREMENTS, max(_FEWEST, self.tokens // count_tokens(self.text.selection)))
         self._eval_every = settings.eval_every or max(1, -(-steps // times))
         self._save_every = settings.save_every or self._eval_every
         trainable = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -161,13 +162,15 @@ class Training:
         rate = self.schedule.set_rate(self._optimizer, self.done.step)
         sums: dict[str, Tensor] = {}
         parts = self._windows()
+        counts = [predicted(part) for part in parts]
         for number, tokens in enumerate(parts):
+            share = sum(counts) / counts[number]  # of pairs a mean is over fewer tokens or more
             with self._synchronised(number + 1 == len(parts)):
                 with self.accelerator.autocast():
                     found = self.objective.parts(self._model, self.teacher, tokens)
-                self.accelerator.backward(found["loss"] / len(parts))
+                self.accelerator.backward(found["loss"] / share)
             for name, value in found.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / share
         figures = {name: float(self.accelerator.reduce(value.float(), "mean")) for name, value in sums.items()}
         self._check_finite(figures["loss"], rate)
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -175,7 +178,7 @@ class Training:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.done.step += 1
-        tokens_per_step = self._per_step * self.text.length
+        tokens_per_step = self._per_step * self.text.tokens_each
         self.journal.write(
             {
                 "stage": self.stage,
@@ -235,7 +238,7 @@ class Training:
             "stage": self.stage,
             "step": self.done.step,
             "steps": self.schedule.steps,
-            "tokens": self.done.step * self._per_step * self.text.length,
+            "tokens": self.done.step * self._per_step * self.text.tokens_each,
             "selection": value,
             **({} if self.objective.last else {"selection_loss": loss}),
             "seconds": round(self.done.seconds, 2),
@@ -286,9 +289,10 @@ class Training:
 def window_sums(accelerator: Accelerator, student: Any, teacher: Halves | None, windows: Tensor) -> Tensor:
     """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher.
 
-    Of an encoder the error of the last hidden states in the place of KL, and no loss of the text's own.
+    Of pairs [KL, loss, 1] summed over the tokens that are predicted. Of an encoder the error of the last hidden states in the place of KL, and no loss of the text's own.
     """
     with accelerator.autocast():
         found = Objective.measured(teacher).parts(student, teacher, windows.to(accelerator.device))
     distance, loss = found.get("kl", found.get("last", 0.0)), found.get("lm", 0.0)
-    return len(windows) * torch.tensor([float(distance), float(loss), 1.0], dtype=torch.float64)
+    count = predicted(windows) if has_sides(windows) else len(windows)
+    return count * torch.tensor([float(distance), float(loss), 1.0], dtype=torch.float64)

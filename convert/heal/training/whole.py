@@ -83,7 +83,7 @@ class Whole:
             teacher=theirs,
             text=text,
             first=used,
-            tokens=self.settings.tokens - used * text.length,
+            tokens=self.settings.tokens - used * text.tokens_each,
             hidden_size=int(self.pair.config.hidden_size),
             place=self.place,
             journal=self.journal,
@@ -106,7 +106,7 @@ class Whole:
         sharded = kind == DistributedType.FSDP and not self.accelerator.is_fsdp2
         student.together = student.together or sharded or kind == DistributedType.DEEPSPEED
         if student.whole or any(halves.whole for halves in teacher):
-            rows = text.length * (self.settings.micro_batch_size or 1)
+            rows = text.side * (self.settings.micro_batch_size or 1)
             check_whole_logits(rows, student.vocabulary, self.accelerator.device)
 
     def _marked(self, student: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Time, processor time and memory of whole conversions, beside copying the same bytes."""

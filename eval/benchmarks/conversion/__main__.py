@@ -1,0 +1,129 @@
+"""How long conversions take, side by side with copying the same bytes.
+
+    python -m convert_attn.eval.benchmarks.conversion --gigabytes 1.9 --json conversion.json --png conversion.png
+
+A Llama of random weights is made: bf16, 2048 wide, 32 heads, as many layers as give the size (16 at 1.9 GB). Then, as
+processes of their own that take turns: `cp -r`, `--method mean` to GQA-8, the weights-only default to GQA-8 and to
+MLA 512 + 64, mergekit's linear merge of the one model where mergekit is installed, and, as start-up, `--method mean`
+of a model of a few megabytes, which has everything but the bytes. A first round is not counted. The source is read
+before each run, so that it is in memory, and the output of the run before is gone.
+
+Prints a Markdown table and the targets, met or missed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from convert_attn.eval.benchmarks.common import file_options
+from convert_attn.eval.benchmarks.conversion.processes import Run, row, run
+from convert_attn.eval.benchmarks.conversion.report import (
+    COPY,
+    LATENT,
+    MEAN,
+    MERGEKIT,
+    START,
+    SUBSPACE,
+    draw,
+    markdown,
+    targets,
+)
+from convert_attn.eval.benchmarks.memory import random_llama
+from convert_attn.eval.measures.environment import environment
+
+_WIDTH, _SMALL_WIDTH = 2048, 256
+_SMALL = 0.03  # GB; of a width at which its tables of tokens are small
+_GROUPS = ("--to", "gqa", "--groups", "8")
+_NO_TEXT = ("--calibration", "none")
+_OPTIONS = {
+    MEAN: (*_GROUPS, "--method", "mean"),
+    SUBSPACE: (*_GROUPS, "--method", "subspace", *_NO_TEXT),
+    LATENT: ("--to", "mla", "--rank", "512", "--rope-dim", "64", *_NO_TEXT),
+}
+
+
+def _commands(folder: Path) -> dict[str, list[str]]:
+    """What is run, by name; each writes `folder`/out."""
+    source, small, output = (str(folder / name) for name in ("source", "small", "out"))
+    ours = [sys.executable, "-m", "convert_attn.convert.cli"]
+    found = {COPY: ["cp", "-r", source, output]}
+    found[START] = [*ours, small, *_OPTIONS[MEAN][:3], "2", "--method", "mean", "--output", output]
+    found |= {name: [*ours, source, *options, "--output", output] for name, options in _OPTIONS.items()}
+    if find_spec("mergekit") is not None:
+        recipe = folder / "merge.yaml"
+        models = [{"model": source, "parameters": {"weight": 1.0}}]
+        recipe.write_text(json.dumps({"merge_method": "linear", "dtype": "bfloat16", "models": models}))
+        found[MERGEKIT] = [
+            sys.executable,
+            "-m",
+            "mergekit.scripts.run_yaml",
+            str(recipe),
+            output,
+            "--no-copy-tokenizer",
+        ]
+    return found
+
+
+def _in_memory(folder: Path) -> int:
+    """Read the source; its bytes."""
+    count = 0
+    for path in sorted((folder / "source").glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(2**20):
+                count += len(piece)
+    return count
+
+
+@click.command()
+@click.option("--gigabytes", default=1.9, show_default=True, help="Size of the checkpoint to make.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Counted rounds.")
+@click.option("--only", multiple=True, type=click.Choice([COPY, START, *_OPTIONS, MERGEKIT]), help="Run only these.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work [default: a temporary folder].")
+@file_options("the seconds of each")
+def main(
+    *,
+    gigabytes: float,
+    repeats: int,
+    only: Sequence[str],
+    folder: Path | None,
+    json_file: Path | None,
+    png: Path | None,
+) -> None:
+    """Measure the time of conversions."""
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        work = Path(directory)
+        random_llama(work / "source", gigabytes, _WIDTH)
+        random_llama(work / "small", _SMALL, _SMALL_WIDTH)
+        commands = {name: command for name, command in _commands(work).items() if not only or name in only}
+        runs: dict[str, list[Run]] = {name: [] for name in commands}
+        order = random.Random(0)
+        for turn in range(repeats + 1):
+            for name in order.sample(list(commands), len(commands)):
+                nbytes = _in_memory(work)
+                measured = run(commands[name])
+                shutil.rmtree(work / "out")
+                if turn:
+                    runs[name].append(measured)
+                click.echo(f"round {turn}: {name} {measured.wall:.2f} s", err=True)
+    rows = [row(name, measured) for name, measured in runs.items()]
+    figures = {"environment": environment("cpu"), "source_bytes": nbytes, "rows": rows, "targets": targets(rows)}
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if png is not None:
+        draw(figures, png)
+    click.echo(markdown(rows))
+    for sentence in targets(rows):
+        click.echo(sentence)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A command run to its end: how long it took, what it computed, how much memory it and what it started had."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import click
+import psutil
+
+_EVERY = 0.02  # seconds between two looks at memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a command.
+
+    Attributes:
+        wall: seconds.
+        processor: seconds of all its processes, in the kernel and outside.
+        peak: bytes resident, the most of all its processes together that was seen.
+    """
+
+    wall: float
+    processor: float
+    peak: int
+
+
+def run(command: Sequence[str]) -> Run:
+    """Run a command.
+
+    Raises:
+        ClickException: it failed; with the last line of what it said.
+    """
+    begin, before = time.perf_counter(), psutil.Process().cpu_times()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peaks = [0]
+    looking = threading.Thread(target=_look, args=(process, peaks))
+    looking.start()
+    _, errors = process.communicate()
+    wall, after = time.perf_counter() - begin, psutil.Process().cpu_times()
+    looking.join()
+    if process.returncode:
+        said = errors.strip().splitlines() or ["it said nothing"]
+        raise click.ClickException(f"'{' '.join(command)}' failed with status {process.returncode}: {said[-1]}")
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return Run(wall, processor, max(peaks))
+
+
+def _look(process: subprocess.Popen[str], peaks: list[int]) -> None:
+    while process.poll() is None:
+        try:
+            first = psutil.Process(process.pid)
+            peaks.append(sum(_resident(one) for one in (first, *first.children(recursive=True))))
+        except psutil.NoSuchProcess:
+            return
+        time.sleep(_EVERY)
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Give median and quartiles of the seconds, the median of the processor's, the largest peak."""
+    walls = sorted(one.wall for one in runs)
+    low, _, high = quantiles(walls, n=4, method="inclusive") if len(walls) > 1 else walls * 3
+    return {
+        "name": name,
+        "runs": len(runs),
+        "seconds": median(walls),
+        "lower_quartile": low,
+        "upper_quartile": high,
+        "processor_seconds": median(one.processor for one in runs),
+        "peak_bytes": max(one.peak for one in runs),
+    }
