@@ -50,7 +50,9 @@ def _peak(options: dict[str, Any]) -> tuple[str, float]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figure of the peak")
 @pytest.mark.parametrize("change", [{}, {"gradient_checkpointing": True}, {"train": "attention"}], ids=str)
-def test_the_peak_is_what_was_predicted(change: dict[str, Any], tmp_path: Path) -> None:
+def test_the_peak_is_what_was_predicted(change: dict[str, Any], tmp_path: Path, slow: bool) -> None:
+    if change and not slow:
+        pytest.skip("two runs of half a minute each: --slow")
     words, length = 60_000, 256
     sizes = {"vocab_size": words, "hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": length}
     tiny_model("llama", **sizes, tie_word_embeddings=True).save_pretrained(tmp_path / "in")
