@@ -10,7 +10,7 @@ import pytest
 _LIGHT = "import sys; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys(), 'imported too early'"
 _KNOWN = """
 from convert_attn.modeling import FAMILIES, auto_map
-for model_type in {types}:
+for model_type in TYPES:
     config = transformers.AutoConfig.for_model(model_type)
     assert type(config).__module__.startswith("convert_attn."), model_type
     for auto in auto_map(model_type).keys() - {"AutoConfig"}:
@@ -40,7 +40,11 @@ def test_start_imports_nothing_large(code: str) -> None:
     run(f"{code}\n{_LIGHT}")
 
 
-EVERY = "import convert_attn, transformers"
+SOME, EVERY = "[*FAMILIES][::12]", "import convert_attn, transformers"
+
+
+def _known(types: str) -> str:
+    return _KNOWN.replace("TYPES", types)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ EVERY = "import convert_attn, transformers"
     ],
 )
 def test_auto_classes_know_ours(code: str) -> None:
-    run(f"{code}\n{_KNOWN.format(types='FAMILIES' if code == EVERY else '[*FAMILIES][::12]')}")
+    run(f"{code}\n{_known('FAMILIES' if code == EVERY else SOME)}")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_where_transformers_takes_no_names_classes_are_registered(code: str) -> 
 import sys
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 assert isinstance(CONFIG_MAPPING._extra_content, dict) and "convert_attn.modeling.modeling_gpt2_gqa" in sys.modules
-{_KNOWN.format(types="[*FAMILIES][::12]")}"""
+{_known(SOME)}"""
     )
 
 
