@@ -13,7 +13,7 @@ _NAME = "convert_attn_watch"  # of the attention implementation that only looks
 
 
 class EnoughError(Exception):
-    """Raised to stop a forward pass: what follows needs weights."""
+    """Raised to stop a forward pass where enough was seen."""
 
 
 class Passed(Tensor):

@@ -15,14 +15,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
-from convert_attn.convert.classes.attention_call import handed_on
+from convert_attn.convert.classes.attention_call import EnoughError, handed_on
 from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
-
-
-class _EnoughError(Exception):
-    """Raised to stop a forward pass where enough was seen."""
 
 
 @dataclass
@@ -158,7 +154,7 @@ class Skeleton:
 
         def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
             caught.append(args[0] if args else kwargs["hidden_states"])
-            raise _EnoughError
+            raise EnoughError
 
         handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
@@ -166,7 +162,7 @@ class Skeleton:
                 for batch in batches:
                     try:
                         self.stack(input_ids=batch.to(self.device), use_cache=False)
-                    except _EnoughError:
+                    except EnoughError:
                         yield caught.pop()
         finally:
             handle.remove()
@@ -244,7 +240,7 @@ class Skeleton:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                 found[number] = Call(args, kwargs)
                 if number + 1 == len(self.blocks):  # what follows may have weights that the checkpoint has not
-                    raise _EnoughError
+                    raise EnoughError
                 return handed_on(hidden_states, args, self._hands_on)
 
             return forward
@@ -252,7 +248,7 @@ class Skeleton:
         try:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
-            with suppress(_EnoughError):
+            with suppress(EnoughError):
                 self.stack(input_ids=batch.to(self.device), use_cache=False, **given)
         finally:
             for block in self.blocks:
