@@ -35,7 +35,7 @@ from convert_attn.eval.measures.passages import (
 )
 from convert_attn.eval.measures.scale import at_scale, scale_shape
 from convert_attn.eval.measures.speed import compare_speed
-from convert_attn.eval.results.card import check_cards, update_card
+from convert_attn.eval.results.card import check_cards, update_cards
 from convert_attn.eval.results.document import make_document
 from convert_attn.eval.results.files import write_reports
 from convert_attn.eval.results.job import Job
@@ -185,7 +185,7 @@ def evaluate(
         job.loaded.clear()
     result = _finish(job, settings, folder, command, complete=True)
     if update_card:
-        _update_cards(job, result.document)
+        update_cards(job.contenders[1:], result.document)
     return result
 
 
@@ -395,8 +395,3 @@ def _finish(job: Job, settings: dict[str, Any], folder: Path | None, command: st
         return Evaluation(document, {}, tuple(document["notes"]))
     files, notes = write_reports(document, folder)
     return Evaluation(document, files, (*document["notes"], *notes))
-
-
-def _update_cards(job: Job, document: dict[str, Any]) -> None:
-    for contender, model in zip(job.contenders[1:], document["models"], strict=True):
-        update_card(contender.origin.folder, document, model)

@@ -24,7 +24,7 @@ from convert_attn.convert.text.pairs import read_pairs
 from convert_attn.convert.text.windows import Decoder
 from convert_attn.eval.measures.passages import make_pairs
 
-FAST: dict[str, Any] = {"tokens": 6000, "batch_size": 4, "selection_tokens": 1000, "cpu": True, "lr": 3e-3}
+FAST: dict[str, Any] = {"tokens": 4000, "batch_size": 4, "selection_tokens": 1000, "cpu": True, "lr": 3e-3}
 
 
 def save_pair(folder: Path, family: str) -> tuple[Path, Path]:

@@ -35,7 +35,7 @@ from convert_attn.eval.measures.passages import make_pairs
 every_family = pytest.mark.parametrize("family", TEXTUAL)
 
 
-def write_pairs(path: Path, count: int = 120) -> Path:
+def write_pairs(path: Path, count: int = 64) -> Path:
     """Pairs of all lengths: a line of code, and some of what follows it."""
     lines = [line.strip() for line in calibration_text().splitlines() if len(line) > 20]
     rows = ({"source": lines[2 * n], "target": lines[2 * n + 1][: 5 + 7 * n % 60]} for n in range(count))
@@ -216,7 +216,7 @@ def test_equal_heads_lose_nothing_on_pairs(family: str, tmp_path: Path) -> None:
 
 def test_pairs_bring_the_result_nearer(tmp_path: Path) -> None:
     with_tokenizer(TEXTUAL[0], tmp_path / "in", max_position_embeddings=512)
-    text, lost = write_pairs(tmp_path / "pairs.jsonl", 600), []
+    text, lost = write_pairs(tmp_path / "pairs.jsonl", 300), []
     for name, refit in (("fit", False), ("refit", True)):
         made = convert(tmp_path / "in", to="mqa", output=tmp_path / name, calibration=str(text), refit=refit)
         assert isinstance(made.made.measured, Measured)

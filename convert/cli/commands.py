@@ -77,7 +77,7 @@ def cli() -> None:
     show_default=True,
     help="Text to fit on: a .txt, .jsonl or .parquet file, a Hub dataset (name:config:split), auto (a general text in "
     "this package), self (the model writes its own), sample (Python, for the bundled samples) or none (from the "
-    "weights alone, which ruins real models).",
+    "weights alone, which ruins real models). For an encoder-decoder rows have source and target.",
 )
 @click.option(
     "--calibration-tokens", type=Count(), help="At most this many [default: 131072; auto: 32768; self: 16384]."

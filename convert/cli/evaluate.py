@@ -18,7 +18,11 @@ from convert_attn.convert.option_types import Numbers
 @click.command("eval")
 @click.argument("original")
 @click.argument("converted", nargs=-1, required=True)
-@click.option("--text", help="Text file (.txt, .jsonl, .parquet) or name:config:split of a Hub dataset.")
+@click.option(
+    "--text",
+    help="Text file (.txt, .jsonl, .parquet) or name:config:split of a Hub dataset; for an encoder-decoder with source "
+    "and target in each row.",
+)
 @click.option("--window", type=int, metavar="N", help="Tokens per window [default: what all read, at most 2048].")
 @click.option("--max-tokens", type=click.IntRange(1), default=65536, show_default=True, help="Of the text, at most.")
 @click.option("--tasks", help="Tasks, groups or YAML files of lm-eval, with commas between.")

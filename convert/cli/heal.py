@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="SRC",
     help="Text to train on: a .txt, .jsonl or .parquet file, a .npy file of windows of token ids, a Hub dataset "
-    "(name:config:split) or sample. Given several times, windows are drawn from all of them in turn.",
+    "(name:config:split) or sample; for an encoder-decoder with source and target in each row. Given several times, "
+    "windows are drawn from all of them in turn.",
 )
 @click.option(
     "--data-weights",
@@ -96,7 +97,11 @@ if TYPE_CHECKING:
     help="Windows per forward call and process [default: as many as the memory holds].",
 )
 @click.option(
-    "--seq-len", type=int, metavar="N", help="Tokens per window [default: what the model reads, at most 2048]."
+    "--seq-len",
+    type=int,
+    metavar="N",
+    help="Tokens per window [default: what the model reads, at most 2048], or of each side of pairs [default: the "
+    "longest].",
 )
 @click.option("--warmup", type=float, default=0.1, show_default=True, help="Share of the steps.")
 @click.option("--weight-decay", type=float, default=0.0, show_default=True)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, numbers_of
 from convert_attn.convert.archs.geometry import Geometry
+from convert_attn.convert.classes.auto_classes import WRITES
 from convert_attn.convert.conversion.run import Result
 from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.fitting.similarity import Similarity
@@ -169,9 +170,12 @@ def _remedies(plan: Plan) -> list[str]:
     found, (before, after) = [], plan.cache_bytes
     if plan.text is None:
         found.append("give --calibration TEXT, text like that which the model will see")
-    if plan.arch.cross is not None:
+    if plan.arch.cross is not None and plan.source.auto_class not in WRITES:
         return [*found, *_more_groups(plan), "train it further on your task"]
-    found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data TEXT`)")
+    data = "TEXT" if plan.arch.cross is None else "PAIRS.jsonl"
+    found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data {data}`)")
+    if plan.arch.cross is not None:
+        return [*found, *_more_groups(plan)]
     if isinstance(plan.form, SharedHeads):
         found.append(
             f"--to mla --cache-ratio {after / before:.2g}, as much cache, with which all models tried lost less"

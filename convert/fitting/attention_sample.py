@@ -84,6 +84,17 @@ class Batch:
         """Tell what keys and values are made of, for one of both inputs."""
         return self.side.states if self.side is not None and rule.across else inputs
 
+    def hidden(self, rule: Rule, seen: int, positions: Tensor) -> Tensor:
+        """[r, seen], or [B, 1, r, seen], True where a query at one of r positions may not look."""
+        hidden = may_not_look(rule, seen, positions)
+        return hidden if self.side is None else with_filling(hidden, rule, self.side)
+
+    def asked(self, rows: slice) -> Tensor | None:
+        """[B, 1, r, 1] 1 where a query counts and 0 where not; None: all do."""
+        if self.side is None or self.side.asked is None:
+            return None
+        return self.side.asked[:, None, rows, None].to(torch.float32)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -136,15 +147,11 @@ def sample_original(
     for number, batch in enumerate(batches):
         original, output, attended = batch.original, batch.output, batch.attended
         key = keys(weights, batch.looked_at(rule, original), rule)
-        counts = None if batch.side is None or batch.side.asked is None else batch.side.asked[:, None, :, None]
         for begin in range(0, len(every), _TILE_ROWS):
             part = every[begin : begin + _TILE_ROWS]
             rows, seen = slice(part.start, part[-1] + 1, part.step), rule.seen(part[-1], key.shape[2])
             positions = torch.tensor(part, device=original.device)
-            hidden = may_not_look(rule, seen, positions)
-            if batch.side is not None:
-                hidden = with_filling(hidden, rule, batch.side)
-            asked = None if counts is None else counts[:, :, rows].to(torch.float32)
+            hidden, asked = batch.hidden(rule, seen, positions), batch.asked(rows)
             query = queries(weights, original[:, rows], rule, positions)
             scores = scores_of(query * rule.scale, key[:, :, :seen])
             bias = distance_bias(rule, seen, positions)

@@ -205,7 +205,8 @@ def _chooses_sizes(plan: Plan) -> bool:
 
 _HALVES = (
     "plain text has no pairs: the first half of each window was the source and the second the target, which is not "
-    "what a translator or a summariser reads"
+    "what a translator or a summariser reads; give --calibration a .jsonl file of pairs, each line with 'source' and "
+    "'target'"
 )
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 
 from convert_attn.convert.checkpoint.quantised import leftover_warning
-from convert_attn.convert.checkpoint.resolve import resolve
-from convert_attn.convert.checkpoint.source import Origin
 from convert_attn.convert.checkpoint.writer import check_output
 from convert_attn.convert.errors import ConvertAttnError, UsageError, check_options
 from convert_attn.convert.heal.data.pair_texts import PairTexts
@@ -25,6 +20,7 @@ from convert_attn.convert.heal.data.tokens import Text, open_text, pack, window_
 from convert_attn.convert.heal.memory import planning
 from convert_attn.convert.heal.memory.planning import Room
 from convert_attn.convert.heal.memory.prediction import Predictor
+from convert_attn.convert.heal.request import accelerator_of, default_output, stages_of, teacher_of
 from convert_attn.convert.heal.result import (
     Healed,
     Trained,
@@ -37,9 +33,6 @@ from convert_attn.convert.heal.state.journal import LOG, Journal, Show
 from convert_attn.convert.heal.state.pair import Pair, open_pair
 from convert_attn.convert.heal.state.settings import (
     DEFAULT_STAGES,
-    DISTILL,
-    LAYERWISE,
-    UPTRAIN,
     HealOptions,
     Settings,
 )
@@ -49,7 +42,6 @@ from convert_attn.convert.heal.training.layerwise import STOPPED, Layerwise
 from convert_attn.convert.heal.training.loop import Progressed
 from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
 from convert_attn.convert.heap import return_large_blocks
-from convert_attn.convert.planning.provenance import read_provenance
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.text.encoder_windows import WINDOW
 
@@ -57,7 +49,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _LONGEST_WINDOW = 2048
-_PATIENCE = timedelta(hours=12)  # of processes that wait while the first one reads the text
 
 
 def heal(
@@ -112,15 +103,15 @@ def heal(
     check_options("heal", options, [*own, *HealOptions.__annotations__])
     settings = Settings(tokens=tokens, stages=tuple(stages), **options)
     texts = Texts.of(data, data_weights, exclude)
-    pair = open_pair(str(converted), _teacher(str(converted), teacher, settings))
-    settings, left_out = _stages_of(pair, settings)
+    pair = open_pair(str(converted), teacher_of(str(converted), teacher, settings))
+    settings, left_out = stages_of(pair, settings)
     if pair.encoder and settings.lm_weight:
         raise UsageError(f"--lm-weight is for language models: '{converted}' is an encoder and has no next token")
-    target = Path(output) if output is not None else _default_output(pair)
+    target = Path(output) if output is not None else default_output(pair)
     check_output(target, overwrite)
     if target.resolve() == pair.student.origin.folder.resolve():
         raise UsageError(f"output '{target}' is the converted checkpoint itself: choose another --output")
-    accelerator = _accelerator(settings, cpu)
+    accelerator = accelerator_of(settings, cpu)
     run = _Healing(
         accelerator=accelerator,
         pair=pair,
@@ -132,59 +123,6 @@ def heal(
         warnings=left_out,
     )
     return run.run(resume, overwrite, None if tensorboard is None else Path(tensorboard), show, command)
-
-
-def _stages_of(pair: Pair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """The stages that a model can be given: an encoder-decoder has none over single blocks.
-
-    Raises:
-        UsageError: such a stage was asked for.
-    """
-    if not pair.two_stacks or LAYERWISE not in settings.stages:
-        return settings, ()
-    name = pair.student.origin.name
-    if settings.stages != DEFAULT_STAGES:
-        raise UsageError(
-            f"--stages {','.join(settings.stages)}: '{name}' is an encoder-decoder, whose blocks read two texts "
-            f"and are not trained one by one; give --stages {DISTILL}"
-        )
-    return replace(settings, stages=(DISTILL,)), (
-        f"'{name}' is an encoder-decoder: stage {LAYERWISE} is left out, all tokens go to stage {DISTILL}",
-    )
-
-
-def _accelerator(settings: Settings, cpu: bool) -> Accelerator:
-    """What places models and exchanges gradients."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        # accelerate keeps one state per process, so that the precision of an earlier call would stay
-        AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=None if settings.mixed_precision == "auto" else settings.mixed_precision,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
-    )
-
-
-def _teacher(converted: str, teacher: str | Path | None, settings: Settings) -> Origin | None:
-    """The original's files, or None where no stage learns from one.
-
-    Raises:
-        UsageError: none was given, and the one recorded in the checkpoint was a folder.
-    """
-    if teacher is not None:
-        return resolve(str(teacher))
-    if settings.stages == (UPTRAIN,):
-        return None
-    _, recorded = read_provenance(resolve(converted).folder)
-    source, commit = str(recorded.get("source")), recorded.get("source_commit")
-    if source.startswith("sample:") or commit:
-        return resolve(source, commit, recorded.get("source_subfolder"))
-    raise UsageError(f"'{converted}' was converted from the folder '{source}', wherever that is: give it as --teacher")
-
-
-def _default_output(pair: Pair) -> Path:
-    folder = pair.student.origin.folder
-    return folder.with_name(f"{folder.resolve().name}-healed")
 
 
 @dataclass(kw_only=True)

@@ -84,6 +84,13 @@ class Windows:
         chosen_on = 0 if self.selection is self.fit else pair_windows.count_tokens(self.selection)
         return pair_windows.count_tokens(self.fit) + chosen_on
 
+    def trimmed(self) -> Windows:
+        """Give windows of pairs without what none of them fills."""
+        fit = pair_windows.trimmed(self.fit)
+        selection = fit if self.selection is self.fit else pair_windows.trimmed(self.selection)
+        held = None if self.held is None else pair_windows.trimmed(self.held)
+        return replace(self, fit=fit, selection=selection, held=held)
+
 
 def check_calibration(spec: str) -> None:
     """Refuse a text that is not there, before any work.
@@ -151,12 +158,8 @@ def calibration_windows(
             f"calibration text '{spec}' has the token id {int(strange[0])} but '{name}' knows 0 to {vocabulary - 1}: "
             "the tokens are another model's; use the tokenizer that belongs to this one"
         )
-    found = _parted(windows)
-    if not kind.pairs:
-        return replace(found, held=held)
-    fit, selection = pair_windows.trimmed(found.fit), pair_windows.trimmed(found.selection)
-    held = None if held is None else pair_windows.trimmed(held)
-    return replace(found, fit=fit, selection=fit if found.selection is found.fit else selection, held=held, pairs=True)
+    found = replace(_parted(windows), held=held, pairs=kind.pairs)
+    return found.trimmed() if kind.pairs else found
 
 
 def shipped_windows(

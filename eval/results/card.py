@@ -108,6 +108,12 @@ def _figures(document: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def update_cards(conversions: tuple[Contender, ...], document: dict[str, Any]) -> None:
+    """Write the results of all conversions, see `update_card`."""
+    for contender, model in zip(conversions, document["models"], strict=True):
+        update_card(contender.origin.folder, document, model)
+
+
 def update_card(folder: Path, document: dict[str, Any], model: dict[str, Any]) -> None:
     """Write a model's results into README.md of its folder, and of a conversion into config.json; all else stays.
 

@@ -289,7 +289,8 @@ class Training:
 def window_sums(accelerator: Accelerator, student: Any, teacher: Halves | None, windows: Tensor) -> Tensor:
     """[KL, loss, 1] summed over windows [n, T], each window's mean over its tokens in nats; KL 0 without a teacher.
 
-    Of pairs [KL, loss, 1] summed over the tokens that are predicted. Of an encoder the error of the last hidden states in the place of KL, and no loss of the text's own.
+    Of pairs [KL, loss, 1] summed over the tokens that are predicted. Of an encoder the error of the last hidden states
+    in the place of KL, and no loss of the text's own.
     """
     with accelerator.autocast():
         found = Objective.measured(teacher).parts(student, teacher, windows.to(accelerator.device))
