@@ -56,7 +56,7 @@ _UNCAPPED = "its transformers backend has no cap on scores, and computes somethi
 _NO_SINKS = "its transformers backend leaves sinks out without a word, and computes something else"
 _BACK = "transformers' class, through its transformers backend"
 _AS_CROSS = "its transformers backend gives encoders an attention that it has for encoders' states: not followed"
-_GATE = "transformers.py#L621"
+_GATE = "transformers.py#L622"
 
 _RELEASED_CLASSES = {
     "llama": "llama.py#L968",
@@ -98,8 +98,8 @@ _WITH_EVEN_HEADS = {
 }
 _LARGER_CLASSES = {
     "gemma3": ("gemma3_mm.py#L194", frozenset({"gemma3_text"})),
-    "llava": ("llava.py#L781", frozenset({"llama", "mistral", "qwen2"})),
-    "mistral3": ("llava.py#L781", frozenset({"mistral"})),
+    "llava": ("llava.py#L776", frozenset({"llama", "mistral", "qwen2"})),
+    "mistral3": ("llava.py#L776", frozenset({"mistral"})),
     "qwen2_vl": ("qwen2_vl.py#L483", INSIDE),
     "qwen2_5_vl": ("qwen2_5_vl.py#L625", INSIDE),
 }
