@@ -24,6 +24,9 @@ OWN_ATTENTION = (
     "its transformers backend puts an attention of its own in the place of the class's, and this class does not let "
     "it: the engine would learn nothing of its mask, its cap, or what its blocks do besides"
 )
+TWO_ATTENTIONS = (
+    "its transformers backend has no second attention, on an encoder's states, nor does this class let it in"
+)
 ONE_NUMBER = "it takes one number of K/V heads for all layers: convert with one --groups N"
 NO_CLASS = "it has no class for {model_type}, converted or not, and runs no other"
 NOT_INSIDE = "what it makes of this language model inside was not followed"

@@ -36,7 +36,7 @@ ENGINE = Engine(
         _TRIED.refuses(PHI3, ENGINE_TESTS, _ROPE),
         *_TRIED.runs_no_code(ENGINE_TESTS, TRIED_OWN),
         _TRIED.refuses(DEEPSEEK, ENGINE_TESTS, "it has no latent: convert --to gqa or mqa"),
-        _READ.refuses(frozenset({"gemma2"}), "transformers.py#L1612", _UNCAPPED, says("attn_logit_softcapping")),
+        _READ.refuses(frozenset({"gemma2"}), "transformers.py#L1611", _UNCAPPED, says("attn_logit_softcapping")),
         _READ.takes(frozenset({"gemma2"}), "transformers.py#L1603", _CONVERT),
         _READ.takes(frozenset({"gemma3_text"}), "transformers.py#L1864", _CONVERT),
         _READ.takes(frozenset({"gemma3"}), "transformers.py#L1864", f"{_CONVERT}; {TEXT_ALONE}"),

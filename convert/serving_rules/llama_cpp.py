@@ -34,7 +34,7 @@ _READ = Learned(
     evidence="source",
     folder=GITHUB + "ggml-org/llama.cpp/blob/3f545beccee69d9975f466ec7e45fd9aacd8ba90/",
 )
-_REGISTRY = "conversion/__init__.py#L18"
+_REGISTRY = "conversion/__init__.py#L19"
 _CONVERT = "convert with convert_hf_to_gguf.py"
 _HALF_GELU = f"{_CONVERT}; on the CPU it computes GELU in fp16, which shows in the logits"
 _STOPS = f"{EVERY_HEAD}, and stops at tensors of fewer"

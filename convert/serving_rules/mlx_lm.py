@@ -79,7 +79,7 @@ _WITH_EVEN_HEADS = {
 }
 _AROUND_LLAMA = frozenset({"llama", "mistral"})
 _LARGER_CLASSES = {
-    "gemma3": ("models/gemma3.py#L33", frozenset({"gemma3_text"})),
+    "gemma3": ("models/gemma3.py#L35", frozenset({"gemma3_text"})),
     "llava": ("models/mistral3.py#L29", _AROUND_LLAMA),
     "mistral3": ("models/mistral3.py#L29", _AROUND_LLAMA | {"ministral3"}),
     "qwen2_vl": ("models/qwen2_vl.py#L31", INSIDE),

@@ -11,6 +11,7 @@ from convert_attn.convert.serving_rules.base import (
     OTHER_NAMES,
     OWN_ATTENTION,
     TAKE_GQA,
+    TWO_ATTENTIONS,
     Engine,
     Learned,
     Note,
@@ -56,7 +57,7 @@ _UNCAPPED = "its transformers backend has no cap on scores, and computes somethi
 _NO_SINKS = "its transformers backend leaves sinks out without a word, and computes something else"
 _BACK = "transformers' class, through its transformers backend"
 _AS_CROSS = "its transformers backend gives encoders an attention that it has for encoders' states: not followed"
-_GATE = "transformers.py#L621"
+_GATE = "transformers.py#L622"
 
 _RELEASED_CLASSES = {
     "llama": "llama.py#L968",
@@ -98,8 +99,8 @@ _WITH_EVEN_HEADS = {
 }
 _LARGER_CLASSES = {
     "gemma3": ("gemma3_mm.py#L194", frozenset({"gemma3_text"})),
-    "llava": ("llava.py#L781", frozenset({"llama", "mistral", "qwen2"})),
-    "mistral3": ("llava.py#L781", frozenset({"mistral"})),
+    "llava": ("llava.py#L776", frozenset({"llama", "mistral", "qwen2"})),
+    "mistral3": ("llava.py#L776", frozenset({"mistral"})),
     "qwen2_vl": ("qwen2_vl.py#L483", INSIDE),
     "qwen2_5_vl": ("qwen2_5_vl.py#L625", INSIDE),
 }
@@ -136,8 +137,9 @@ ENGINE = Engine(
         _READ.leaves_open(LARGER, "transformers.py#L1307", "its transformers backend for larger models was not read"),
         _READ.leaves_open(INSIDE, "transformers.py#L1565", "such a model by itself was not read for"),
         _READ.leaves_open(ENCODERS, "transformers.py#L925", _AS_CROSS),
-        _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}: {TAKE_GQA}", keeps_its_attention),
-        _READ.refuses(NATIVE | GROUPED | LATENT | TWO_STACKS | FALCON, _GATE, OWN_ATTENTION, keeps_its_attention),
+        _READ.refuses(TWO_STACKS, _GATE, TWO_ATTENTIONS, keeps_its_attention),
+        _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}; {TAKE_GQA}", keeps_its_attention),
+        _READ.refuses(NATIVE | GROUPED | LATENT | FALCON, _GATE, OWN_ATTENTION, keeps_its_attention),
         _READ.refuses(GROUPED | LATENT, "transformers.py#L539", _PREFIX, named_apart("model", "transformer")),
         _READ.refuses(GROUPED | LATENT, "transformers.py#L1111", _HEAD_BIAS, biased_head),
         _READ.refuses(GROUPED, "transformers.py#L903", ONE_NUMBER, uneven_heads),

@@ -18,6 +18,7 @@ from convert_attn.convert.serving_rules.base import (
     OTHER_NAMES,
     OWN_ATTENTION,
     TAKE_GQA,
+    TWO_ATTENTIONS,
     Engine,
     KernelSizes,
     Learned,
@@ -73,7 +74,7 @@ _MHA = f"{EVERY_HEAD}, and stops at tensors of fewer: start it with --model-impl
 _UNNORMED = "its class has no norms on queries and keys, which config.json asks for (qk_layernorm)"
 _NO_SINKS = "its transformers backend left sinks out here without a word; since commit 41fc00d8b it hands them over"
 _ENCODES = f"an encoder keeps no cache; {BACKEND} --runner pooling"
-_HEADS = "with another head than none it was not read for: it takes the base model's class (...Model in architectures)"
+_HEADS = "it was read for base models alone: convert one whose architectures name a ...Model"
 
 _GATE = "registry.py#L1233"
 
@@ -181,12 +182,13 @@ ENGINE = Engine(
         *_READ.takes_larger(_LARGER_CLASSES),
         _READ.leaves_open(LARGER, "registry.py#L347", NOT_INSIDE),
         _READ.leaves_open(INSIDE, "registry.py#L1174", "such a model by itself was not read for"),
-        _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}: {TAKE_GQA}", keeps_its_attention),
-        _READ.refuses(NATIVE | GROUPED | LATENT | TWO_STACKS | ENCODERS, _GATE, OWN_ATTENTION, keeps_its_attention),
+        _READ.refuses(TWO_STACKS, _GATE, TWO_ATTENTIONS, keeps_its_attention),
+        _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}; {TAKE_GQA}", keeps_its_attention),
+        _READ.refuses(NATIVE | GROUPED | LATENT | ENCODERS, _GATE, OWN_ATTENTION, keeps_its_attention),
         _READ.refuses(GROUPED, "transformers/base.py#L567", ONE_NUMBER, uneven_heads),
         _READ.leaves_open(SINKS, "transformers/__init__.py#L46", _NO_SINKS),
         _READ.takes(ENCODERS, "transformers/base.py#L624", _ENCODES, code=True, applies=bare),
-        _READ.leaves_open(ENCODERS, "transformers/legacy.py#L31", _HEADS),
+        _READ.leaves_open(ENCODERS, "transformers/legacy.py#L34", _HEADS),
         _READ.takes(GROUPED, "transformers/base.py#L567", BACKEND, code=True),
         _READ.takes(LATENT, "transformers/base.py#L545", EXPANDED, code=True, kept=False),
         _READ.takes(NATIVE, "transformers/base.py#L567", _BACK),
