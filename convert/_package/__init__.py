@@ -2,8 +2,8 @@
 
 Importing this package makes its architectures known to the Auto classes of transformers, so that converted checkpoints
 load without `trust_remote_code`. It imports neither torch nor transformers: public names are imported when they are
-asked for, and where transformers is not imported yet, a finder on `sys.meta_path` waits for it and registers our
-classes right after it.
+asked for, and where transformers is not imported yet, finders on `sys.meta_path` wait for its Auto classes and register
+ours right after them, by name: a family's files are imported when its classes are asked for.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The safetensors format, header only: what is in a file, checked, without reading a weight.
+"""The safetensors format: what is in a file, checked by its header, and its bytes, piece by piece.
 
 safetensors' own reader maps whole files, which counts as resident memory, and its writer wants all tensors at
 once; a streaming conversion needs byte ranges. Format: 8 bytes little-endian header length, a JSON header,
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,3 +203,26 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """Give a tensor's bytes without a copy (it is made contiguous first)."""
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor has no NaN and no infinity."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    # one pass, and no tensor of its size: the least and the largest number are NaN where any is
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
+
+
+def finite_chunks(info: TensorInfo, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Pass a tensor's bytes on, piece by piece, each when its numbers have been looked at.
+
+    Raises:
+        ConvertAttnError: one that is not finite.
+    """
+    for chunk in chunks:
+        if info.dtype in FLOATS and not is_finite(torch.frombuffer(chunk, dtype=DTYPES[info.dtype])):
+            raise ConvertAttnError(
+                f"tensor '{info.name}' has values that are NaN or infinite: the source checkpoint is broken "
+                f"(download it again) or its numbers do not fit {info.dtype} (give another --dtype)"
+            )
+        yield chunk

@@ -60,6 +60,7 @@ class ShardWriter:
         durable: bool = True,
     ) -> None:
         self._folder, self._durable = folder, durable
+        self._alone = threading.Lock()
         self._files: dict[str, FileIO] = {}
         self._places: dict[str, TensorInfo] = {}
         self._left: set[str] = set()
@@ -68,7 +69,7 @@ class ShardWriter:
             header, offsets = build_header(infos, {"format": "pt"} | metadata.get(file, {}))
             handle = (folder / file).open("wb", buffering=0)
             self._files[file] = handle
-            _write(handle, header, 0)
+            self._write(file, header, 0)
             for info in infos:
                 self._places[info.name] = replace(info, offset=offsets[info.name])
                 self._left.add(info.name)
@@ -83,13 +84,21 @@ class ShardWriter:
         written = 0
         for chunk in chunks:
             if written + len(chunk) <= place.nbytes:
-                _write(self._files[place.file], chunk, place.offset + written)
+                self._write(place.file, chunk, place.offset + written)
             written += len(chunk)
             if written > place.nbytes:
                 break
         if written != place.nbytes:
             raise ConvertAttnError(f"tensor '{name}' has {written} bytes or more, expected {place.nbytes}")
         self._left.discard(name)
+
+    def _write(self, file: str, content: bytes | memoryview, offset: int) -> None:
+        """Write all of it at its place, whoever else is writing."""
+        handle, left = self._files[file], memoryview(content)
+        with self._alone:
+            handle.seek(offset)
+            while left:
+                left = left[handle.write(left) :]
 
     def sync(self) -> None:
         """Wait until the disk has what has been written so far."""
@@ -122,14 +131,6 @@ class ShardWriter:
         weight_map = {info.name: file for file, infos in self._shards.items() for info in infos}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (self._folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write(file: FileIO, content: bytes | memoryview, offset: int) -> None:
-    """Write all of it at its place, wherever the file stands."""
-    left = memoryview(content)
-    while left:
-        count = os.pwrite(file.fileno(), left, offset)
-        left, offset = left[count:], offset + count
 
 
 def check_output(output: Path, overwrite: bool) -> None:

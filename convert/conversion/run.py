@@ -10,8 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convert_attn.convert.checkpoint.finite import finite_chunks, is_finite
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo, tensor_bytes
+from convert_attn.convert.checkpoint.safetensors_format import (
+    DTYPES,
+    TensorInfo,
+    finite_chunks,
+    is_finite,
+    tensor_bytes,
+)
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device

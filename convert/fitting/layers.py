@@ -12,7 +12,7 @@ from convert_attn.convert.archs.attention_tensors import split
 from convert_attn.convert.archs.base import Norm
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
-from convert_attn.convert.checkpoint.finite import is_finite
+from convert_attn.convert.checkpoint.safetensors_format import is_finite
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
 from convert_attn.convert.maths.normed_latent import NormedLatent

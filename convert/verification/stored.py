@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import transformers
@@ -11,8 +11,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
-from convert_attn.convert.checkpoint.finite import finite_chunks
-from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, finite_chunks
 from convert_attn.convert.checkpoint.shards import SafetensorsWeights, Weights, open_weights
 from convert_attn.convert.classes.stored_names import Group, names_in
 from convert_attn.convert.errors import ConvertAttnError
@@ -34,7 +33,12 @@ def verify_folder(folder: Path, auto_class: str, progress: Progress, *, numbers:
         raise ConvertAttnError(f"{folder} has no safetensors")
     _check_readable(folder, weights)
     check_names(weights.infos.values(), _written_config(folder, auto_class), auto_class)
-    _check_finite(weights, progress, [*weights.infos.values()] if numbers else [])
+    infos = [*weights.infos.values()]
+    for done, info in enumerate(infos):
+        progress("verify", done, len(infos))
+        if numbers:
+            _check_finite(weights, info)
+    progress("verify", len(infos), len(infos))
 
 
 def _check_readable(folder: Path, weights: Weights) -> None:
@@ -106,10 +110,7 @@ def _check_shapes(group: Group, expected: Mapping[str, tuple[int, ...]]) -> None
             )
 
 
-def _check_finite(weights: Weights, progress: Progress, infos: Sequence[TensorInfo]) -> None:
-    """Every floating-point number of these tensors."""
-    for done, info in enumerate(infos):
-        progress("verify", done, len(infos))
-        for _ in finite_chunks(info, weights.chunks(info.name)):
-            pass
-    progress("verify", max(len(infos), 1), max(len(infos), 1))
+def _check_finite(weights: Weights, info: TensorInfo) -> None:
+    """Every floating-point number of a tensor."""
+    for _ in finite_chunks(info, weights.chunks(info.name)):
+        pass
