@@ -1,4 +1,4 @@
-"""Configuration of Qwen2 with experts with multi-head latent attention."""
+"""Configuration of Qwen2 with experts and multi-head latent attention."""
 
 from transformers import Qwen2MoeConfig
 

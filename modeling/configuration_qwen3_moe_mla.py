@@ -1,4 +1,4 @@
-"""Configuration of Qwen3 with experts with multi-head latent attention."""
+"""Configuration of Qwen3 with experts and multi-head latent attention."""
 
 from transformers import Qwen3MoeConfig
 

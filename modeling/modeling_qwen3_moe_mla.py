@@ -1,4 +1,4 @@
-"""Qwen3 with experts with multi-head latent attention (MLA); all but the attention is transformers' own."""
+"""Qwen3 with experts and multi-head latent attention (MLA); all but the attention is transformers' own."""
 
 from typing import Any
 

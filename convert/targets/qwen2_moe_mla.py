@@ -1,4 +1,4 @@
-"""Qwen2 with experts with a latent cache: our modeling/modeling_qwen2_moe_mla.py."""
+"""Qwen2 with experts and a latent cache: our modeling/modeling_qwen2_moe_mla.py."""
 
 from convert_attn.convert.targets.stock_latent import stock_latent
 

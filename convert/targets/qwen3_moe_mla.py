@@ -1,4 +1,4 @@
-"""Qwen3 with experts with a latent cache: our modeling/modeling_qwen3_moe_mla.py."""
+"""Qwen3 with experts and a latent cache: our modeling/modeling_qwen3_moe_mla.py."""
 
 from convert_attn.convert.targets.stock_latent import stock_latent
 

@@ -35,6 +35,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "mixtral_mla": {"num_local_experts": 2},
     "qwen2_moe_mla": {"moe_intermediate_size": 8, "num_experts": 2, "shared_expert_intermediate_size": 8},
     "olmoe_mla": {"num_experts": 2},
+    "ernie4_5_moe_mla": {"moe_num_experts": 2, "moe_intermediate_size": 8},
+    "granitemoe_mla": {"num_local_experts": 2},
     "distilbert_gqa": {"hidden_dim": 12},
     "electra_gqa": {"embedding_size": 8},
 }
