@@ -247,6 +247,9 @@ def direct(model: Any, tokens: Tensor, stride: int = 1) -> list[LayerStatistics]
         stride: attention of every so many queries, the last of the window among them.
     """
     local = architectures()[model.config.model_type].output.rpartition(".")[0]
+    weights = model.state_dict()  # some classes keep the attention that they were made with
+    model = type(model)._from_config(deepcopy(model.config), attn_implementation="eager").eval()
+    model.load_state_dict(weights)
     inputs: list[Tensor] = []
     with ExitStack() as stack:
         for block in blocks_of(model):
@@ -255,7 +258,6 @@ def direct(model: Any, tokens: Tensor, stride: int = 1) -> list[LayerStatistics]
                 with_kwargs=True,
             )
             stack.callback(handle.remove)
-        model.set_attn_implementation("eager")
         attentions = model(input_ids=tokens, output_attentions=True).attentions
     found = []
     for x, p in zip(inputs, attentions, strict=True):
