@@ -68,8 +68,9 @@ def _same(source: Path, result: Path) -> None:
 
 
 KINDS = {name: ["settings"] for name, _, _ in HOMES}
-for gemma in ("gemma", "gemma2", "gemma3_text"):  # their own class wants tokens that this vocabulary lacks
-    KINDS[gemma] = ["GPT2Tokenizer"]
+# their own class wants tokens that this vocabulary lacks, or a package that is not installed
+for other in ("gemma", "gemma2", "gemma3_text", "biogpt"):
+    KINDS[other] = ["GPT2Tokenizer"]
 KINDS["gpt2"] += ["nothing else", "vocabulary", "prefix space", "GPT2Tokenizer"]
 KINDS["mistral"] += ["nothing else", "LlamaTokenizerFast", "GPT2Tokenizer"]
 
