@@ -716,7 +716,7 @@ def test_settings_name_what_changed() -> None:
 
 def test_a_classifier_is_refused(made: Made) -> None:
     edit_config(made.student, architectures=["LlamaForSequenceClassification"])
-    with pytest.raises(UsageError, match="language models and encoders only"):
+    with pytest.raises(UsageError, match="heal trains language models, encoders, and"):
         made.heal()
 
 
