@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import Command
-from tiny import HEADS, KINDS, SIZES, get_attention, load, logits_of, set_attention, tiny_geometry, tiny_model
+from tiny import HEADS, KINDS, OWN, SIZES, get_attention, load, logits_of, set_attention, tiny_geometry, tiny_model
 
 from convert_attn import ConvertAttnError, convert
 from convert_attn.convert.archs import architectures
@@ -362,8 +362,11 @@ def test_room_for_every_key_and_value_loses_what_the_dtype_does_and_no_more(
     model_type: str, dtype: str, tmp_path: Path
 ) -> None:
     """A rotary key as large as what turns of all keys, and a latent as large as all else, in the dtype stored."""
-    kv_heads = HEADS // 2
-    original = tiny_model(model_type, kv_heads=kv_heads)
+    kv_heads, own = HEADS // 2, OWN.get(model_type, {})
+    # all experts: a choice that is nearly even would turn on a rounding
+    counts = [own[name] for name in ("num_experts", "num_local_experts", "n_routed_experts") if name in own]
+    experts = {"num_experts_per_tok": count for count in counts}
+    original = tiny_model(model_type, kv_heads=kv_heads, **experts)
     numbers, turning = kv_heads * HEAD_DIM, tiny_geometry(original)[1].turning_keys
     converted = _convert(original, tmp_path, rank=2 * numbers - turning, rope_dim=turning, dtype=dtype)
     convert(tmp_path / "in", to="gqa", groups=kv_heads, dtype=dtype, output=tmp_path / "rounded")
