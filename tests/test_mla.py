@@ -365,7 +365,7 @@ def test_room_for_every_key_and_value_loses_what_the_dtype_does_and_no_more(
     kv_heads, own = HEADS // 2, OWN.get(model_type, {})
     # all experts: a choice that is nearly even would turn on a rounding
     counts = [own[name] for name in ("num_experts", "num_local_experts", "n_routed_experts") if name in own]
-    experts = {"num_experts_per_tok": count for count in counts}
+    experts = {"num_experts_per_tok": counts[0]} if counts else {}
     original = tiny_model(model_type, kv_heads=kv_heads, **experts)
     numbers, turning = kv_heads * HEAD_DIM, tiny_geometry(original)[1].turning_keys
     converted = _convert(original, tmp_path, rank=2 * numbers - turning, rope_dim=turning, dtype=dtype)
