@@ -583,7 +583,7 @@ def silent_server() -> Iterator[int]:
 
 def test_the_command_ends_within_five_seconds_without_a_network(silent_server: int, tmp_path: Path) -> None:
     script = (
-        "import transformers.models.auto\nfrom convert_attn.convert.cli import main\n"
+        "import convert_attn.convert.conversion.run\nfrom convert_attn.convert.cli import main\n"
         "print('imported', flush=True)\n"
         "main()"
     )
