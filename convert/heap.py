@@ -23,7 +23,8 @@ def keep_large_blocks() -> bool:
     """Let glibc keep freed blocks of up to 256 MB for the next of their size; False where there is no glibc.
 
     By default blocks of 32 MB and more are mapped anew each time, and their pages zeroed anew, one fault for each 4 KB:
-    a conversion whose layers need the same few tensors again and again spends most of its time in the kernel.
+    a conversion whose layers need the same few tensors again and again spends most of its time in the kernel. A tensor
+    of torch, which is aligned, fits into the room of one of its own size only where there is some more beside it.
     """
     return _set(_MAP_FROM, _KEPT) and _set(_TRIM_FROM, _KEPT)
 
