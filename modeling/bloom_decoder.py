@@ -3,7 +3,6 @@
 Letters in shapes: B batch, S new tokens, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomMLP
 
-from .plain_decoder import PlainBlock, PlainModel, PlainPreTrainedModel  # noqa: TID251 - beside this file, too
+from .plain_decoder import MaskedByItself, PlainBlock, PlainModel  # noqa: TID251 - beside this file, too
 
 
 class BloomBackboneBlock(PlainBlock):
@@ -46,13 +45,10 @@ class BloomBackboneBlock(PlainBlock):
         return output
 
 
-class BloomBackbonePreTrainedModel(PlainPreTrainedModel):
-    """What differs from Bloom; engines with an attention of their own know of no slopes here."""
+class BloomBackbonePreTrainedModel(MaskedByItself):
+    """What differs from Bloom in what the classes of a family declare to transformers."""
 
     base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
 
 
 class BloomBackbone(PlainModel):
@@ -73,19 +69,10 @@ class BloomBackbone(PlainModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
 
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
         states: torch.Tensor = self.word_embeddings_layernorm(inputs_embeds)
         return states
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 __all__ = ["BloomBackbone", "BloomBackboneBlock", "BloomBackbonePreTrainedModel"]

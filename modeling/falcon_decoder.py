@@ -3,7 +3,6 @@
 Letters in shapes: B batch, S new tokens, T tokens held as keys, D hidden size, H query heads.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,15 +87,6 @@ class FalconBackbone(PlainModel):
         self.h = nn.ModuleList([self.block_class(config, layer) for layer in range(config.num_hidden_layers)])
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=float(config.layer_norm_epsilon or 0.0))
         self.gradient_checkpointing = False
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 __all__ = ["FalconBackbone", "FalconBackboneBlock", "FalconBackbonePreTrainedModel", "coarse_slopes"]

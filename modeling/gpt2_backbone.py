@@ -19,7 +19,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Block
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .transformers_api import CACHE_NAME, answers_like, takes_kv_cache  # noqa: TID251 - beside this file, too
+from .cross_attention import refuse_cross_attention  # noqa: TID251 - beside this file in a checkpoint, too
+from .transformers_api import CACHE_NAME, answers_like, takes_kv_cache  # noqa: TID251
 
 make_causal_mask = takes_kv_cache(create_causal_mask)
 make_output = takes_kv_cache(BaseModelOutputWithPastAndCrossAttentions)
@@ -71,8 +72,7 @@ class BackbonePreTrainedModel(GPT2PreTrainedModel):
         # By name, past the __init__ of the GPT-2 classes beside this one: those would build a whole GPT-2, and draw
         # its weights, before ours could take its place. What is inherited from them is forward.
         GPT2PreTrainedModel.__init__(self, config)
-        if config.add_cross_attention:
-            raise ValueError(f"{config.model_type} has no cross attention: set add_cross_attention=False")
+        refuse_cross_attention(config)
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:

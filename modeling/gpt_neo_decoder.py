@@ -3,14 +3,13 @@
 Letters in shapes: B batch, S new tokens, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoMLP
 
-from .plain_decoder import PlainBlock, PlainModel, PlainPreTrainedModel  # noqa: TID251 - beside this file, too
+from .plain_decoder import MaskedByItself, PlainBlock, PlainModel  # noqa: TID251 - beside this file, too
 
 
 class GPTNeoBackboneBlock(PlainBlock):
@@ -38,13 +37,10 @@ class GPTNeoBackboneBlock(PlainBlock):
         return output
 
 
-class GPTNeoBackbonePreTrainedModel(PlainPreTrainedModel):
-    """What differs from GPT-Neo; engines with an attention of their own know of no window here."""
+class GPTNeoBackbonePreTrainedModel(MaskedByItself):
+    """What differs from GPT-Neo in what the classes of a family declare to transformers."""
 
     base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
 
 
 class GPTNeoBackbone(PlainModel):
@@ -65,21 +61,12 @@ class GPTNeoBackbone(PlainModel):
         self.ln_f = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
 
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D], positions added."""
         states = inputs_embeds + self.wpe(arguments["position_ids"])
         kinds = given["token_type_ids"]
         dropped: torch.Tensor = self.drop(states if kinds is None else states + self.wte(kinds))
         return dropped
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 __all__ = ["GPTNeoBackbone", "GPTNeoBackboneBlock", "GPTNeoBackbonePreTrainedModel"]

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeAttention, GPTBigCodeBlock
 
 from .configuration_gpt_bigcode_gqa import GPTBigCodeGQAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .cross_attention import refuse_cross_attention  # noqa: TID251
 from .shared_heads import SharedHeadsAttention, SharedHeadsModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
@@ -25,8 +26,7 @@ class GPTBigCodeGQAAttention(SharedHeadsAttention, GPTBigCodeAttention):  # type
 
     def __init__(self, config: GPTBigCodeGQAConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        if config.add_cross_attention:
-            raise ValueError(f"{config.model_type} has no cross attention: set add_cross_attention=False")
+        refuse_cross_attention(config)
         self.dropout_share = float(config.attn_pdrop)
         self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
         rows = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim

@@ -6,6 +6,7 @@ from transformers import GPTBigCodeForCausalLM, GPTBigCodeModel
 from transformers.models.gpt_bigcode.modeling_gpt_bigcode import GPTBigCodeAttention, GPTBigCodeBlock
 
 from .configuration_gpt_bigcode_mla import GPTBigCodeMLAConfig  # noqa: TID251 - beside this file in a checkpoint, too
+from .cross_attention import refuse_cross_attention  # noqa: TID251
 from .latent_attention import LatentAttention  # noqa: TID251
 from .stock_latent import StockLatentModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
@@ -15,8 +16,7 @@ class GPTBigCodeMLAAttention(LatentAttention):
     """Latent attention, with GPTBigCode's names for dropouts."""
 
     def __init__(self, config: GPTBigCodeMLAConfig, layer_idx: int) -> None:
-        if config.add_cross_attention:
-            raise ValueError(f"{config.model_type} has no cross attention: set add_cross_attention=False")
+        refuse_cross_attention(config)
         super().__init__(config, layer_idx, dropout=float(config.attn_pdrop))
         self.output_dropout = float(config.resid_pdrop)
 

@@ -3,7 +3,6 @@
 Letters in shapes: B batch, S new tokens, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.mpt.modeling_mpt import MptMLP
 
-from .plain_decoder import PlainBlock, PlainModel, PlainPreTrainedModel  # noqa: TID251 - beside this file, too
+from .plain_decoder import MaskedByItself, PlainBlock, PlainModel  # noqa: TID251 - beside this file, too
 
 
 def _norm(config: Any) -> nn.LayerNorm:
@@ -43,13 +42,10 @@ class MptBackboneBlock(PlainBlock):
         return output
 
 
-class MptBackbonePreTrainedModel(PlainPreTrainedModel):
-    """What differs from MPT; engines with an attention of their own know of no slopes here."""
+class MptBackbonePreTrainedModel(MaskedByItself):
+    """What differs from MPT in what the classes of a family declare to transformers."""
 
     base_model_prefix = "transformer"
-    _supports_attention_backend = False
-    _supports_flash_attn = False
-    _supports_flex_attn = False
 
 
 class MptBackbone(PlainModel):
@@ -60,6 +56,7 @@ class MptBackbone(PlainModel):
     """
 
     block_class: Any
+    block_list, final_norm = "blocks", "norm_f"
     output_class = BaseModelOutputWithPastAndCrossAttentions
 
     def build(self, config: Any) -> None:
@@ -68,15 +65,6 @@ class MptBackbone(PlainModel):
         self.blocks = nn.ModuleList([self.block_class(config, layer) for layer in range(config.n_layers)])
         self.norm_f = _norm(config)
         self.gradient_checkpointing = False
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.blocks
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.norm_f(hidden_states)
-        return normed
 
 
 __all__ = ["MptBackbone", "MptBackboneBlock", "MptBackbonePreTrainedModel"]

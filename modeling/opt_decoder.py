@@ -3,28 +3,21 @@
 Letters in shapes: B batch, S new tokens, T tokens seen, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from .plain_decoder import PlainParts  # noqa: TID251 - beside this file in a checkpoint, too
+from .plain_decoder import LayerDropParts  # noqa: TID251 - beside this file in a checkpoint, too
 
 
-class OPTParts(PlainParts):
+class OPTParts(LayerDropParts):
     """Embeddings, blocks and, in most, the last LayerNorm."""
 
-    layers: Any
-    layerdrop: Any
-    training: Any
+    block_list = "layers"
     project_in: Any
     project_out: Any
     final_layer_norm: Any
     embed_positions: Any
-
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks; in training some are left out at random, where the config says so."""
-        return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
 
     def positions(self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> torch.Tensor:
         """[1 or B, S]: where no positions are given, the places among the tokens that the mask does not hide."""

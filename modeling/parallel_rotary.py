@@ -3,7 +3,6 @@
 Letters in shapes: B batch, S new tokens, D hidden size, P planes of a head that turn, d size of a head.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -72,10 +71,6 @@ class ParallelModel(PlainModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
 
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks."""
-        return self.h
-
     def tables(self, position_ids: torch.Tensor, dtype: torch.dtype) -> Any:
         """Make what blocks get of positions [B, S]: cosines and sines."""
         config: Any = self.config  # type: ignore[attr-defined]  # of the stock class
@@ -87,11 +82,6 @@ class ParallelModel(PlainModel):
         kinds = given["token_type_ids"]
         states: torch.Tensor = self.drop(inputs_embeds if kinds is None else inputs_embeds + self.wte(kinds))
         return states
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.ln_f(hidden_states)
-        return normed
 
 
 __all__ = ["ParallelBlock", "ParallelModel", "pair_tables", "turn_pairs"]

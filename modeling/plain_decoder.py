@@ -59,6 +59,14 @@ class PlainPreTrainedModel:
         """Make what a head has over the base model."""
 
 
+class MaskedByItself(PlainPreTrainedModel):
+    """Such models whose attention adds slopes or a window by itself: an engine's own attention would know of none."""
+
+    _supports_attention_backend = False
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+
 class PlainBlock(GradientCheckpointingLayer):
     """A decoder block, whose `run` is the family's and whose forward is `plain_block_forward`."""
 
@@ -72,13 +80,17 @@ class PlainParts:
 
     Attributes:
         output_class: of transformers, what the installed stock model returns.
+        block_list, final_norm: what the modules with the blocks and the last norm are called.
     """
 
     output_class: Callable[..., Any] = BaseModelOutputWithPast
+    block_list = "h"
+    final_norm = "ln_f"
 
     def decoder_blocks(self) -> Iterable[Any]:
         """Give the blocks that are run, in order."""
-        raise NotImplementedError
+        blocks: Iterable[Any] = getattr(self, self.block_list)
+        return blocks
 
     def positions(self, inputs_embeds: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
         """[1 or B, S]: where no positions are given, those that follow what the cache holds.
@@ -98,7 +110,20 @@ class PlainParts:
 
     def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, S, D] -> [B, S, D]."""
-        raise NotImplementedError
+        normed: torch.Tensor = getattr(self, self.final_norm)(hidden_states)
+        return normed
+
+
+class LayerDropParts(PlainParts):
+    """Parts whose blocks are left out at random in training, as often as `layerdrop` says."""
+
+    layerdrop: Any
+    training: Any
+
+    def decoder_blocks(self) -> Iterable[Any]:
+        """Give the blocks that are run, in order."""
+        blocks = super().decoder_blocks()
+        return [block for block in blocks if not (self.training and torch.rand([]) < self.layerdrop)]
 
 
 class PlainModel(PlainParts, PlainPreTrainedModel):
@@ -167,4 +192,13 @@ def plain_forward(
     return make_output(last_hidden_state=self.last_norm(hidden_states), kv_cache=kv_cache if use_cache else None)
 
 
-__all__ = ["PlainBlock", "PlainModel", "PlainParts", "PlainPreTrainedModel", "plain_block_forward", "plain_forward"]
+__all__ = [
+    "LayerDropParts",
+    "MaskedByItself",
+    "PlainBlock",
+    "PlainModel",
+    "PlainParts",
+    "PlainPreTrainedModel",
+    "plain_block_forward",
+    "plain_forward",
+]

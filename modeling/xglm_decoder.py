@@ -3,7 +3,6 @@
 Letters in shapes: B batch, S new tokens, D hidden size.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ from transformers.models.xglm.modeling_xglm import (
     XGLMSinusoidalPositionalEmbedding,
 )
 
-from .plain_decoder import PlainModel  # noqa: TID251 - beside this file in a checkpoint, too
+from .cross_attention import refuse_cross_attention  # noqa: TID251 - beside this file in a checkpoint, too
+from .plain_decoder import LayerDropParts, PlainModel  # noqa: TID251
 from .transformers_api import CACHE_NAME  # noqa: TID251
 
 
@@ -29,13 +29,12 @@ class XGLMBackboneLayer(XGLMDecoderLayer):
     attention_class: Any
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        if config.add_cross_attention:
-            raise ValueError(f"{config.model_type} has no cross attention: set add_cross_attention=False")
+        refuse_cross_attention(config)
         super().__init__(config, layer_idx)
         self.self_attn = self.attention_class(config, layer_idx)
 
 
-class XGLMBackbone(PlainModel):
+class XGLMBackbone(LayerDropParts, PlainModel):
     """Embeddings, blocks and the last LayerNorm.
 
     Attributes:
@@ -43,7 +42,7 @@ class XGLMBackbone(PlainModel):
     """
 
     block_class: Any
-    training: bool
+    block_list, final_norm = "layers", "layer_norm"
     output_class = BaseModelOutputWithPastAndCrossAttentions
 
     def build(self, config: Any) -> None:
@@ -58,21 +57,12 @@ class XGLMBackbone(PlainModel):
         self.dropout, self.layerdrop = float(config.dropout), float(config.layerdrop)
         self.gradient_checkpointing = False
 
-    def decoder_blocks(self) -> Iterable[Any]:
-        """Give the blocks; in training some are left out at random, where the config says so."""
-        return [layer for layer in self.layers if not (self.training and torch.rand([]) < self.layerdrop)]
-
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D], positions added."""
         cache = arguments[CACHE_NAME]
         positions = self.embed_positions(arguments["position_ids"], 0 if cache is None else cache.get_seq_length())
         states = inputs_embeds + positions.to(inputs_embeds.device)
         return nn.functional.dropout(states, p=self.dropout, training=self.training)
-
-    def last_norm(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        normed: torch.Tensor = self.layer_norm(hidden_states)
-        return normed
 
 
 __all__ = ["XGLMBackbone", "XGLMBackboneLayer"]
