@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +179,12 @@ def file_chunks(path: Path, offset: int, nbytes: int) -> Iterator[memoryview]:
         ConvertAttnError: the file ended early.
     """
     buffer = memoryview(bytearray(min(CHUNK, nbytes)))
-    for start in range(0, nbytes, CHUNK):
-        piece = buffer[: min(CHUNK, nbytes - start)]
-        read_into(piece, path, offset + start)
-        yield piece
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        for start in range(0, nbytes, CHUNK):
+            piece = buffer[: min(CHUNK, nbytes - start)]
+            _fill(piece, file, path)
+            yield piece
 
 
 def read_into(buffer: memoryview, path: Path, offset: int) -> None:
@@ -192,11 +195,15 @@ def read_into(buffer: memoryview, path: Path, offset: int) -> None:
     """
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        while buffer:
-            count = file.readinto(buffer)
-            if not count:
-                raise ConvertAttnError(f"shard '{path.name}' became shorter while it was read")
-            buffer = buffer[count:]
+        _fill(buffer, file, path)
+
+
+def _fill(buffer: memoryview, file: FileIO, path: Path) -> None:
+    while buffer:
+        count = file.readinto(buffer)
+        if not count:
+            raise ConvertAttnError(f"shard '{path.name}' became shorter while it was read")
+        buffer = buffer[count:]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -21,7 +21,7 @@ _PATIENCE = timedelta(hours=12)  # of processes that wait while the first one re
 
 
 def stages_of(pair: Pair, settings: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """The stages that a model can be given: an encoder-decoder has none over single blocks.
+    """Give the stages that a model can be given: an encoder-decoder has none over single blocks.
 
     Raises:
         UsageError: such a stage was asked for.
@@ -40,7 +40,7 @@ def stages_of(pair: Pair, settings: Settings) -> tuple[Settings, tuple[str, ...]
 
 
 def accelerator_of(settings: Settings, cpu: bool) -> Accelerator:
-    """What places models and exchanges gradients."""
+    """Make what places models and exchanges gradients."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         # accelerate keeps one state per process, so that the precision of an earlier call would stay
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -52,7 +52,7 @@ def accelerator_of(settings: Settings, cpu: bool) -> Accelerator:
 
 
 def teacher_of(converted: str, teacher: str | Path | None, settings: Settings) -> Origin | None:
-    """The original's files, or None where no stage learns from one.
+    """Find the original's files, or None where no stage learns from one.
 
     Raises:
         UsageError: none was given, and the one recorded in the checkpoint was a folder.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +176,7 @@ class _Healing:
     def _length(self) -> int:
         """Tokens per window, or of a side of a pair."""
         asked, context = self.settings.seq_len, self.pair.context
-        pairs = self._pairs()
+        pairs = self._pairs
         if pairs is not None:
             pairs.check()
         longest = WINDOW if self.pair.encoder else _LONGEST_WINDOW
@@ -189,7 +190,7 @@ class _Healing:
         """The text into the workplace, unless it is there; a text that will not do leaves no workplace behind."""
         if self.place.has_text:
             return
-        pairs = self._pairs()
+        pairs = self._pairs
         try:
             if pairs is not None:
                 pairs.pack(length, self.settings.tokens, self.place.folder)
@@ -201,6 +202,7 @@ class _Healing:
             raise
         self.place.text_is_ready()
 
+    @cached_property
     def _pairs(self) -> PairTexts | None:
         """The texts as pairs, of an encoder-decoder."""
         origin = self.pair.student.origin
@@ -345,7 +347,7 @@ class _Healing:
         """Sentences for the user on the checkpoints, the text and the stages."""
         teacher = self.pair.teacher
         found = self.pair.student.warnings() + self.warnings + self._short(text)
-        pairs = self._pairs()
+        pairs = self._pairs
         if pairs is not None and pairs.halved:
             found += (
                 f"text '{pairs.halved[0]}' has no pairs: the first half of each window was the source and the second "

@@ -31,7 +31,14 @@ ONE_NUMBER = "it takes one number of K/V heads for all layers: convert with one 
 NO_CLASS = "it has no class for {model_type}, converted or not, and runs no other"
 NOT_INSIDE = "what it makes of this language model inside was not followed"
 NO_CODE = "it runs no code that a checkpoint brings"
+NOT_ALONE = "such a model by itself was not read for"
+NO_BOUND = "its class has no bound (clip_qkv)"
 OTHER_NAMES = "its class reads tensors by the names of the model's own code, which transformers' class need not write"
+UNDIVIDED = (
+    "its transformers backend does not divide logits by logits_scaling: take a temperature "
+    "{logits_scaling} times as high"
+)
+UNNORMED = "its class has no norms on queries and keys, which config.json asks for (qk_layernorm)"
 TEXT_ALONE = "it reads the language model, and leaves out what sees"
 # what to do then
 IN_ITS_CLASS = f"{NO_CODE}: convert --to gqa or mqa, which end in the source's own class"

@@ -7,11 +7,15 @@ from convert_attn.convert.serving_rules.base import (
     EVERY_HEAD,
     EXPANDED,
     GITHUB,
+    NO_BOUND,
+    NOT_ALONE,
     ONE_NUMBER,
     OTHER_NAMES,
     OWN_ATTENTION,
     TAKE_GQA,
     TWO_ATTENTIONS,
+    UNDIVIDED,
+    UNNORMED,
     Engine,
     Learned,
     Note,
@@ -50,7 +54,6 @@ _READ = Learned(
 )
 _NEITHER = f"{EVERY_HEAD}, and stops at tensors of fewer, and its transformers backend gives the head no bias"
 _BY_TRANSFORMERS = f"{EVERY_HEAD}, and stops at tensors of fewer: start it with --model-impl transformers"
-_UNNORMED = "its class has no norms on queries and keys, which config.json asks for (qk_layernorm)"
 _PREFIX = "its transformers backend finds tensors by names that begin with model or transformer, and these do not"
 _HEAD_BIAS = "its transformers backend makes no bias for the map to logits, which this class has, and stops there"
 _UNCAPPED = "its transformers backend has no cap on scores, and computes something else"
@@ -125,9 +128,9 @@ ENGINE = Engine(
         ),
         *_READ.knows(_CLASSES),
         *_READ.knows(_WITH_EVEN_HEADS, sizes_heads=False),
-        _READ.refuses(frozenset({"stablelm"}), "stablelm.py#L102", _UNNORMED, says("qk_layernorm")),
+        _READ.refuses(frozenset({"stablelm"}), "stablelm.py#L102", UNNORMED, says("qk_layernorm")),
         *_READ.knows({"stablelm": "stablelm.py#L102"}, sizes_heads=False),
-        _READ.refuses(frozenset({"olmoe"}), "olmoe.py#L217", "its class has no bound (clip_qkv)", says("clip_qkv")),
+        _READ.refuses(frozenset({"olmoe"}), "olmoe.py#L217", NO_BOUND, says("clip_qkv")),
         *_READ.knows({"olmoe": "olmoe.py#L217"}, sizes_heads=False),
         _READ.takes(frozenset({"phimoe"}), "phimoe.py#L343", applies=called("PhiMoEForCausalLM")),
         _READ.refuses(frozenset({"phi"}), "phi.py#L81", _NEITHER),
@@ -135,7 +138,7 @@ ENGINE = Engine(
         _READ.leaves_open(frozenset({"sarvam_moe"}), "sarvam_moe.py#L1463", OTHER_NAMES),
         *_READ.takes_larger(_LARGER_CLASSES),
         _READ.leaves_open(LARGER, "transformers.py#L1307", "its transformers backend for larger models was not read"),
-        _READ.leaves_open(INSIDE, "transformers.py#L1565", "such a model by itself was not read for"),
+        _READ.leaves_open(INSIDE, "transformers.py#L1565", NOT_ALONE),
         _READ.leaves_open(ENCODERS, "transformers.py#L925", _AS_CROSS),
         _READ.refuses(TWO_STACKS, _GATE, TWO_ATTENTIONS, keeps_its_attention),
         _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}; {TAKE_GQA}", keeps_its_attention),
@@ -160,8 +163,7 @@ ENGINE = Engine(
         ),
         Note(
             types=LATENT | _BACKED,
-            text="its transformers backend does not divide logits by logits_scaling: take a temperature "
-            "{logits_scaling} times as high",
+            text=UNDIVIDED,
             evidence="source",
             where=_READ.folder + "transformers.py#L1120",
             applies=divided_logits,

@@ -13,12 +13,16 @@ from convert_attn.convert.serving_rules.base import (
     GITHUB,
     HEAD_SIZE,
     LATENT_HERE,
+    NO_BOUND,
+    NOT_ALONE,
     NOT_INSIDE,
     ONE_NUMBER,
     OTHER_NAMES,
     OWN_ATTENTION,
     TAKE_GQA,
     TWO_ATTENTIONS,
+    UNDIVIDED,
+    UNNORMED,
     Engine,
     KernelSizes,
     Learned,
@@ -71,7 +75,6 @@ _BY_TRANSFORMERS = (
 )
 _BACK = "transformers' class, through its transformers backend"
 _MHA = f"{EVERY_HEAD}, and stops at tensors of fewer: start it with --model-impl transformers"
-_UNNORMED = "its class has no norms on queries and keys, which config.json asks for (qk_layernorm)"
 _NO_SINKS = "its transformers backend left sinks out here without a word; since commit 41fc00d8b it hands them over"
 _ENCODES = f"an encoder keeps no cache; {BACKEND} --runner pooling"
 _HEADS = "it was read for base models alone: convert one whose architectures name a ...Model"
@@ -172,16 +175,16 @@ ENGINE = Engine(
         ),
         *_READ.knows(_CLASSES),
         *_READ.knows(_WITH_EVEN_HEADS, sizes_heads=False),
-        _READ.refuses(frozenset({"stablelm"}), "stablelm.py#L109", _UNNORMED, says("qk_layernorm")),
+        _READ.refuses(frozenset({"stablelm"}), "stablelm.py#L109", UNNORMED, says("qk_layernorm")),
         *_READ.knows({"stablelm": "stablelm.py#L109"}, sizes_heads=False),
-        _READ.refuses(frozenset({"olmoe"}), "olmoe.py#L131", "its class has no bound (clip_qkv)", says("clip_qkv")),
+        _READ.refuses(frozenset({"olmoe"}), "olmoe.py#L131", NO_BOUND, says("clip_qkv")),
         *_READ.knows({"olmoe": "olmoe.py#L131"}, sizes_heads=False),
         _READ.takes(frozenset({"phimoe"}), "phimoe.py#L394", applies=called("PhiMoEForCausalLM")),
         _READ.takes(frozenset({"phi"}), "phi.py#L94", _MHA),
         _READ.leaves_open(frozenset({"sarvam_moe"}), "bailing_moe.py#L83", OTHER_NAMES),
         *_READ.takes_larger(_LARGER_CLASSES),
         _READ.leaves_open(LARGER, "registry.py#L347", NOT_INSIDE),
-        _READ.leaves_open(INSIDE, "registry.py#L1174", "such a model by itself was not read for"),
+        _READ.leaves_open(INSIDE, "registry.py#L1174", NOT_ALONE),
         _READ.refuses(TWO_STACKS, _GATE, TWO_ATTENTIONS, keeps_its_attention),
         _READ.refuses(LATENT & NATIVE_TOO, _GATE, f"{OWN_ATTENTION}; {TAKE_GQA}", keeps_its_attention),
         _READ.refuses(NATIVE | GROUPED | LATENT | ENCODERS, _GATE, OWN_ATTENTION, keeps_its_attention),
@@ -202,8 +205,7 @@ ENGINE = Engine(
         ),
         Note(
             types=LATENT | _BACKED,
-            text="its transformers backend does not divide logits by logits_scaling: take a temperature "
-            "{logits_scaling} times as high",
+            text=UNDIVIDED,
             evidence="source",
             where=_READ.folder + "transformers/causal.py#L64",
             applies=divided_logits,

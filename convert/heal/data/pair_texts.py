@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,27 +45,36 @@ class PairTexts:
         Raises:
             UsageError: windows of tokens, or plain text where pairs are needed.
         """
-        given = (*self.texts.data, *(() if self.texts.exclude is None else (self.texts.exclude,)))
-        for spec in given:
+        for spec in self._given:
             if spec.endswith(TOKEN_FILE):
                 raise UsageError(
                     f"--data {spec}: '{self.name}' is an encoder-decoder, whose source and target are made of text; "
                     "give a .jsonl file of pairs, or text"
                 )
-        if self.texts.exclude is not None and not all(map(_of_pairs, given)):
+        if self.texts.exclude is not None and not self.of_pairs.issuperset(self._given):
             raise UsageError(f"--exclude {self.texts.exclude}: for an encoder-decoder it and --data must be of pairs")
 
     @property
     def halved(self) -> tuple[str, ...]:
         """Those that are plain text, whose windows are halved."""
-        return tuple(spec for spec in self.texts.data if not _of_pairs(spec))
+        return tuple(spec for spec in self.texts.data if spec not in self.of_pairs)
+
+    @property
+    def _given(self) -> tuple[str, ...]:
+        """All texts, the excluded one last."""
+        return (*self.texts.data, *(() if self.texts.exclude is None else (self.texts.exclude,)))
+
+    @cached_property
+    def of_pairs(self) -> frozenset[str]:
+        """Those that are pairs, the excluded one among them: looked at once, as a text may be far away."""
+        return frozenset(spec for spec in self._given if spec != SAMPLE and holds_pairs(spec))
 
     def length(self, longest: int) -> int:
         """Give tokens of a side: the longest of the first pairs, at most `longest`."""
         lengths = [2]
         tokenizer = load_tokenizer(self.folder, self.name, REMEDY)
         for spec in self.texts.data:
-            if _of_pairs(spec):
+            if spec in self.of_pairs:
                 first = islice(tokenised(read_pairs(spec), tokenizer, longest, self.decoder.shift), _LOOKED_AT)
                 lengths += [len(side) for sides in first for side in sides]
             else:
@@ -95,7 +105,7 @@ class PairTexts:
                 dropped += shared
                 return not shared
 
-            make = self._pairs if _of_pairs(spec) else self._halves
+            make = self._pairs if spec in self.of_pairs else self._halves
             count = _write(make(spec, tokenizer, length, fresh), wanted, place, number)
             if count < 2:
                 without = f" besides {dropped} that --exclude has too" if dropped else ""
@@ -120,10 +130,6 @@ class PairTexts:
         stream = plain_ids(spec, tokenizer)
         while len(ids := [*islice(stream, _ROWS * length)]) >= 2 * length:
             yield halves(ids, tokenizer, 2 * length, self.decoder.start)
-
-
-def _of_pairs(spec: str) -> bool:
-    return spec != SAMPLE and holds_pairs(spec)
 
 
 def _write(parts: Iterator[Tensor], wanted: int, place: Path, number: int) -> int:
