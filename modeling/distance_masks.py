@@ -60,13 +60,9 @@ def with_slopes(given: torch.Tensor | None, query: torch.Tensor, keys: int, slop
 
     given, query: as in `own_places`. Distances are from the new token: near keys lose least to rounding.
     """
-    back = own_places(given, query, keys) - torch.arange(keys, device=query.device)
+    seen, ahead = seen_by(given, query, keys)
     steep = torch.tensor(slopes, dtype=torch.float32, device=query.device)[:, None, None]
-    bias = (-steep * back).to(query.dtype)
-    lowest = torch.finfo(query.dtype).min
-    if given is None:
-        return bias.masked_fill(back < 0, lowest)
-    return bias.masked_fill(~given, lowest) if given.dtype == torch.bool else (bias + given).clamp(min=lowest)
+    return lessened(given, query, steep * ahead, seen)
 
 
 __all__ = ["lessened", "near", "own_places", "seen_by", "with_slopes"]

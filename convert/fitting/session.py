@@ -28,7 +28,7 @@ from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.text import windows as calibration_text
-from convert_attn.convert.text.pair_windows import count_tokens, is_filled
+from convert_attn.convert.text.pair_windows import HALVED, count_tokens, is_filled
 from convert_attn.convert.text.windows import AUTO, SAMPLE, Decoder, Windows, shipped_windows
 
 
@@ -204,8 +204,7 @@ def _chooses_sizes(plan: Plan) -> bool:
 
 
 _HALVES = (
-    "plain text has no pairs: the first half of each window was the source and the second the target, which is not "
-    "what a translator or a summariser reads; give --calibration a .jsonl file of pairs, each line with 'source' and "
+    f"plain text has no pairs: {HALVED}; give --calibration a .jsonl file of pairs, each line with 'source' and "
     "'target'"
 )
 

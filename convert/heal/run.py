@@ -45,6 +45,7 @@ from convert_attn.convert.heal.training.whole import Whole, narrow_dtype
 from convert_attn.convert.heap import return_large_blocks
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.text.encoder_windows import WINDOW
+from convert_attn.convert.text.pair_windows import HALVED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -349,10 +350,7 @@ class _Healing:
         found = self.pair.student.warnings() + self.warnings + self._short(text)
         pairs = self._pairs
         if pairs is not None and pairs.halved:
-            found += (
-                f"text '{pairs.halved[0]}' has no pairs: the first half of each window was the source and the second "
-                "the target, which is not what a translator or a summariser reads",
-            )
+            found += (f"text '{pairs.halved[0]}' has no pairs: {HALVED}",)
         if done is not None and done.best == done.start:
             found += ("training made nothing better on the selection text: the weights are those it began with",)
         if self.place.has(STOPPED):

@@ -22,6 +22,12 @@ from convert_attn.convert.text.pairs import Pair
 NOTHING, MARK = -1, -2
 """What fills up a side of a window, and what stands between both."""
 
+HALVED = (
+    "the first half of each window was the source and the second the target, which is not what a translator or a "
+    "summariser reads"
+)
+"""What to say of plain text whose windows were cut in halves."""
+
 
 def halves(ids: list[int], tokenizer: Any, window: int, start: int) -> Tensor:
     """Cut ids into windows [N, T + 1 + T]: a source between its special tokens, then `start` and the target.

@@ -8,7 +8,7 @@ from typing import Any
 from convert_attn.convert.checkpoint.shards import open_weights
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.planning.provenance import headers_sha256, read_provenance
-from convert_attn.convert.text.pair_windows import is_filled
+from convert_attn.convert.text.pair_windows import HALVED, is_filled
 from convert_attn.convert.version import __version__
 from convert_attn.eval.measures.compare import dominances
 from convert_attn.eval.measures.contenders import Contender
@@ -104,10 +104,7 @@ def _notes(job: Job, models: list[dict[str, Any]], complete: bool) -> list[str]:
         listed = ", ".join(f"{name} {limit or 'unlimited'}" for name, limit in limits.items())
         notes.append(f"Context limits differ ({listed} tokens): nothing was measured beyond the shortest.")
     if job.passages is not None and job.passages.two_sides and not is_filled(job.passages.windows):
-        notes.append(
-            "The text has no pairs: the first half of each window was the source and the second the target, which is "
-            "not what a translator or a summariser reads. Give --text with pairs."
-        )
+        notes.append(f"The text has no pairs: {HALVED}. Give --text with pairs.")
     if job.scale is not None:
         notes.append(
             f"Speed and peak memory are of random weights at the shape of {job.scale} ({_forms(job, models)}); "
