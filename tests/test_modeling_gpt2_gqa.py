@@ -527,6 +527,7 @@ def test_auto_map_and_source_files_are_complete() -> None:
     files = modeling.source_files("gpt2_gqa")
     assert [path.name for path in files] == [
         "configuration_gpt2_gqa.py",
+        "cross_attention.py",
         "gpt2_backbone.py",
         "grouped_attention.py",
         "modeling_gpt2_gqa.py",

@@ -1072,7 +1072,8 @@ def test_auto_map_and_source_files_are_complete(family: str) -> None:
     assert names.pop("AutoConfig") == f"configuration_{family}.{prefix}Config"
     assert names == {auto: f"modeling_{family}.{cls.__name__}" for auto, cls in CLASSES[family].items()}
     files = [path.name for path in modeling.source_files(family)]
-    own = [f"configuration_{family}.py", f"modeling_{family}.py", *(["gpt2_backbone.py"] * (family == "gpt2_mla"))]
+    own = [f"configuration_{family}.py", f"modeling_{family}.py"]
+    own += ["cross_attention.py", "gpt2_backbone.py"] if family == "gpt2_mla" else []
     kernels = [path.name for path in (Path(modeling.__file__).parent).glob("latent_kernel*.py")]
     shared = ["configuration_latent_attention.py", "latent_attention.py", "transformers_api.py", *kernels]
     shared += ["capped_attention.py", "distance_masks.py"]
