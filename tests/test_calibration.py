@@ -585,7 +585,8 @@ def test_the_same_command_gives_the_same_bytes(options: dict[str, Any], tmp_path
     assert written[0] == written[1] == written[2]
     # with sizes that are given, measuring is part of the one run over the text
     assert ["calibration" in seen for seen in stages] == [options["to"] == "mla"] * 2 + [False]
-    assert len(list((cache / "calibration").iterdir())) == 1
+    # sizes are chosen on some of the windows, whose statistics are kept apart from those of all
+    assert len(list((cache / "calibration").iterdir())) == (2 if options["to"] == "mla" else 1)
     assert not list(cache.rglob("partial-*"))
 
 

@@ -288,13 +288,15 @@ class LayerRefit:
     # --- values
 
     def _solve_values(self, seen: list[Tensor]) -> None:
-        """The output projection, on the sample only, and then values, whose errors it passes on."""
+        """Values, whose errors the output projection passes on; that is solved before and after, on the sample only."""
         heads = self._heads_out(seen)
         missing = [*map(self._missing_output, self.sample.tiles, heads)]
         self._count(missing)
         self._solve_output(heads, missing)
         del missing
         self._solve_value(seen, heads)
+        heads = self._heads_out(seen)
+        self._solve_output(heads, [*map(self._missing_output, self.sample.tiles, heads)])
 
     def _heads_out(self, seen: list[Tensor]) -> list[Tensor]:
         """[B, r, H, a], tile by tile."""

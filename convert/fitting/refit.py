@@ -76,6 +76,7 @@ class _Text:
         original, converted: the residual streams between two blocks.
         own: what the original's attention gave at the layer; None where nothing is fitted or chosen.
         attended: the original's residual stream after it.
+        heads: [n, T, H, a] what the output projection read when it was solved anew at the layer; None where it was not.
         side: what the decoder of an encoder-decoder meets, the same in both; None without one.
     """
 
@@ -83,6 +84,7 @@ class _Text:
     converted: Tensor
     own: Tensor | None = None
     attended: Tensor | None = None
+    heads: Tensor | None = None
     side: OtherSide | None = None
 
     def met(self, size: int) -> list[OtherSide | None]:
@@ -92,6 +94,12 @@ class _Text:
     def parts(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Give batches of both streams."""
         return zip(self.original.split(size), self.converted.split(size), strict=True)
+
+    def heads_of(self, size: int) -> list[Tensor] | list[None]:
+        """Give batches of `heads`."""
+        if self.heads is None:
+            return [None] * len(self.converted.split(size))
+        return list(self.heads.split(size))
 
     def targets(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, OtherSide | None]]:
         """Give batches of the conversion's stream, of what the original's attention made, and of `met`."""
@@ -130,6 +138,7 @@ class SideBySide:
         self._stack = ExitStack()
         self._texts: dict[str, _Text] = {}
         self._sizes: dict[str, int] = {}
+        self._rooms: dict[str, Tensor] = {}
 
     def __enter__(self) -> SideBySide:
         for name, tokens in self._tokens.items():
@@ -238,15 +247,17 @@ class SideBySide:
                 original.copy_(block.run(states, attend))
 
     def _advance_converted(self, block: Block, converted: Converted) -> None:
-        weights = rounded(converted, self._dtype)
+        weights, device = rounded(converted, self._dtype), self._stream.device
         for name, text in self._texts.items():
             size = self._sizes[name]
-            for states, met in zip(text.converted.split(size), text.met(size), strict=True):
+            for states, met, heads in zip(text.converted.split(size), text.met(size), text.heads_of(size), strict=True):
+                read = None if heads is None else heads.to(device)
                 moved = block.run(
-                    states.to(self._stream.device),
-                    lambda x, met=met: block.computed(weights, x, met).output(),  # type: ignore[misc]
+                    states.to(device),
+                    lambda x, met=met, read=read: block.computed(weights, x, met).output(read),  # type: ignore[misc]
                 )
                 states.copy_(moved)
+            text.heads = None
 
     def _solved(
         self,
@@ -306,31 +317,48 @@ class SideBySide:
         found.rounded(self._dtype).put(block.mlp_output)
         return found
 
-    def _misses(self, name: str, block: Block, weights: Converted) -> Iterator[tuple[Tensor, ...]]:
-        """Head outputs [n, H a], what the attention and the stream before it lack, the stream [n, D]; by batch."""
-        for states, own, attended, met in self._texts[name].targets(self._sizes[name]):
+    def _misses(self, name: str, block: Block, weights: Converted, *, kept: bool) -> Iterator[tuple[Tensor, ...]]:
+        """Head outputs [n, H a], what the attention and the stream before it lack, the stream [n, D]; by batch.
+
+        Args:
+            kept: head outputs stay with the text.
+        """
+        text, size = self._texts[name], self._sizes[name]
+        if kept:
+            text.heads = self._room(name, weights.o)
+        for (states, own, attended, met), place in zip(text.targets(size), text.heads_of(size), strict=True):
             read, own, attended = (part.to(self._stream.device) for part in (states, own, attended))
             attention = block.computed(weights, block.normalised(read), met)
             heads = attention.head_outputs()
+            if place is not None:
+                place.copy_(heads)
             lost = own - attention.output(heads)
             inherited = attended - own - block.joined(read)
             parts, asked = (heads.flatten(2), lost, inherited, attended), attention.asked
             yield tuple(part.flatten(0, 1) if asked is None else part[asked] for part in parts)
 
+    def _room(self, name: str, o: Tensor) -> Tensor:
+        """[n, T, H, a] for what an output projection [H, D, a] reads of a text."""
+        shape = (*self._texts[name].converted.shape[:2], o.shape[0], o.shape[2])
+        if name not in self._rooms or self._rooms[name].shape != shape:
+            self._rooms[name] = self._stack.enter_context(spool(shape))
+        return self._rooms[name]
+
     def _error(self, block: Block, converted: Converted) -> float:
         """What the attention's output lacks on the selection text, relative to the stream: at most 1 for a token."""
         total = 0.0
-        for _, lost, _, stream in self._misses("selection", block, converted):
+        for _, lost, _, stream in self._misses("selection", block, converted, kept=False):
             error = relative_error(lost.square().sum(-1), stream.square().sum(-1))
             total += float(error.sum(dtype=torch.float64))
         return total if total == total else float("inf")
 
     def _with_output(self, block: Block, converted: Converted) -> Converted:
-        """The output projection by ridge regression on the fitting text."""
+        """The output projection by ridge regression on the texts, which are kept as it reads them."""
+        converted = replace(rounded(converted, self._dtype), o=converted.o, o_bias=converted.o_bias)
         o, bias = converted.o, converted.o_bias
         sums = {name: Regression() for name in ("fit", "selection")}
         for name, regression in sums.items():
-            for heads, own, inherited, stream in self._misses(name, block, converted):
+            for heads, own, inherited, stream in self._misses(name, block, converted, kept=True):
                 regression.add(heads, own, inherited, stream, bias is not None)
         rows = o.shape[0] * o.shape[2]
         change = solve(sums["fit"], sums["selection"], rows)

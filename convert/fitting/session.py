@@ -31,6 +31,8 @@ from convert_attn.convert.text import windows as calibration_text
 from convert_attn.convert.text.pair_windows import HALVED, count_tokens, is_filled
 from convert_attn.convert.text.windows import AUTO, SAMPLE, Decoder, Windows, shipped_windows
 
+_SAMPLED = 4  # of so many windows one is enough to choose sizes on
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
@@ -88,18 +90,17 @@ class _Session:
             warnings += (_HALVES,) if stream.across and not windows.pairs else ()
             layers = Layers(plan)
             if not plan.refit or _chooses_sizes(plan):
-                read = layers.read
                 known = calibrate(
                     plan.source,
                     stream,
-                    read=read,
-                    windows=windows.fit,
+                    read=layers.read,
+                    windows=_sample(windows.fit, sizes.hidden_size) if plan.refit else windows.fit,
                     layers=sizes.num_layers,
                     heads=sizes.num_heads,
                     progress=self.progress,
                 )
                 plan = _sized(plan, Trial(layers, stream, known, windows.selection), self.progress)
-            else:
+            if plan.refit:  # which runs the original over all of the text
                 known = kept(plan.source, windows.fit, stream.device)
         collected = None
         if windows is not None and known is None:
@@ -201,6 +202,11 @@ def _chooses_sizes(plan: Plan) -> bool:
     """Whether sizes are chosen on the text, before any layer is converted."""
     asked = plan.request.cache_ratio is not None and plan.method.chooses_sizes
     return asked and isinstance(plan.form, LatentCache)
+
+
+def _sample(windows: Tensor, hidden: int) -> Tensor:
+    """Some of the windows, to choose sizes on: one in four, or as many more as it takes for two tokens a channel."""
+    return windows[:: max(1, min(_SAMPLED, count_tokens(windows) // (2 * hidden)))]
 
 
 _HALVES = (
