@@ -12,7 +12,6 @@ hundred times as large as others in many models, and a token whose state has gon
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -53,10 +52,6 @@ class Regression:
             new.double() if old is None else old.add_(new) for old, new in zip(held, sums, strict=True)
         )
 
-    def __add__(self, other: Regression) -> Regression:
-        """Give the sums over both texts."""
-        return Regression(*(mine + theirs for mine, theirs in zip(self.sums, other.sums, strict=True)))
-
     @property
     def sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """The three, once something was counted."""
@@ -66,40 +61,37 @@ class Regression:
 
 
 def solve(fit: Regression, selection: Regression, rows: int) -> Tensor:
-    """Give the change [m, D] of the output projection: ridges that do best on the selection text, solved on both.
+    """Give the change [m, D] of the output projection that does best on the selection text.
 
     Args:
         rows: H a; what comes after is a bias, and is not held back.
     """
-    seen, *missed = selection.sums
-    found = [_change(fit, ridge, rows) for ridge in RIDGES]
-    width = missed[0].shape[1]
-    tried = [[torch.zeros_like(missed[0]), *(part[:, at] for part in found)] for at in _halves(width)]
-    through = [[seen @ change for change in of_part] for of_part in tried]
-
-    def error(own: int, inherited: int) -> float:
-        """On the selection text, less what there is without a change."""
-        change = tried[0][own] + tried[1][inherited]
-        return float((change * (through[0][own] + through[1][inherited] - 2 * sum(missed))).sum())
-
-    best = min(product(range(len(RIDGES) + 1), repeat=2), key=lambda pair: error(*pair))
-    parts = torch.zeros_like(missed[0]), torch.zeros_like(missed[0])
-    for part, number, at in zip(parts, best, _halves(width), strict=True):
-        if number:
-            part.copy_(_change(fit + selection, RIDGES[number - 1], rows)[:, at])
-    return parts[0] + parts[1]
-
-
-def _halves(width: int) -> tuple[slice, slice]:
-    """The columns of a change that answer to what the layer has lost, and to what it inherits."""
-    return slice(0, width), slice(width, None)
-
-
-def _change(sums: Regression, ridge: float, rows: int) -> Tensor:
-    """[m, 2 D] for both parts, with one ridge."""
-    gram, own, inherited = sums.sums
+    gram, own, inherited = fit.sums
+    seen, missed_own, missed_inherited = selection.sums
+    missed = missed_own + missed_inherited
     mean = gram.diagonal()[:rows].mean().clamp_min(1e-30)
-    added = torch.full((len(gram),), 1e-12, dtype=gram.dtype, device=gram.device) * mean
-    added[:rows] = ridge * mean
-    found: Tensor = torch.linalg.solve(gram + torch.diag(added), torch.cat([own, inherited], 1))
-    return found
+    right, width = torch.cat([own, inherited], 1), own.shape[1]
+    found = []
+    for ridge in RIDGES:
+        added = torch.full((len(gram),), 1e-12, dtype=gram.dtype, device=gram.device) * mean
+        added[:rows] = ridge * mean
+        found.append(torch.linalg.solve(gram + torch.diag(added), right))
+    none = torch.zeros_like(own)
+    firsts, seconds = (
+        [none, *(part[:, columns] for part in found)] for columns in (slice(0, width), slice(width, None))
+    )
+
+    def alone(change: Tensor, through: Tensor) -> float:
+        return float((change * through).sum() - 2 * (change * missed).sum())
+
+    firsts_seen, seconds_seen = ([seen @ part for part in parts] for parts in (firsts, seconds))
+    errors = {
+        (a, b): alone(first, firsts_seen[a])
+        + alone(second, seconds_seen[b])
+        + 2 * float((first * seconds_seen[b]).sum())
+        for a, first in enumerate(firsts)
+        for b, second in enumerate(seconds)
+    }
+    a, b = min(errors, key=errors.__getitem__)
+    best: Tensor = firsts[a] + seconds[b]
+    return best
