@@ -147,7 +147,7 @@ def test_sounds_bring_it_nearer_to_its_original(family: str, tmp_path: Path, com
     text = write_sounds(tmp_path / "sounds", 20)
     for name, calibration in (("weights", None), ("out", str(text))):
         convert(tmp_path / "in", to="mqa", output=tmp_path / name, calibration=calibration, measure=False)
-    found = evaluate(tmp_path / "in", tmp_path / "weights", tmp_path / "out", text=text, speed=False, device="cpu")
+    found = evaluate(tmp_path / "in", [tmp_path / "weights", tmp_path / "out"], text=text, speed=False, device="cpu")
     alone, fitted = (model["quality"]["kl"]["mean"] for model in found.document["models"])
     assert fitted < alone
     fast: dict[str, Any] = {"tokens": 9000, "batch_size": 4, "selection_tokens": 1000, "cpu": True, "lr": 3e-3}

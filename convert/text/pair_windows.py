@@ -70,7 +70,7 @@ def tokenised(
         learned = _learned(target, tokenizer, longest - 1, begins)
         if read and learned:
             first = decoder.shift(learned)
-            yield read, learned if learned[0] == first else [first, *learned]
+            yield read, learned if learned[0] == first and first in begins else [first, *learned]
 
 
 def _beginnings(tokenizer: Any) -> frozenset[int]:
