@@ -124,6 +124,8 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_moe_mla": Family("Ernie45MoeMLA", LANGUAGE_MODELS[:2]),
     "granitemoe_mla": Family("GraniteMoeMLA", LANGUAGE_MODELS[:2]),
     "ministral_mla": Family("MinistralMLA", LANGUAGE_MODELS[:2]),
+    "glm4_moe_mla": Family("Glm4MoeMLA", LANGUAGE_MODELS[:2]),
+    "apertus_mla": Family("ApertusMLA", LANGUAGE_MODELS[:2]),
     "opt_mla": Family("OPTMLA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
     "t5_gqa": Family("T5GQA", TRANSLATORS),

@@ -19,9 +19,9 @@ from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.heal.data.tokens import open_text
 from convert_attn.convert.heal.loss.halves import Halves
 from convert_attn.convert.heal.loss.objective import Objective, attach, predicted
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.pair_windows import both_sides, count_tokens, paired
 from convert_attn.convert.text.pairs import read_pairs
-from convert_attn.convert.text.windows import Decoder
 from convert_attn.eval.measures.passages import make_pairs
 
 FAST: dict[str, Any] = {"tokens": 4000, "batch_size": 4, "selection_tokens": 1000, "cpu": True, "lr": 3e-3}
@@ -134,10 +134,10 @@ def test_what_has_no_meaning_for_them_is_refused(tmp_path: Path, command: Comman
     shown = command("heal", converted, "--teacher", original, *plain, "--output", tmp_path / "healed")
     assert shown.code == 0, shown.err
     assert "has no pairs: the first half of each window was the source" in " ".join(shown.out.split())
-    tiny_model("whisper").save_pretrained(tmp_path / "sounds")
-    convert(tmp_path / "sounds", to="mqa", output=tmp_path / "shared", calibration=None, measure=False)
+    tiny_model("bart").model.save_pretrained(tmp_path / "base")
+    convert(tmp_path / "base", to="mqa", output=tmp_path / "shared", calibration=None, measure=False)
     with pytest.raises(UsageError, match="heal trains language models, encoders, and what writes a text for a text"):
-        heal(tmp_path / "shared", teacher=tmp_path / "sounds", data=tmp_path / "plain.txt", **FAST)
+        heal(tmp_path / "shared", teacher=tmp_path / "base", data=tmp_path / "plain.txt", **FAST)
 
 
 def test_losses_of_labels_are_those_of_windows() -> None:

@@ -31,8 +31,9 @@ from convert_attn.convert import samples
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.conversion.api import plan
 from convert_attn.convert.fitting.measure import Measured
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.pair_windows import both_sides
-from convert_attn.convert.text.windows import Decoder, shipped_windows
+from convert_attn.convert.text.windows import shipped_windows
 from convert_attn.convert.weights.attention import replicate_kv_heads
 from convert_attn.convert.weights.functional import buckets
 
@@ -261,7 +262,7 @@ def test_what_is_no_text_of_pairs_is_refused(tmp_path: Path) -> None:
             plan(tmp_path / "bart", to="mqa", calibration=asked)
     with pytest.raises(UsageError, match="bart has two"):
         plan(tmp_path / "bart", to="mqa", calibration="auto", refit="mlp")
-    with pytest.raises(UsageError, match="whisper reads sounds, of which there is no calibration"):
+    with pytest.raises(UsageError, match="whisper reads sounds, of which the package has none: give --cal"):
         plan(tmp_path / "whisper", to="mqa", calibration="sample")
     assert any(
         "reads sounds" in warning for warning in plan(tmp_path / "whisper", to="mqa", calibration="auto").warnings

@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "norms are added": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "a number of heads that is no power of two": ("bloom", {"num_attention_heads": 12, "hidden_size": 96}),
     "a scale of its own": ("mpt", {"attn_config": {"softmax_scale": 0.5}}),
+    "biases of queries and keys and no norm": ("glm4_moe", {"use_qk_norm": False, "attention_bias": True}),
     "scores as they are": ("gpt_bigcode", {"scale_attn_weights": False, "multi_query": True}),
 }
 both_functions = pytest.mark.parametrize("attn", ["sdpa", "eager"])
@@ -136,3 +137,6 @@ def test_a_bias_on_normed_keys_is_refused(source: str, tmp_path: Path) -> None:
     tiny_model(source, attention_bias=True).save_pretrained(tmp_path / "in")
     with pytest.raises(UsageError, match="a bias on its keys, behind which is a norm"):
         convert(tmp_path / "in", to="mla", rank=24, rope_dim=8, output=tmp_path / "out")
+    made = convert(tmp_path / "in", to="gqa", groups=2, output=tmp_path / "out", calibration=None, measure=False)
+    assert made.verified is not None
+    assert max(made.verified.figures["block_errors"].values()) < 1e-4

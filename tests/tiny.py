@@ -110,7 +110,7 @@ OWN: dict[str, dict[str, Any]] = {
     "dots1": _ROUTED | _SOME_WINDOWS | {"n_group": 1, "topk_group": 1},
     "flex_olmo": _FEW_EXPERTS | _ROPE,
     "cwm": {"head_dim": 8} | _SOME_WINDOWS | _ROPE,
-    "glm4_moe": _ROUTED | {"use_qk_norm": True, "attention_bias": True},
+    "glm4_moe": _ROUTED | {"use_qk_norm": True},
     "sarvam_moe": _ROUTED | {"head_dim": 8} | _ROPE,
     "solar_open": _ROUTED | {"head_dim": 8} | _ROPE,
     "minimax_m2": {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2} | _ROPE,

@@ -26,7 +26,8 @@ _OF_SEVERAL: dict[str, Mapping[str, str]] = {
     "AutoModelForMultimodalLM": getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}),
 }
 # whose logits are of the next token
-WRITES = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", *_OF_SEVERAL)
+PAIRS = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq")  # a text for a text, or for a sound
+WRITES = ("AutoModelForCausalLM", *PAIRS, *_OF_SEVERAL)
 # of classes with heads; what the Hub calls them
 _TASKS = {
     "MaskedLM": "fill-mask",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.errors import ConvertAttnError, first_line
@@ -37,7 +39,7 @@ def shift_of(config: PreTrainedConfig, auto_class: str, name: str) -> Shift:
             if not made:
                 with torch.device("meta"):
                     made.append(getattr(transformers, auto_class).from_config(config))
-            inputs = made[0].prepare_decoder_input_ids_from_labels(labels=torch.tensor([target], device="cpu"))
+            inputs = _shifted(made[0], torch.tensor([target], device="cpu"))
             first, *others = inputs[0].tolist()
         except Exception as error:  # the class decides what it raises
             raise ConvertAttnError(
@@ -51,3 +53,15 @@ def shift_of(config: PreTrainedConfig, auto_class: str, name: str) -> Shift:
         return int(first)
 
     return shift
+
+
+def _shifted(model: Any, labels: Tensor) -> Tensor:
+    """What the decoder reads for labels [1, T], by the class's method, or by the function of its file."""
+    method = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if method is not None:
+        inputs: Tensor = method(labels=labels)
+        return inputs
+    files = (sys.modules[kind.__module__] for kind in type(model).__mro__)
+    shift = next(file.shift_tokens_right for file in files if hasattr(file, "shift_tokens_right"))
+    found: Tensor = shift(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+    return found

@@ -13,7 +13,6 @@ from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.calibration.calibrate import Calibration, Collecting, calibrate, collecting, kept
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.classes.class_facts import typed_config
-from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers
 from convert_attn.convert.fitting.made import Report
@@ -28,8 +27,9 @@ from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.text import windows as calibration_text
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.pair_windows import HALVED, count_tokens, is_filled
-from convert_attn.convert.text.windows import AUTO, SAMPLE, Decoder, Windows, shipped_windows
+from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
 
 _SAMPLED = 4  # of so many windows one is enough to choose sizes on
 
@@ -144,8 +144,8 @@ class _Session:
         source = self.plan.source
         if self.plan.arch.cross is None:
             return None
-        config = typed_config(source.config, source.origin.name)
-        return Decoder(first_token(config), shift_of(config, source.auto_class, source.origin.name))
+        origin = source.origin
+        return Decoder.of(typed_config(source.config, origin.name), source.auto_class, origin.folder, origin.name)
 
     def _windows(self) -> tuple[Windows | None, str]:
         """The calibration text, and why there is none where the default could not be read."""
@@ -187,6 +187,9 @@ class _Session:
         if windows is not None and windows.held is not None:
             kind = "pairs" if windows.pairs else "text"
             return windows.held, f"{kind} of {public(plan.text)} that nothing was fitted on"
+        if plan.arch.cross is not None and plan.arch.cross.reads != "text":
+            few = "; give --calibration more pairs, an eighth of which are measured on" if windows is not None else ""
+            return None, f"'{origin.name}' reads {plan.arch.cross.reads}, of which the package has none{few}"
         vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
         own = SAMPLE if origin.name.startswith("sample:") else plan.text
         try:

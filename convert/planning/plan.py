@@ -28,6 +28,7 @@ from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose, fitting
 from convert_attn.convert.targets.base import Blueprint, Target
+from convert_attn.convert.text.sounds import EXPECTED
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
 
 
@@ -172,13 +173,14 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
                 f"--calibration {asked}: {arch.model_type} is an encoder-decoder, whose source and target are made of "
                 "text; give --calibration auto or FILE"
             )
-        if arch.cross.reads != "text" and asked != NONE:
+        if arch.cross.reads != "text" and asked in (AUTO, SAMPLE):
             if asked != AUTO or request.refit:
                 raise UsageError(
-                    f"{arch.model_type} reads {arch.cross.reads}, of which there is no calibration: give --calibration "
-                    "none, and no --refit"
+                    f"{arch.model_type} reads {arch.cross.reads}, of which the package has none: give --calibration "
+                    f"{EXPECTED}; or --calibration none, and no --refit"
                 )
-            return None, (no_text(f"'{source.origin.name}' reads {arch.cross.reads}"),)
+            reason = f"'{source.origin.name}' reads {arch.cross.reads} and --calibration names none"
+            return None, (no_text(reason, remedy=f"give {EXPECTED}"),)
     if asked == SELF and not arch.causal:
         raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
@@ -217,9 +219,9 @@ _FROM_WEIGHTS = (
 )
 
 
-def no_text(reason: str) -> str:
+def no_text(reason: str, remedy: str = "see the measurement") -> str:
     """Tell what is to be known where text was wanted and cannot be had."""
-    return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: see the measurement"
+    return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: {remedy}"
 
 
 def default_output(source: Source, to: To, form: Form) -> Path:

@@ -19,6 +19,9 @@ from convert_attn.convert.classes.attention_call import EnoughError, handed_on
 from convert_attn.convert.classes.auto_classes import attention_for
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
+from convert_attn.convert.text.sounds import Sounds
+
+_TOKENS = "input_ids"  # what classes call them that read such
 
 
 @dataclass
@@ -161,11 +164,20 @@ class Skeleton:
             with self.filled(self.outside()):
                 for batch in batches:
                     try:
-                        self.stack(input_ids=batch.to(self.device), use_cache=False)
+                        self.stack(**self._read(batch), use_cache=False)
                     except EnoughError:
                         yield caught.pop()
         finally:
             handle.remove()
+
+    def _read(self, batch: Tensor) -> dict[str, Tensor]:
+        """What the stack is called with for token ids [B, T], or what stands for sounds."""
+        name = self.stack.main_input_name
+        if name != _TOKENS:
+            origin = self._source.origin
+            sounds = Sounds.of(self.model.config, origin.folder, origin.name)
+            batch = batch if sounds is None else sounds.features(batch)
+        return {name: batch.to(self.device)}
 
     def run(self, number: int, states: Tensor, call: Call, handed: dict[torch.Size, tuple[Any, ...]]) -> Tensor:
         """Run one block on states [B, T, D], in order of the blocks.
@@ -196,7 +208,7 @@ class Skeleton:
         try:
             for block in self.blocks:
                 block.forward = forward
-            found: Tensor = self.stack(input_ids=batch.to(self.device), use_cache=False)[0]
+            found: Tensor = self.stack(**self._read(batch), use_cache=False)[0]
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again
@@ -249,7 +261,7 @@ class Skeleton:
             for number, block in enumerate(self.blocks):
                 block.forward = passing(number)
             with suppress(EnoughError):
-                self.stack(input_ids=batch.to(self.device), use_cache=False, **given)
+                self.stack(**self._read(batch), use_cache=False, **given)
         finally:
             for block in self.blocks:
                 vars(block).pop("forward", None)  # the class's own shows again

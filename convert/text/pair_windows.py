@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.classes.decoder_start import Shift
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.encoder_windows import special_tokens
 from convert_attn.convert.text.pairs import Pair
 
@@ -49,18 +49,49 @@ def halves(ids: list[int], tokenizer: Any, window: int, start: int) -> Tensor:
     return torch.cat([first, parts[:, :source], last, begin, parts[:, source:]], 1)
 
 
-def tokenised(pairs: Iterable[Pair], tokenizer: Any, longest: int, shift: Shift) -> Iterator[tuple[list[int], ...]]:
+def tokenised(
+    pairs: Iterable[Pair], tokenizer: Any, longest: int, decoder: Decoder, spec: str
+) -> Iterator[tuple[list[int], ...]]:
     """Give the tokens of pairs as their model meets them: of the source, and of the target behind its first token.
 
     Args:
-        longest: tokens of a side, at least 2; what is longer is cut off before its special tokens.
+        longest: tokens of a side, at least 2; what is longer is cut off before its special tokens. A sound is not cut.
+        spec: the text that the pairs are of.
+
+    Raises:
+        ConvertAttnError: a source is to be a sound and cannot be read as one.
     """
+    heard, begins = decoder.reading(spec), _beginnings(tokenizer)
     for source, target in pairs:
-        read = list(tokenizer(source, truncation=True, max_length=longest, verbose=False)["input_ids"])
-        cut: dict[str, Any] = {"truncation": True, "max_length": longest - 1, "verbose": False}
-        learned = list(tokenizer(text_target=target, **cut)["input_ids"])
+        if heard is not None:
+            read = heard(source)
+        else:
+            read = list(tokenizer(source, truncation=True, max_length=longest, verbose=False)["input_ids"])
+        learned = _learned(target, tokenizer, longest - 1, begins)
         if read and learned:
-            yield read, [shift(learned), *learned]
+            first = decoder.shift(learned)
+            yield read, learned if learned[0] == first and first in begins else [first, *learned]
+
+
+def _beginnings(tokenizer: Any) -> frozenset[int]:
+    """Special tokens that a target may begin with by itself, as one that names its language does.
+
+    None where the tokenizer puts nothing in front of a text.
+    """
+    if not special_tokens(tokenizer)[0]:
+        return frozenset()
+    return frozenset(number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+
+
+def _learned(target: str, tokenizer: Any, longest: int, begins: frozenset[int]) -> list[int]:
+    """A target's tokens: one that begins with special tokens has them in place of the tokenizer's own."""
+    cut: dict[str, Any] = {"truncation": True, "verbose": False}
+    if begins:
+        end = special_tokens(tokenizer)[1]
+        own = tokenizer(text_target=target, add_special_tokens=False, max_length=longest - len(end), **cut)["input_ids"]
+        if own and own[0] in begins:
+            return [*own, *end]
+    return list(tokenizer(text_target=target, max_length=longest, **cut)["input_ids"])
 
 
 def paired(sides: Iterable[tuple[list[int], ...]], sizes: tuple[int, int] | None = None) -> Tensor:

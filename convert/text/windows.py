@@ -15,12 +15,13 @@ from transformers import AutoTokenizer, GenerationConfig
 
 import convert_attn.modeling  # noqa: F401  registers our classes, which a source may be
 from convert_attn.convert.checkpoint.loading import load_language_model
-from convert_attn.convert.classes.decoder_start import Shift
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import calibration_text, general_heldout_text, general_text, heldout_text
 from convert_attn.convert.text import encoder_windows, pair_windows
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.documents import read_documents, split_documents
 from convert_attn.convert.text.pairs import holds_pairs, read_pairs
+from convert_attn.convert.text.sounds import EXPECTED
 
 AUTO, NONE, SAMPLE, SELF = "auto", "none", "sample", "self"
 TOKEN_FILE = ".npy"
@@ -33,19 +34,6 @@ _MORE_SHORT = 8  # times as many windows are measured on where they are those of
 _SPREAD = 16  # times the tokens wanted are read, and windows drawn from them
 _SELECTION = 8  # every eighth window is kept for choosing between fits
 CALIBRATION_REMEDY = "calibration needs one; put tokenizer.json into its folder, or give --calibration none"
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What the targets of an encoder-decoder begin with.
-
-    Attributes:
-        start: in front of plain text.
-        shift: tells it of the target of a pair.
-    """
-
-    start: int
-    shift: Shift
 
 
 @dataclass(frozen=True)
@@ -146,6 +134,8 @@ def calibration_windows(
         tokenizer = load_tokenizer(folder, name)
         own = spec not in (AUTO, SAMPLE)
         kind = replace(kind, pairs=decoder is not None and own and holds_pairs(spec))
+        if decoder is not None and decoder.sounds is not None and not kind.pairs:
+            raise ConvertAttnError(f"'{name}' reads sounds and calibration text '{spec}' has none: give {EXPECTED}")
         windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, kind)
         most = _HELD * _MORE_SHORT if encoder else _HELD
         if kind.pairs:  # as many tokens, of windows that are shorter
@@ -220,7 +210,7 @@ def _pairs_of(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) 
     """Pairs as windows [N, S + 1 + T], of some tokens at most; none where there is no token."""
     assert kind.decoder is not None
     found, count = [], 0
-    for sides in pair_windows.tokenised(read_pairs(spec), tokenizer, max(2, window), kind.decoder.shift):
+    for sides in pair_windows.tokenised(read_pairs(spec), tokenizer, max(2, window), kind.decoder, spec):
         found.append(sides)
         count += sum(map(len, sides))
         if count >= wanted:

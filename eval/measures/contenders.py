@@ -21,10 +21,9 @@ from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.classes.auto_classes import WRITES
 from convert_attn.convert.classes.class_facts import typed_config
-from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.planning.model_types import architecture
-from convert_attn.convert.text.windows import Decoder
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.verification.folder import other_code
 from convert_attn.eval.measures.figures import size
 from convert_attn.modeling import FAMILIES
@@ -135,8 +134,7 @@ class Contender:
     @property
     def decoder(self) -> Decoder:
         """What the targets of an encoder-decoder begin with."""
-        shift = shift_of(self.config, self.recipe.auto_class, self.origin.name)
-        return Decoder(first_token(self.config), shift)
+        return Decoder.of(self.config, self.recipe.auto_class, self.origin.folder, self.origin.name)
 
     @property
     def form(self) -> str:
@@ -265,8 +263,8 @@ def _contender(source: Source, name: str, device: str, dtype: str, trust: bool) 
         auto = source.auto_class if encoder or two_stacks else auto
         if two_stacks and auto not in WRITES:
             raise UsageError(
-                f"'{origin.name}' is {(classes or [raw['model_type']])[0]}, which writes no text for a text: eval "
-                "measures encoder-decoders on pairs of source and target text"
+                f"'{origin.name}' is {(classes or [raw['model_type']])[0]}, which writes no text: eval "
+                "measures encoder-decoders on pairs of a source and the text that is written for it"
             )
         if (
             classes

@@ -8,7 +8,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.isolated.pairs import source_of
 from convert_attn.convert.text.pair_windows import both_sides, readable
+from convert_attn.convert.text.sounds import read_source, sounds_of
 from convert_attn.modeling.transformers_api import CACHE_NAME, cache_argument
 
 
@@ -47,12 +49,18 @@ def has_encoder(model: Any) -> bool:
 def reading(model: Any, tokens: Tensor, written: Tensor | None = None) -> dict[str, Any]:
     """Give what a model is called with: token ids [B, T], and of an encoder-decoder as many that are written.
 
+    One that reads sounds is given random ones, which are as long as any.
+
     Args:
         written: [B, S] what stands in their place there.
     """
+    written = tokens if written is None else written
     if not has_encoder(model):
-        return {"input_ids": tokens if written is None else written}
-    return {"input_ids": tokens, "decoder_input_ids": tokens if written is None else written}
+        return {"input_ids": written}
+    if sounds_of(model) is None:
+        return {"input_ids": tokens, "decoder_input_ids": written}
+    heard = {name: sound.expand(len(tokens), -1, -1) for name, sound in source_of(model, tokens[:1]).items()}
+    return {name: sound.to(tokens.device) for name, sound in heard.items()} | {"decoder_input_ids": written}
 
 
 def continuing(model: Any, made: Any, token: Tensor) -> dict[str, Any]:
@@ -69,8 +77,7 @@ def logits_on(model: Any, windows: Tensor) -> Tensor:
     given = {"input_ids": windows.to(device)}
     if has_encoder(model):
         source, target = (side.to(device) for side in both_sides(windows))
-        given = {"input_ids": readable(source), "attention_mask": (source >= 0).long()}
-        given["decoder_input_ids"] = readable(target)
+        given = read_source(model, source) | {"decoder_input_ids": readable(target)}
     found: Tensor = model(**given, use_cache=False).logits
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.text.sounds import sounds_of
 from convert_attn.eval.measures.contenders import Recipe
 from convert_attn.eval.measures.decoding import cache_layers, cache_of, continuing, reading
 
@@ -42,12 +43,21 @@ def cache_bytes_per_token(model: Any) -> float:
     for length in (_SHORT, _LONG):
         tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)
         sizes.append(cache_nbytes(cache_of(model(**reading(model, tokens), use_cache=True))))
-    return (sizes[1] - sizes[0]) / (_LONG - _SHORT)
+    own = (sizes[1] - sizes[0]) / (_LONG - _SHORT)
+    return own if sounds_of(model) is None else own + source_bytes_per_token(model)
 
 
 @torch.inference_mode()
 def source_bytes_per_token(model: Any) -> float:
-    """Tell what one more token of the source adds to the cache of an encoder-decoder, over all layers, measured."""
+    """Tell what one more token of the source adds to the cache of an encoder-decoder, over all layers, measured.
+
+    Of one that reads sounds: a state of the encoder, of which all sounds have as many.
+    """
+    sounds = sounds_of(model)
+    if sounds is not None:
+        tokens = torch.zeros(1, _SHORT, dtype=torch.int64, device=model.device)
+        cache = cache_of(model(**reading(model, tokens), use_cache=True))
+        return cache_nbytes(cache.cross_attention_cache) / sounds.states
     sizes, written = [], torch.zeros(1, _SHORT, dtype=torch.int64, device=model.device)
     for length in (_SHORT, _LONG):
         tokens = torch.zeros(1, length, dtype=torch.int64, device=model.device)

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.samples import general_heldout_text, heldout_text
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.documents import read_documents, split_documents
 from convert_attn.convert.text.encoder_windows import framed, plain_tokens
 from convert_attn.convert.text.pair_windows import both_sides, count_tokens, halves, paired, tokenised
 from convert_attn.convert.text.pairs import holds_pairs, read_pairs
-from convert_attn.convert.text.windows import Decoder
+from convert_attn.convert.text.sounds import EXPECTED
 
 BUNDLED = "bundled held-out text: 12 modules of the Python standard library"
 GENERAL = "bundled held-out text of several kinds"
@@ -121,9 +122,12 @@ def make_pairs(tokenizer: Any, text: str | None, length: int, max_tokens: int, d
         max_tokens: of both sides together.
 
     Raises:
-        ConvertAttnError: no token in the text.
+        UsageError: no pairs for a model that reads sounds.
+        ConvertAttnError: no token in the text, or a sound that cannot be read.
     """
     if text is None or not holds_pairs(text):
+        if decoder.sounds is not None:
+            raise UsageError(f"'{decoder.sounds.name}' reads sounds: give --text {EXPECTED}")
         documents = list(islice(documents_of(text, encoder=True), _MOST_DOCUMENTS))
         ids = plain_tokens(documents, tokenizer, max_tokens)
         if not ids:
@@ -133,7 +137,7 @@ def make_pairs(tokenizer: Any, text: str | None, length: int, max_tokens: int, d
     else:
         found, count, size = list[tuple[list[int], ...]](), 0, 0
         for pair in read_pairs(text):
-            for sides in tokenised([pair], tokenizer, length, decoder.shift):
+            for sides in tokenised([pair], tokenizer, length, decoder, text):
                 found.append(sides)
                 size += len(pair[1].encode())
                 count += sum(map(len, sides))

@@ -16,9 +16,11 @@ from torch import Tensor
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.heal.data.tokens import REMEDY, SAMPLE, plain_ids, spread, write_shape, writes_tokens
+from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.pair_windows import halves, paired, tokenised
 from convert_attn.convert.text.pairs import holds_pairs, read_pairs
-from convert_attn.convert.text.windows import TOKEN_FILE, Decoder, load_tokenizer
+from convert_attn.convert.text.sounds import EXPECTED
+from convert_attn.convert.text.windows import TOKEN_FILE, load_tokenizer
 
 _LOOKED_AT = 1000  # pairs, whose longest side is that of the windows where the user does not say
 _ROWS = 1024  # windows that are written at once
@@ -51,6 +53,8 @@ class PairTexts:
                     f"--data {spec}: '{self.name}' is an encoder-decoder, whose source and target are made of text; "
                     "give a .jsonl file of pairs, or text"
                 )
+        if self.decoder.sounds is not None and self.halved:
+            raise UsageError(f"--data {self.halved[0]}: '{self.name}' reads sounds; give {EXPECTED}")
         if self.texts.exclude is not None and not self.of_pairs.issuperset(self._given):
             raise UsageError(f"--exclude {self.texts.exclude}: for an encoder-decoder it and --data must be of pairs")
 
@@ -70,19 +74,22 @@ class PairTexts:
         return frozenset(spec for spec in self._given if spec != SAMPLE and holds_pairs(spec))
 
     def length(self, longest: int) -> int:
-        """Give tokens of a side: the longest of the first pairs, at most `longest`."""
+        """Give tokens of a side, or of a target of a sound: the longest of the first pairs, at most `longest`."""
         lengths = [2]
         tokenizer = load_tokenizer(self.folder, self.name, REMEDY)
         for spec in self.texts.data:
             if spec in self.of_pairs:
-                first = islice(tokenised(read_pairs(spec), tokenizer, longest, self.decoder.shift), _LOOKED_AT)
-                lengths += [len(side) for sides in first for side in sides]
+                first = islice(tokenised(read_pairs(spec), tokenizer, longest, self.decoder, spec), _LOOKED_AT)
+                cut = slice(None) if self.decoder.sounds is None else slice(1, None)
+                lengths += [len(side) for sides in first for side in sides[cut]]
             else:
                 lengths.append(_HALVED)
         return min(longest, max(lengths))
 
     def pack(self, length: int, tokens: int, place: Path) -> int:
-        """Write the windows [n, length + 1 + length] of every text: see `tokens.pack`; pairs go by their own tokens.
+        """Write the windows [n, S + 1 + length] of every text: see `tokens.pack`; pairs go by their own tokens.
+
+        S is `length` too, or what a sound takes.
 
         Returns:
             how many pairs were left out, as their source or their target is in the text that is excluded.
@@ -113,16 +120,19 @@ class PairTexts:
                     f"text '{spec}' gives {count} pairs{without}, expected at least 2, one to train on and one to "
                     "choose on: give more"
                 )
-            write_shape(place, number, count, 2 * length + 1)
+            write_shape(place, number, count, self._source_length(length) + 1 + length)
             left_out += dropped
         return left_out
 
     def _pairs(
         self, spec: str, tokenizer: Any, length: int, fresh: Callable[[tuple[str, str]], bool]
     ) -> Iterator[Tensor]:
-        sides = tokenised(filter(fresh, read_pairs(spec)), tokenizer, length, self.decoder.shift)
+        sides = tokenised(filter(fresh, read_pairs(spec)), tokenizer, length, self.decoder, spec)
         while rows := [*islice(sides, _ROWS)]:
-            yield paired(rows, (length, length))
+            yield paired(rows, (self._source_length(length), length))
+
+    def _source_length(self, length: int) -> int:
+        return length if self.decoder.sounds is None else self.decoder.sounds.states
 
     def _halves(
         self, spec: str, tokenizer: Any, length: int, fresh: Callable[[tuple[str, str]], bool]

@@ -25,7 +25,7 @@ from convert_attn.convert.heal.data.texts import Texts
 from convert_attn.convert.samples import calibration_text
 from convert_attn.convert.text.documents import read_documents
 from convert_attn.convert.text.encoder_windows import special_tokens
-from convert_attn.convert.text.pair_windows import MARK, has_sides
+from convert_attn.convert.text.pair_windows import MARK, both_sides, has_sides
 from convert_attn.convert.text.windows import TOKEN_FILE, load_tokenizer, token_file
 
 Ends = tuple[list[int], list[int]]
@@ -91,7 +91,9 @@ class Text:
     @property
     def side(self) -> int:
         """Tokens of a window that go through a model together: all, or of pairs those of a side, at most."""
-        return self.length // 2 if has_sides(self.selection) else self.length
+        if not has_sides(self.selection):
+            return self.length
+        return max(side.shape[1] for side in both_sides(self.selection))
 
     @cached_property
     def tokens_each(self) -> int:

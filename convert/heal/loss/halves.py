@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convert_attn.convert.text.pair_windows import MARK, both_sides, readable, trimmed
+from convert_attn.convert.text.sounds import read_source, sounds_of
 
 _TOLERANCE = 1e-5  # of the largest logit: halves that compute the same differ by less, besides their dtype's rounding
 _ROUNDINGS = 8
@@ -78,13 +79,14 @@ class Halves:
 
     def _states_of_pairs(self, windows: Tensor, hidden: bool) -> States:
         source, target = both_sides(windows)
-        read, mask, written = readable(source), (source >= 0).long(), readable(target)
+        read, written = read_source(self._model, source), readable(target)
         asked: dict[str, Any] = {"use_cache": False, "output_hidden_states": hidden}
         if self.whole:
-            out = self._forward(input_ids=read, attention_mask=mask, decoder_input_ids=written, **asked)
+            out = self._forward(**read, decoder_input_ids=written, **asked)
             return States(out.logits, out.decoder_hidden_states if hidden else None)
-        met = self._model.get_encoder()(input_ids=read, attention_mask=mask)[0]
-        out = self._base(input_ids=written, encoder_hidden_states=met, encoder_attention_mask=mask, **asked)
+        met = self._model.get_encoder()(**read)[0]
+        mask = {"encoder_attention_mask": read["attention_mask"]} if "attention_mask" in read else {}
+        out = self._base(input_ids=written, encoder_hidden_states=met, **mask, **asked)
         return States(out.last_hidden_state, out.hidden_states if hidden else None)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class Halves:
         given = {"input_ids": part}
         if self.two_stacks:
             source, target = both_sides(part)
-            given = {"input_ids": source, "decoder_input_ids": target}
+            given = read_source(self._model, source) | {"decoder_input_ids": target}
         wanted = self._forward(**given, use_cache=False).logits[0]
         try:  # in two chunks: a class may look from one token at another
             rows = self.states(part).last[0]
@@ -132,7 +134,8 @@ class Halves:
         if not self.two_stacks:
             return tokens[:1, :_TRIED]
         source, target = both_sides(trimmed(tokens[:1]))
-        return torch.cat([source[:, :_TRIED], torch.full_like(tokens[:1, :1], MARK), target[:, :_TRIED]], 1)
+        source = source[:, :_TRIED] if sounds_of(self._model) is None else source
+        return torch.cat([source, torch.full_like(tokens[:1, :1], MARK), target[:, :_TRIED]], 1)
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Origin, Source
+from convert_attn.convert.classes.auto_classes import PAIRS
 from convert_attn.convert.classes.class_facts import typed_config
-from convert_attn.convert.classes.decoder_start import first_token, shift_of
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.provenance import headers_sha256, read_provenance, solved_mlp
-from convert_attn.convert.text.windows import Decoder
+from convert_attn.convert.text.decoder import Decoder
 
 _ATTENTION = frozenset(
     {"attn", "self_attn", "attention", "self_attention", "encoder_attn", "SelfAttention", "EncDecAttention"}
@@ -59,8 +59,8 @@ class Pair:
     @property
     def decoder(self) -> Decoder:
         """What the targets of an encoder-decoder begin with."""
-        shift = shift_of(self.config, self.student.auto_class, self.student.origin.name)
-        return Decoder(first_token(self.config), shift)
+        origin = self.student.origin
+        return Decoder.of(self.config, self.student.auto_class, origin.folder, origin.name)
 
     @property
     def context(self) -> int:
@@ -88,10 +88,11 @@ def open_pair(converted: str, teacher: Origin | None) -> Pair:
     _, provenance = read_provenance(origin.folder)
     student = Source.open(origin)
     encoder = _is_encoder(student)
-    if student.auto_class not in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") and not encoder:
+    if student.auto_class not in ("AutoModelForCausalLM", *PAIRS) and not encoder:
         kind = student.whole["architectures"][0]
         raise UsageError(
-            f"'{converted}' is a {kind}: heal trains language models, encoders, and what writes a text for a text"
+            f"'{converted}' is a {kind}: heal trains language models, encoders, and what writes a text for a text or "
+            "a sound"
         )
     if teacher is None:
         if encoder:
