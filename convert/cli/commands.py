@@ -22,6 +22,7 @@ from convert_attn.convert.cli.inspect import inspect
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.inspection.engine_name import EngineName
 from convert_attn.convert.option_types import ByLayer, Count, Share
+from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.version import __version__
 
 _TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
@@ -156,11 +157,13 @@ def convert(
     **options: Any,
 ) -> None:
     """Convert MODEL and write a checkpoint folder."""
+    if private and repo is None:
+        raise UsageError("--private is for --push REPO: drop it")
+    if not dry_run:
+        ISOLATED.start()  # it imports its libraries while this process imports the same
     from convert_attn.convert.cli.report import plan_dict, plan_table, summary_lines, warning_lines
     from convert_attn.convert.conversion import api
 
-    if private and repo is None:
-        raise UsageError("--private is for --push REPO: drop it")
     if repo is not None:
         from convert_attn.convert.publish.push import check_login
 
