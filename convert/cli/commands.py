@@ -46,9 +46,10 @@ def cli() -> None:
     `convert-attn MODEL --to gqa --groups 4` is short for `convert-attn convert MODEL ...`. MODEL is a Hub id, a local
     folder, or a bundled sample: sample:gpt2, sample:llama.
     """
-    import transformers  # a command needs it, --help does not
-
-    transformers.logging.set_verbosity_error()
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.set_verbosity_error()
+    else:  # a command needs it, --help and the first line of `inspect` do not
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @cli.command()
@@ -125,6 +126,13 @@ def cli() -> None:
     help="Of the written weights; auto keeps the source's.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic runs, e.g. cuda.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Layers converted at once, where no text is read; each takes the memory of a layer and of its arithmetic.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option(

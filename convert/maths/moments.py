@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import psd_sqrt
 
-
 _ROWS = 512  # of heads that are multiplied at once: large products, and few numbers in float64 beside the result
+_COLUMNS = 1024  # of a sum over heads that are made at once
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,34 @@ def own_gram(heads: Tensor, bias: Tensor | None, moments: Moments) -> Tensor:
     """E[q q^T] of each head by itself: heads [n, d, D], bias [n, d] -> [n, d, d]."""
     rows = (with_bias(head, None if bias is None else bias[i]) for i, head in enumerate(heads))
     return torch.stack([moments.product(row, row) for row in rows])
+
+
+def weighed_sum(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum rows^T weight rows over parts, weights [d, d] symmetric and rows [d, D] in float64: [D, D].
+
+    Some parts at a time in one product, and of the symmetric result one half only.
+    """
+    total: Tensor | None = None
+    left: list[Tensor] = []
+    right: list[Tensor] = []
+    for weight, rows in parts:
+        total = rows.new_zeros(rows.shape[1], rows.shape[1]) if total is None else total
+        left.append(weight @ rows)
+        right.append(rows)
+        if len(right) * len(rows) >= _ROWS:
+            _add_half(total, torch.cat(left), torch.cat(right))
+            left, right = [], []
+    if total is None:
+        raise ValueError("a sum of no parts has no size")
+    if right:
+        _add_half(total, torch.cat(left), torch.cat(right))
+    for begin in range(0, len(total), _COLUMNS):
+        total[:begin, begin : begin + _COLUMNS] = total[begin : begin + _COLUMNS, :begin].T
+    return total
+
+
+def _add_half(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left^T right, symmetric, in blocks of columns: those on the diagonal and below it."""
+    for begin in range(0, len(total), _COLUMNS):
+        end = min(begin + _COLUMNS, len(total))
+        total[begin:end, :end].addmm_(left[:, begin:end].T, right[:, :end])

@@ -23,8 +23,9 @@ from torch import Tensor
 from convert_attn.convert.maths.head_sharing import Stack, damped_solve, normalised_overlap
 from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPlanes, from_planes
 
+_SINGLE = 1e-6  # damping above which float32 will do
 _LEAST = 1e-6  # damping that the alternation itself needs
-_SETTLED = 1e-5  # an alternation that gains so little of what is lost is the last
+_SETTLED = 1e-6  # an alternation that gains so little of what is lost is the last
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
 
 
@@ -94,6 +95,14 @@ class RotaryKeys:
         return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What alternations need: the damping of half precision hides what float32 rounds, and it takes half the time.
+
+        MEASURED
+        """
+        return torch.float32 if self.damping > _SINGLE else torch.float64
+
+    @property
     def energy(self) -> float:
         """E |score|^2 summed over all heads: the error of a shared key of zero."""
         own = self.gram.diagonal(0, 0, 2).permute(2, 0, 1).repeat_interleave(self.queries_per_key, 0)
@@ -111,14 +120,18 @@ class _Groups:
     damping: float
 
     @classmethod
-    def of(cls, keys: RotaryKeys, groups: list[tuple[int, ...]]) -> _Groups:
+    def of(cls, keys: RotaryKeys, groups: list[tuple[int, ...]], dtype: torch.dtype) -> _Groups:
         index = torch.tensor(groups)
         per_key = keys.queries_per_key
         query = (index[..., None] * per_key + torch.arange(per_key)).flatten(1)
         gram = keys.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None]].permute(0, 1, 3, 2, 4)
         key_of = torch.arange(index.shape[1]).repeat_interleave(per_key)
         return cls(
-            queries=keys.queries[query], gram=gram, turn=keys.turn.heads(query), key_of=key_of, damping=keys.damping
+            queries=keys.queries[query].to(dtype),
+            gram=gram.to(dtype),
+            turn=keys.turn.heads(query).to(dtype),
+            key_of=key_of,
+            damping=keys.damping,
         )
 
     def key_gram(self, mixing: Tensor) -> Tensor:
@@ -174,9 +187,11 @@ class _Start:
 
     @classmethod
     def of(cls, keys: RotaryKeys, fast: int) -> _Start:
-        planes = keys.gram.shape[1] // 2
-        rows = torch.cat([torch.arange(fast, planes), planes + torch.arange(fast, planes)])
-        return cls(keys, fast, Stack(keys.weight[:, rows][:, :, rows], keys.gram[:, rows][:, :, :, rows]))
+        n, planes = len(keys.gram), keys.gram.shape[1] // 2
+        both, size = (2, planes), 2 * (planes - fast)
+        weight = keys.weight.view(n, *both, *both)[:, :, fast:, :, fast:].reshape(n, size, size)
+        gram = keys.gram.view(n, *both, n, *both)[:, :, fast:, :, :, fast:].reshape(n, size, n, size)
+        return cls(keys, fast, Stack(weight, gram))
 
     def shared(self, groups: Sequence[tuple[int, ...]]) -> Tensor:
         """Give a first shared key for each group: [N, d, n, d]."""
@@ -205,8 +220,8 @@ def _starts(planes: int) -> list[int]:
     return sorted({planes * quarter // 4 for quarter in range(5)}, reverse=True)
 
 
-def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """At most `sweeps` alternations: the shared key, the query maps that go with it, and the residual.
+def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """At most `sweeps` alternations: the shared keys, and what they leave of the scores.
 
     They end when none of the groups gains by another.
     """
@@ -219,7 +234,7 @@ def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor
         residual = now
         if settled:
             break
-    return mixing, maps, residual
+    return mixing, residual
 
 
 def _at_once(keys: RotaryKeys, group: tuple[int, ...]) -> int:
@@ -232,7 +247,8 @@ def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: in
     residuals: list[float] = []
     for begin in range(0, len(groups), at_once):
         batch = groups[begin : begin + at_once]
-        residuals += _sweep(_Groups.of(keys, batch), keys.coarse.shared(batch), sweeps)[2].tolist()
+        start = keys.coarse.shared(batch).to(keys.dtype)
+        residuals += _sweep(_Groups.of(keys, batch, keys.dtype), start, sweeps)[1].tolist()
     return residuals
 
 
@@ -248,9 +264,11 @@ def fit_rotary(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 60
     starts = [_Start.of(keys, fast) for fast in _starts(keys.gram.shape[1] // 2)]
     for begin in range(0, len(groups), at_once):
         batch = groups[begin : begin + at_once]
-        parts = _Groups.of(keys, batch)
-        tried = [_sweep(parts, start.shared(batch), 4) for start in starts]
-        best = torch.stack([residual for _, _, residual in tried]).argmin(0)
+        parts = _Groups.of(keys, batch, keys.dtype)
+        tried = [_sweep(parts, start.shared(batch).to(keys.dtype), 4) for start in starts]
+        best = torch.stack([residual for _, residual in tried]).argmin(0)
         mixing = torch.stack([tried[int(start)][0][n] for n, start in enumerate(best)])
-        found += list(zip(*_sweep(parts, mixing, sweeps)[:2], strict=True))
+        exact = _Groups.of(keys, batch, torch.float64)
+        mixing, cross = exact.normalised(_sweep(parts, mixing, sweeps)[0].double())
+        found += list(zip(mixing, exact.query_maps(mixing, cross)[0], strict=True))
     return found
