@@ -165,11 +165,6 @@ class MeanConjugation:
         """Give the same for some heads, index [...] into H."""
         return MeanConjugation(self.minus[index], self.plus[index])
 
-    def to(self, dtype: torch.dtype) -> MeanConjugation:
-        """Give the same for matrices of a real dtype."""
-        kind = dtype.to_complex()
-        return MeanConjugation(self.minus.to(kind), self.plus.to(kind))
-
     def __call__(self, matrix: Tensor, *, inverse: bool = False) -> Tensor:
         """E[R X R^T] (or E[R^T X R] with `inverse`), [..., d, d]."""
         linear, conjugate = to_planes(matrix)

@@ -23,7 +23,6 @@ from torch import Tensor
 from convert_attn.convert.maths.head_sharing import Stack, damped_solve, normalised_overlap
 from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPlanes, from_planes
 
-_SINGLE = 1e-6  # damping above which float32 will do
 _LEAST = 1e-6  # damping that the alternation itself needs
 _SETTLED = 1e-6  # an alternation that gains so little of what is lost is the last
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
@@ -72,7 +71,8 @@ class RotaryKeys:
     @cached_property
     def weight(self) -> Tensor:
         """What the queries of each key head weigh together, [K, d, d]."""
-        return self.queries.unflatten(0, (-1, self.queries_per_key)).sum(1)
+        together: Tensor = self.queries.unflatten(0, (-1, self.queries_per_key)).sum(1)
+        return together
 
     @cached_property
     def plane_overlap(self) -> tuple[Tensor, Tensor]:
@@ -95,14 +95,6 @@ class RotaryKeys:
         return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What alternations need: the damping of half precision hides what float32 rounds, and it takes half the time.
-
-        MEASURED
-        """
-        return torch.float32 if self.damping > _SINGLE else torch.float64
-
-    @property
     def energy(self) -> float:
         """E |score|^2 summed over all heads: the error of a shared key of zero."""
         own = self.gram.diagonal(0, 0, 2).permute(2, 0, 1).repeat_interleave(self.queries_per_key, 0)
@@ -120,16 +112,16 @@ class _Groups:
     damping: float
 
     @classmethod
-    def of(cls, keys: RotaryKeys, groups: list[tuple[int, ...]], dtype: torch.dtype) -> _Groups:
+    def of(cls, keys: RotaryKeys, groups: list[tuple[int, ...]]) -> _Groups:
         index = torch.tensor(groups)
         per_key = keys.queries_per_key
         query = (index[..., None] * per_key + torch.arange(per_key)).flatten(1)
         gram = keys.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None]].permute(0, 1, 3, 2, 4)
         key_of = torch.arange(index.shape[1]).repeat_interleave(per_key)
         return cls(
-            queries=keys.queries[query].to(dtype),
-            gram=gram.to(dtype),
-            turn=keys.turn.heads(query).to(dtype),
+            queries=keys.queries[query],
+            gram=gram,
+            turn=keys.turn.heads(query),
             key_of=key_of,
             damping=keys.damping,
         )
@@ -220,8 +212,8 @@ def _starts(planes: int) -> list[int]:
     return sorted({planes * quarter // 4 for quarter in range(5)}, reverse=True)
 
 
-def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
-    """At most `sweeps` alternations: the shared keys, and what they leave of the scores.
+def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `sweeps` alternations: the shared keys, the query maps that go with them, and what they lose.
 
     They end when none of the groups gains by another.
     """
@@ -234,7 +226,7 @@ def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor
         residual = now
         if settled:
             break
-    return mixing, residual
+    return mixing, maps, residual
 
 
 def _at_once(keys: RotaryKeys, group: tuple[int, ...]) -> int:
@@ -247,8 +239,7 @@ def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: in
     residuals: list[float] = []
     for begin in range(0, len(groups), at_once):
         batch = groups[begin : begin + at_once]
-        start = keys.coarse.shared(batch).to(keys.dtype)
-        residuals += _sweep(_Groups.of(keys, batch, keys.dtype), start, sweeps)[1].tolist()
+        residuals += _sweep(_Groups.of(keys, batch), keys.coarse.shared(batch), sweeps)[2].tolist()
     return residuals
 
 
@@ -264,11 +255,9 @@ def fit_rotary(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 60
     starts = [_Start.of(keys, fast) for fast in _starts(keys.gram.shape[1] // 2)]
     for begin in range(0, len(groups), at_once):
         batch = groups[begin : begin + at_once]
-        parts = _Groups.of(keys, batch, keys.dtype)
-        tried = [_sweep(parts, start.shared(batch).to(keys.dtype), 4) for start in starts]
-        best = torch.stack([residual for _, residual in tried]).argmin(0)
+        parts = _Groups.of(keys, batch)
+        tried = [_sweep(parts, start.shared(batch), 4) for start in starts]
+        best = torch.stack([residual for _, _, residual in tried]).argmin(0)
         mixing = torch.stack([tried[int(start)][0][n] for n, start in enumerate(best)])
-        exact = _Groups.of(keys, batch, torch.float64)
-        mixing, cross = exact.normalised(_sweep(parts, mixing, sweeps)[0].double())
-        found += list(zip(mixing, exact.query_maps(mixing, cross)[0], strict=True))
+        found += list(zip(*_sweep(parts, mixing, sweeps)[:2], strict=True))
     return found
