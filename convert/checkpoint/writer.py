@@ -20,6 +20,7 @@ from pathlib import Path
 
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, build_header
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.processes import is_alive
 
 _INDEX = "model.safetensors.index.json"
 _active: set[Path] = set()  # temporary folders in use by this process
@@ -208,17 +209,6 @@ def _dead_siblings(output: Path, prefix: str) -> list[Path]:
     names = [path.name for path in output.parent.iterdir() if path.name.startswith(prefix)]
     pids = {name: name.removeprefix(prefix) for name in names}
     return [output.with_name(name) for name, pid in pids.items() if pid.isdecimal() and not is_alive(int(pid))]
-
-
-def is_alive(pid: int) -> bool:
-    """Tell whether a process of this number runs."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from convert_attn.convert.cli.inspect import inspect
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.inspection.engine_name import EngineName
 from convert_attn.convert.option_types import ByLayer, Count, Share
+from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.version import __version__
 
 _TRACEBACK = "CONVERT_ATTN_TRACEBACK"  # in the environment: also show where a failure comes from
@@ -45,9 +46,10 @@ def cli() -> None:
     `convert-attn MODEL --to gqa --groups 4` is short for `convert-attn convert MODEL ...`. MODEL is a Hub id, a local
     folder, or a bundled sample: sample:gpt2, sample:llama.
     """
-    import transformers  # a command needs it, --help does not
-
-    transformers.logging.set_verbosity_error()
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.set_verbosity_error()
+    else:  # a command needs it, --help and the first line of `inspect` do not
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @cli.command()
@@ -124,6 +126,13 @@ def cli() -> None:
     help="Of the written weights; auto keeps the source's.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where the arithmetic runs, e.g. cuda.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Layers converted at once, where no text is read; each takes the memory of a layer and of its arithmetic.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--subfolder", metavar="DIR", help="Where below MODEL the checkpoint is.")
 @click.option(
@@ -156,11 +165,13 @@ def convert(
     **options: Any,
 ) -> None:
     """Convert MODEL and write a checkpoint folder."""
+    if private and repo is None:
+        raise UsageError("--private is for --push REPO: drop it")
+    if not dry_run:
+        ISOLATED.start()  # it imports its libraries while this process imports the same
     from convert_attn.convert.cli.report import plan_dict, plan_table, summary_lines, warning_lines
     from convert_attn.convert.conversion import api
 
-    if private and repo is None:
-        raise UsageError("--private is for --push REPO: drop it")
     if repo is not None:
         from convert_attn.convert.publish.push import check_login
 

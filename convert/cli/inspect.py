@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 from rich.console import Console
 
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.inspection.engine_name import EngineName
+from convert_attn.convert.inspection.glance import glance
 
 
 @click.command()
@@ -45,6 +47,8 @@ def inspect(
     if engines:
         _show_serving(model, revision, subfolder, engine, as_json)
         return
+    if not as_json and engine is None:
+        _glance(model, subfolder)
     from convert_attn.convert.cli.report import inspection_tables, warning_lines
     from convert_attn.convert.inspection.inspection import inspect as look
 
@@ -55,6 +59,14 @@ def inspect(
     for table in inspection_tables(found):
         Console().print(table)
     for line in warning_lines(found.warnings):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _glance(model: str, subfolder: str | None) -> None:
+    """What the files of a local folder say, at once: the class, which is asked next, takes seconds to be imported."""
+    said = glance(Path(model).expanduser() / (subfolder or ""))
+    if said is not None:
+        line = f"{said} (read from config.json and headers; its class is asked next)"
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 

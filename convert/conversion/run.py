@@ -18,6 +18,7 @@ from convert_attn.convert.checkpoint.safetensors_format import (
     tensor_bytes,
 )
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
+from convert_attn.convert.conversion.in_order import in_order
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
@@ -108,16 +109,16 @@ def _write_weights(
     try:
         # in order and without a gap: a layer that is copied takes the texts on to the next one all the same
         layers = range(plan.geometry.num_layers if by_layer else 0)
+        progress("attention", 0, len(layers))
         with _Copies(plan, writer, others) as copies:
-            for layer in layers:
-                progress("attention", layer, len(layers))
-                new = fitting.convert(layer)
+            jobs = plan.request.jobs if fitting.separate else 1
+            for layer, new in enumerate(in_order(fitting.convert, layers, jobs)):
                 if layer in asked:
                     answers.append(answer(asked.pop(layer), new.attention))
                 if isinstance(new.attention, LatentWeights):
                     found.append(tuple(new.attention.inv_freq.tolist()))
                 _write_layer(plan, writer, by_layer.get(layer, ()), layer, new)
-            progress("attention", len(layers), len(layers))
+                progress("attention", layer + 1, len(layers))
             copies.finish(progress)
         writer.close()
         # layers that are copied as they are

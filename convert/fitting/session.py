@@ -40,7 +40,8 @@ class Fitting:
 
     Attributes:
         plan: with the sizes that were chosen on it.
-        convert: a layer's new form; to be asked for in order.
+        convert: a layer's new form; to be asked for in order, each when the one before it has been given.
+        separate: layers know nothing of each other: they may be asked for at once.
         tokens: of calibration text, 0 without.
         warnings: sentences for the user.
         measure: once all layers are converted: original and result on held-out text.
@@ -48,6 +49,7 @@ class Fitting:
 
     plan: Plan
     convert: Callable[[int], NewLayer]
+    separate: bool = False
     tokens: int = 0
     warnings: tuple[str, ...] = ()
     measure: Report = lambda: "not asked for"
@@ -134,6 +136,7 @@ class _Session:
         return Fitting(
             plan=plan,
             convert=run.convert,
+            separate=not pair.runs and known is None and collected is None and not plan.method.draws,
             tokens=0 if windows is None else windows.tokens,
             warnings=warnings,
             measure=report,

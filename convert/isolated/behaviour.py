@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationConfig
 
 LENGTH = 16  # tokens of a probe, fewer where a model reads fewer
+_WIDE, _WIDE_LENGTH = 1024, 8  # a hidden size from which on fewer do: every number of a state is compared
 _NEW = 4  # tokens that generate makes
 # How far two ways to the same numbers may differ, in standard deviations of these numbers. Classes that carry a large
 # constant through a norm differ by 3e-3 in float32; a token that is not seen makes them differ by about 1.
@@ -51,7 +52,9 @@ def text_config(config: Any) -> Any:
 
 def probe_length(config: Any) -> int:
     """Tell how many tokens a model of this config is asked at once."""
-    return min(LENGTH, getattr(text_config(config), "max_position_embeddings", None) or LENGTH)
+    config = text_config(config)
+    length = LENGTH if getattr(config, "hidden_size", 0) < _WIDE else _WIDE_LENGTH
+    return min(length, getattr(config, "max_position_embeddings", None) or length)
 
 
 def probe_tokens(config: Any) -> Tensor:

@@ -15,6 +15,7 @@ _EXHAUSTIVE = 200  # candidate groups up to which every one is simply evaluated 
 _MOST = 2000  # evaluations of a partition's groups
 _WORK = 2 * 10**9  # evaluations x (dimensions of a group)^3: some seconds on one core
 _MOST_CHEAP = 200_000  # the same for affinities, which cost next to nothing
+_SCREENED = 4  # exchanges of a pair of groups that are evaluated where the work does not allow all of them
 _IMPROVEMENT = 1e-9
 
 
@@ -46,7 +47,8 @@ def best_partition(num_heads: int, groups: int, head_dim: int, costs: Costs, aff
     Few heads: every possible group is evaluated, and the search starts from the greedy choice among them. Many
     heads: it starts from the partition with the largest affinity within groups, which is cheap, and evaluates as
     many groups as the work allows: an evaluation grows with the cube of the group's dimensions, and their number
-    shrinks with it. Deterministic, so that the same checkpoint gives the same bytes.
+    shrinks with it. Where they are too few for all exchanges of all pairs of groups, each pair's best few by affinity
+    are evaluated. Deterministic, so that the same checkpoint gives the same bytes.
 
     Args:
         head_dim: d.
@@ -65,7 +67,8 @@ def best_partition(num_heads: int, groups: int, head_dim: int, costs: Costs, aff
     if comb(num_heads, size) <= _EXHAUSTIVE:
         starts.append(_greedy(num_heads, size, memo))
     best = min(starts, key=lambda partition: sum(memo(partition)))
-    return _swap_search(best, memo)
+    every = comb(groups, 2) * 2 * size * size
+    return _swap_search(best, memo, None if memo.left >= every else _affinity_costs(affinity))
 
 
 def _affinity_costs(affinity: Tensor) -> Costs:
@@ -87,8 +90,12 @@ def _greedy(num_heads: int, size: int, memo: _Memo) -> list[Group]:
     return chosen
 
 
-def _swap_search(partition: list[Group], memo: _Memo) -> list[Group]:
-    """Best swap of each pair of groups, again and again until none helps or the budget is spent."""
+def _swap_search(partition: list[Group], memo: _Memo, cheap: Costs | None = None) -> list[Group]:
+    """Best swap of each pair of groups, again and again until none helps or the budget is spent.
+
+    Args:
+        cheap: what swaps are chosen by that are evaluated; None: all are.
+    """
     partition = list(partition)
     improved = True
     while improved and memo.left > 0:
@@ -96,20 +103,18 @@ def _swap_search(partition: list[Group], memo: _Memo) -> list[Group]:
         for a, b in combinations(range(len(partition)), 2):
             if memo.left <= 0:
                 break
-            left, right = _best_swap(partition[a], partition[b], memo)
+            left, right = _best_swap(partition[a], partition[b], memo, cheap)
             improved |= (left, right) != (partition[a], partition[b])
             partition[a], partition[b] = left, right
     return sorted(partition)
 
 
-def _best_swap(left: Group, right: Group, memo: _Memo) -> tuple[Group, Group]:
+def _best_swap(left: Group, right: Group, memo: _Memo, cheap: Costs | None) -> tuple[Group, Group]:
     """The pair itself, or the best exchange of one head each that makes it clearly cheaper."""
-    pairs = [(left, right)]
-    for i in left:
-        for j in right:
-            pairs.append(
-                (tuple(sorted({*left, j} - {i})), tuple(sorted({*right, i} - {j}))),
-            )
+    swaps = [(tuple(sorted({*left, j} - {i})), tuple(sorted({*right, i} - {j}))) for i in left for j in right]
+    if cheap is not None:
+        swaps = sorted(swaps, key=lambda pair: sum(cheap([*pair])))[:_SCREENED]
+    pairs = [(left, right), *swaps]
     flat = memo([group for pair in pairs for group in pair])
     totals = [flat[2 * n] + flat[2 * n + 1] for n in range(len(pairs))]
     best = min(range(len(pairs)), key=totals.__getitem__)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convert_attn.convert.maths.head_sharing import psd_sqrt
 from convert_attn.convert.maths.moments import Moments
 
 _RANK_TOLERANCE = 1e-12
 _FLOOR = 1e-9  # of the largest eigenvalue: directions that hardly occur are not divided by
+_SETTLED = 1e-7  # a sweep that gains so little of what is lost is the last
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,20 @@ class Reading:
 
     weight: Tensor
     moments: Moments
+
+
+def pad(latent: Latent, rank: int) -> Latent:
+    """Give a latent of a smaller rank, filled up with zeros."""
+    missing = rank - len(latent.down)
+    if missing <= 0:
+        return latent
+    ups = (torch.nn.functional.pad(up, (0, missing)) for up in (latent.up_k, latent.up_v))
+    return Latent(torch.nn.functional.pad(latent.down, (0, 0, 0, missing)), *ups)
+
+
+def weighed(rows: Tensor, root: Tensor) -> Tensor:
+    """Rows [n, D] times L [D, m], or [D] where it is diagonal."""
+    return rows * root if root.ndim == 1 else rows @ root
 
 
 def exact_latent(rows: Tensor | None, hidden: int, rank: int) -> Latent | None:
@@ -66,50 +80,80 @@ def fit_latent(keys: Reading, values: Reading, rank: int, sweeps: int = 20) -> L
     """Give the r directions of x that matter most to keys and values.
 
     Both in one metric: one eigenproblem, and no inverse of C appears, so a dead channel does no harm. Each in its own:
-    alternating least squares from there, every half-step a closed form.
+    alternating least squares from there, every half-step a closed form, until a sweep gains next to nothing.
     """
-    if keys.moments is values.moments:
-        return _one_metric(keys.weight + values.weight, keys.moments.root(), keys.moments.variance(), rank)
+    moments = keys.moments
+    if moments is values.moments:
+        return _one_metric(keys.weight + values.weight, moments.root(), moments.variance(), rank)
     second_k, second_v = (reading.moments.matrix() for reading in (keys, values))
-    middle = (second_k + second_v) / 2
-    start = _one_metric(keys.weight + values.weight, psd_sqrt(middle), middle.diagonal(), rank)
-    return _two_metrics(start.down, (keys.weight, second_k), (values.weight, second_v), sweeps)
+    return _two_metrics((keys.weight, second_k), (values.weight, second_v), rank, sweeps)
 
 
 def _one_metric(weight: Tensor, root: Tensor, variance: Tensor, rank: int) -> Latent:
-    """Eigenvectors U of L^T P L, L L^T = C: down = eigenvalue^-1 U^T L^T P."""
-    weighed = weight @ root
-    values, vectors = torch.linalg.eigh(root.T @ weighed)
-    values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+    """Eigenvectors U of L^T P L, L L^T = C: down = eigenvalue^-1 U^T L^T P.
+
+    Args:
+        root: L [D, n], or [D] where it is diagonal.
+    """
+    read = weighed(weight, root)
+    values, vectors = _largest(weighed(read.T, root), rank)
     alive = values > values[:1].clamp_min(1e-200) * _RANK_TOLERANCE
     inverse = torch.where(alive, values, torch.ones_like(values)).reciprocal() * alive
-    down = inverse[:, None] * (weighed @ vectors).T
-    up = root @ vectors
+    down = inverse[:, None] * (read @ vectors).T
+    up = weighed(vectors.T, root.T if root.ndim == 2 else root).T
     # unit variance so far; give the latent the size of the input, so that stored weights are of ordinary size
     scale = variance.mean().clamp_min(1e-200).sqrt()
     return Latent(down * scale, up / scale, up / scale)
 
 
-def _two_metrics(down: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], sweeps: int) -> Latent:
+def _largest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues of a symmetric matrix [n, n], falling, and their vectors [n, r]."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values[-rank:].flip(0), vectors[:, -rank:].flip(1)
+
+
+def _two_metrics(keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], rank: int, sweeps: int) -> Latent:
     """Alternate between the maps out of the latent, each in its own metric, and the map into it.
 
     The latter solves S down C + T down A = B, with S = up^T P up and T = up'^T R up': elementwise once both pairs
-    (C, A) and (S, T) are diagonal.
+    (C, A) and (S, T) are diagonal. The first pair is from the start: x = W z with E[z z^T] = diag(s) for keys and
+    diag(1 - s) for values, so that a sweep multiplies by two matrices of the hidden size only.
     """
     (weight_k, second_k), (weight_v, second_v) = keys, values
-    inputs, share_in = _diagonal_pair(second_k, second_v)
-    middle = (second_k + second_v) / 2
-    down = _orthonormal(down, middle)
+    inputs, outputs_of, seen_k = _inputs(second_k, second_v)
+    weighed_k, weighed_v = (outputs_of.T @ weight @ outputs_of for weight in (weight_k, weight_v))
+    seen_v = 1 - seen_k
+    energy = float((weighed_k.diagonal() * seen_k).sum() + (weighed_v.diagonal() * seen_v).sum())
+    down = _orthonormal(_largest(weighed_k + weighed_v, rank)[1].T)
+    gained = 0.0
     for _ in range(sweeps):
-        up_k, up_v = _way_out(down, second_k), _way_out(down, second_v)
-        read_k, read_v = up_k.T @ weight_k, up_v.T @ weight_v
-        outputs, share_out = _diagonal_pair(read_k @ up_k, read_v @ up_v)
-        wanted = outputs.T @ (read_k @ second_k + read_v @ second_v) @ inputs
-        both = share_out[:, None] * share_in + (1 - share_out)[:, None] * (1 - share_in)
-        down = _orthonormal(outputs @ (wanted / both.clamp_min(_FLOOR)) @ inputs.T, middle)
-    scale = middle.diagonal().mean().clamp_min(1e-200).sqrt()
+        (up_k, own_k), (up_v, own_v) = _way_out(down, seen_k), _way_out(down, seen_v)
+        read_k, read_v = up_k.T @ weighed_k, up_v.T @ weighed_v
+        first, second = read_k @ up_k, read_v @ up_v
+        before, gained = gained, float((first * own_k).sum() + (second * own_v).sum())
+        if gained - before < _SETTLED * (energy - gained):
+            break
+        outputs, share_out = _diagonal_pair(first, second)
+        wanted = outputs.T @ (read_k * seen_k + read_v * seen_v)
+        both = share_out[:, None] * seen_k + (1 - share_out)[:, None] * seen_v
+        down = _orthonormal(outputs @ (wanted / both.clamp_min(_FLOOR)))
+    scale = ((second_k.diagonal() + second_v.diagonal()) / 2).mean().clamp_min(1e-200).sqrt()
     down = down * scale
-    return Latent(down, _way_out(down, second_k), _way_out(down, second_v))
+    ups = [outputs_of @ _way_out(down, seen)[0] for seen in (seen_k, seen_v)]
+    return pad(Latent(down @ inputs.T, *ups), rank)
+
+
+def _inputs(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """V, W [D, n] and s [n] with V^T W = 1, first = W diag(s) W^T and second = W diag(1 - s) W^T.
+
+    What hardly occurs in either is left out, so that nothing is divided by it: n <= D.
+    """
+    values, vectors = torch.linalg.eigh(first + second)
+    alive = values > values[-1].clamp_min(1e-200) * _FLOOR
+    size, vectors = values[alive].sqrt(), vectors[:, alive]
+    white = vectors / size
+    share, turned = torch.linalg.eigh(white.T @ first @ white)
+    return white @ turned, (vectors * size) @ turned, share.clamp(0, 1)
 
 
 def _diagonal_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,17 +164,18 @@ def _diagonal_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return white @ turned, share.clamp(0, 1)
 
 
-def _orthonormal(down: Tensor, second: Tensor) -> Tensor:
-    """The same rows' span with unit, uncorrelated latents: otherwise float32 cannot hold what comes out."""
-    values, vectors = torch.linalg.eigh(down @ second @ down.T)
+def _orthonormal(down: Tensor) -> Tensor:
+    """The same rows' span with latents that are uncorrelated and of one size: float32 is to hold what comes out."""
+    values, vectors = torch.linalg.eigh(down @ down.T / 2)
     white = vectors / values.clamp_min(values[-1].clamp_min(1e-200) * _FLOOR).sqrt()
     rotated: Tensor = white @ vectors.T @ down
     return rotated
 
 
-def _way_out(down: Tensor, second: Tensor) -> Tensor:
-    """C down^T (down C down^T)^-1: [D, r]."""
-    seen = second @ down.T
-    ridge = _FLOOR * (down @ seen).diagonal().mean().clamp_min(1e-200) * torch.eye(down.shape[0], dtype=seen.dtype)
-    up: Tensor = torch.linalg.solve(down @ seen + ridge, seen.T).T
-    return up
+def _way_out(down: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """S down^T M^-1 [n, r] and M = down S down^T [r, r], S = diag(seen)."""
+    towards = seen[:, None] * down.T
+    own = down @ towards
+    ridge = _FLOOR * own.diagonal().mean().clamp_min(1e-200)
+    up: Tensor = torch.linalg.solve(own + ridge * torch.eye(len(own), dtype=own.dtype), towards.T).T
+    return up, own

@@ -48,7 +48,7 @@ def mean_rotation(frequencies: Tensor, offsets: Offsets) -> Tensor:
 
 def _components(keys: RotaryKeys) -> tuple[Tensor, Tensor]:
     """Complex PCA across heads in every plane: energies [P, K] and mixing scalars [P, K, K] (component, head)."""
-    overlap, size = keys.plane_overlap(list(range(keys.gram.shape[0])))
+    overlap, size = keys.plane_overlap
     values, vectors = torch.linalg.eigh(size[:, :, None] * overlap * size[:, None])
     return values.clamp_min(0), vectors.mT.conj() * size[:, None]
 
@@ -129,10 +129,17 @@ def fit_shared_rotary_key(
     damping = layer.damping if frequencies is None else max(layer.damping, _PRESCRIBED)
     cross_turn = _centred_turn(inv_freq, own, layer.offsets)
     self_turn = _centred_turn(inv_freq, inv_freq, layer.offsets)
-    size = _size(mixing, layer.gram)
+    rows = layer.gram.flatten(2).flatten(0, 1)  # [K d, K d]
+    size: Tensor | None = None  # E |K y|^2, which stays what it is at the start
     for sweep in range(sweeps + 1):
-        cross = torch.einsum("rkb,kbld->lrd", mixing, layer.gram)  # [K, R, d]
-        shared = torch.einsum("krd,skd->rs", cross, mixing)
+        flat = mixing.flatten(1)  # [R, K d]
+        cross = flat @ rows
+        shared = cross @ flat.T
+        now = shared.diagonal().sum()
+        size = now if size is None else size
+        scale = torch.where(now > 0, size / now.clamp_min(1e-200), 1.0).sqrt()
+        mixing, cross, shared = mixing * scale, cross * scale, shared * scale.square()
+        cross = cross.unflatten(1, (keys, -1)).transpose(0, 1)  # [K, R, d]
         seen = self_turn(shared[None], inverse=True)
         maps = damped_solve(seen, cross_turn(cross[layer.key_of], inverse=True), damping * plane_power(shared))
         if sweep == sweeps:
@@ -143,10 +150,4 @@ def fit_shared_rotary_key(
         towards = cross_turn(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
         ridge = damping * plane_power(products.sum(0))
         mixing = damped_solve(weight[None], towards, ridge[None]).transpose(0, 1)
-        mixing = mixing * (size / _size(mixing, layer.gram).clamp_min(1e-200)).sqrt()
     return SharedRotaryKey(mixing, maps, inv_freq)
-
-
-def _size(mixing: Tensor, gram: Tensor) -> Tensor:
-    """E |K y|^2."""
-    return torch.einsum("rkb,kbld,rld->", mixing, gram, mixing)

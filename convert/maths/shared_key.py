@@ -13,6 +13,7 @@ P = d / 2 planes. Everything is float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import Stack, damped_solve, normalised_overlap
-from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPlanes, from_planes, to_planes
+from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPlanes, from_planes
 
 _LEAST = 1e-6  # damping that the alternation itself needs
+_SETTLED = 1e-6  # an alternation that gains so little of what is lost is the last
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
 
 
@@ -66,17 +68,30 @@ class RotaryKeys:
         """H / K."""
         return self.queries.shape[0] // self.gram.shape[0]
 
-    def plane_overlap(self, heads: list[int]) -> tuple[Tensor, Tensor]:
-        """Per rotary plane, E[k conj(k)] across n heads [P, n, n] and the size of each head's queries [P, n]."""
+    @cached_property
+    def weight(self) -> Tensor:
+        """What the queries of each key head weigh together, [K, d, d]."""
+        together: Tensor = self.queries.unflatten(0, (-1, self.queries_per_key)).sum(1)
+        return together
+
+    @cached_property
+    def plane_overlap(self) -> tuple[Tensor, Tensor]:
+        """Per rotary plane, E[k conj(k)] across heads [P, K, K] and the size of each head's queries [P, K]."""
         planes = self.gram.shape[1] // 2
-        weight = self.queries.unflatten(0, (-1, self.queries_per_key)).sum(1)[heads]
-        size = weight.diagonal(0, 1, 2).unflatten(-1, (2, planes)).sum(1).sqrt().T
-        linear, _ = to_planes(self.gram[heads][:, :, heads].permute(0, 2, 1, 3))
-        return linear.diagonal(0, 2, 3).permute(2, 0, 1), size
+        size = self.weight.diagonal(0, 1, 2).unflatten(-1, (2, planes)).sum(1).sqrt().T
+        first, second = self.gram[:, :planes], self.gram[:, planes:]  # the two numbers of each plane
+        same = (first[..., :planes].diagonal(0, 1, 3) + second[..., planes:].diagonal(0, 1, 3)).permute(2, 0, 1)
+        other = (second[..., :planes].diagonal(0, 1, 3) - first[..., planes:].diagonal(0, 1, 3)).permute(2, 0, 1)
+        return torch.complex(same, other) / 2, size
+
+    @cached_property
+    def coarse(self) -> _Start:
+        """The start from which candidate groups are compared."""
+        return _Start.of(self, self.gram.shape[1] // 2 // 4)
 
     def affinity(self) -> Tensor:
         """Give [K, K] how much two heads have in common within the rotary planes, where a phase is free."""
-        overlap, size = self.plane_overlap(list(range(self.gram.shape[0])))
+        overlap, size = self.plane_overlap
         return normalised_overlap((size[:, :, None] * overlap * size[:, None]).abs().square().sum(0))
 
     @property
@@ -104,24 +119,31 @@ class _Groups:
         gram = keys.gram.permute(0, 2, 1, 3)[index[:, :, None], index[:, None]].permute(0, 1, 3, 2, 4)
         key_of = torch.arange(index.shape[1]).repeat_interleave(per_key)
         return cls(
-            queries=keys.queries[query], gram=gram, turn=keys.turn.heads(query), key_of=key_of, damping=keys.damping
+            queries=keys.queries[query],
+            gram=gram,
+            turn=keys.turn.heads(query),
+            key_of=key_of,
+            damping=keys.damping,
         )
 
     def key_gram(self, mixing: Tensor) -> Tensor:
-        """E[(K y) k^T] for the shared key `mixing` [N, d, n, d] and every key head: [N, n, d, d]."""
-        return torch.einsum("Narb,Nrbkc->Nkac", mixing, self.gram)
+        """E[(K y) k^T] for the shared key `mixing` [N, d, n, d] and every key head: [N, d, n, d]."""
+        return torch.bmm(mixing.flatten(2), self.gram.flatten(3).flatten(1, 2)).view_as(mixing)
 
-    def query_maps(self, mixing: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the best T [N, m, d, d] for a shared key, and each group's residual [N]."""
-        cross = self.key_gram(mixing)  # [N, n, d, d]
-        shared = torch.einsum("Nkac,Nbkc->Nab", cross, mixing)
-        own = self.gram.diagonal(0, 1, 3).permute(0, 3, 1, 2)  # [N, n, d, d]
+    def query_maps(self, mixing: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the best T [N, m, d, d] for a shared key and its `key_gram`, and each group's residual [N]."""
+        shared = torch.bmm(cross.flatten(2), mixing.flatten(2).mT)
         seen = self.turn(shared[:, None], inverse=True)
-        against = self.turn(cross[:, self.key_of], inverse=True)
+        against = self.turn(cross.transpose(1, 2)[:, self.key_of], inverse=True)
         maps = damped_solve(seen, against, max(self.damping, _LEAST) * plane_power(seen))
-        target = self.turn(own[:, self.key_of], inverse=True)
-        residual = (self.queries * (target - against.mT @ maps)).sum((-1, -2, -3))
+        residual = self.energy - (self.queries * (against.mT @ maps)).sum((-1, -2, -3))
         return maps, residual.clamp_min(0)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """What each group's scores weigh together: [N]."""
+        own = self.gram.diagonal(0, 1, 3).permute(0, 3, 1, 2)  # [N, n, d, d]
+        return (self.queries * self.turn(own[:, self.key_of], inverse=True)).sum((-1, -2, -3))
 
     def shared_key(self, maps: Tensor) -> Tensor:
         """Give the best shared key, as a mixture [N, d, n, d], for given query maps."""
@@ -129,39 +151,60 @@ class _Groups:
         weight = self.turn(moved @ maps.mT).sum(1)  # [N, d, d]
         towards = self.turn(moved)
         n = self.gram.shape[1]
-        per_key = towards.unflatten(1, (n, -1)).sum(2)  # [N, n, d, d]
+        per_key = towards.unflatten(1, (n, -1)).sum(2).transpose(1, 2)  # [N, d, n, d]
         ridge = max(self.damping, _LEAST) * plane_power(weight)
-        solved = damped_solve(weight[:, None], per_key, ridge[:, None])
-        return self.normalised(solved.permute(0, 2, 1, 3))
+        return damped_solve(weight, per_key.flatten(2), ridge).view_as(per_key)
 
-    def normalised(self, mixing: Tensor) -> Tensor:
-        """Give the shared key scaled to the mean size of the group's keys (the query maps take the inverse)."""
-        have = torch.einsum("Narb,Nrbkc,Nakc->N", mixing, self.gram, mixing)
-        want = torch.einsum("Nkaka->N", self.gram) / self.gram.shape[1]
+    def normalised(self, mixing: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the shared key scaled to the mean size of the group's keys (the query maps take the inverse).
+
+        Returns:
+            the mixture [N, d, n, d] and its `key_gram`.
+        """
+        cross = self.key_gram(mixing)
+        have = (cross * mixing).sum((-1, -2, -3))
+        want = self.gram.diagonal(0, 1, 3).diagonal(0, 1, 2).sum((-1, -2)) / self.gram.shape[1]
         scale = torch.where((have > 0) & (want > 0), want / have.clamp_min(1e-200), torch.ones_like(have))
-        return mixing * scale.sqrt()[:, None, None, None]
+        root = scale.sqrt()[:, None, None, None]
+        return mixing * root, cross * root
 
 
-def _start(keys: RotaryKeys, group: tuple[int, ...], fast: int) -> Tensor:
-    """A first shared key [d, n, d]: complex PCA in each of the `fast` planes, one real PCA over the rest."""
-    n, d, per_key = len(group), keys.gram.shape[1], keys.queries_per_key
-    planes = d // 2
-    index = list(group)
-    weight = keys.queries.unflatten(0, (-1, per_key)).sum(1)[index]  # [n, d, d]
-    gram = keys.gram[index][:, :, index]
-    mixing = gram.new_zeros(d, n, d)
-    overlap, size = (part[:fast] for part in keys.plane_overlap(index))
-    vector = torch.linalg.eigh(size[:, :, None] * overlap * size[:, None])[1][..., -1]  # [fast, n]
-    scalar = (vector.conj() * size).T  # [n, fast]
-    turned = from_planes(torch.diag_embed(scalar), torch.zeros_like(torch.diag_embed(scalar)))
-    fast_rows = torch.cat([torch.arange(fast), planes + torch.arange(fast)])
-    slow_rows = torch.cat([torch.arange(fast, planes), planes + torch.arange(fast, planes)])
-    mixing[fast_rows[:, None, None], torch.arange(n)[:, None], fast_rows] = turned.transpose(0, 1)
-    if len(slow_rows):
-        slow = Stack(weight[:, slow_rows][:, :, slow_rows], gram[:, slow_rows][:, :, :, slow_rows])
-        part, _ = slow.share(list(range(n)))
-        mixing[slow_rows[:, None, None], torch.arange(n)[:, None], slow_rows] = part
-    return mixing
+@dataclass(frozen=True)
+class _Start:
+    """First shared keys: complex PCA in each of the `fast` planes, one real PCA over the rest."""
+
+    keys: RotaryKeys
+    fast: int
+    slow: Stack
+
+    @classmethod
+    def of(cls, keys: RotaryKeys, fast: int) -> _Start:
+        n, planes = len(keys.gram), keys.gram.shape[1] // 2
+        both, size = (2, planes), 2 * (planes - fast)
+        weight = keys.weight.view(n, *both, *both)[:, :, fast:, :, fast:].reshape(n, size, size)
+        gram = keys.gram.view(n, *both, n, *both)[:, :, fast:, :, :, fast:].reshape(n, size, n, size)
+        return cls(keys, fast, Stack(weight, gram))
+
+    def shared(self, groups: Sequence[tuple[int, ...]]) -> Tensor:
+        """Give a first shared key for each group: [N, d, n, d]."""
+        return torch.stack([self._shared(list(group)) for group in groups])
+
+    def _shared(self, group: list[int]) -> Tensor:
+        n, d, fast = len(group), self.keys.gram.shape[1], self.fast
+        planes = d // 2
+        mixing = self.keys.gram.new_zeros(d, n, d)
+        overlap, size = self.keys.plane_overlap
+        size = size[:fast, group]
+        vector = torch.linalg.eigh(size[:, :, None] * overlap[:fast, group][:, :, group] * size[:, None])[1][..., -1]
+        scalar = (vector.conj() * size).T  # [n, fast]
+        turned = from_planes(torch.diag_embed(scalar), torch.zeros_like(torch.diag_embed(scalar)))
+        fast_rows = torch.cat([torch.arange(fast), planes + torch.arange(fast)])
+        slow_rows = torch.cat([torch.arange(fast, planes), planes + torch.arange(fast, planes)])
+        mixing[fast_rows[:, None, None], torch.arange(n)[:, None], fast_rows] = turned.transpose(0, 1)
+        if len(slow_rows):
+            part, _ = self.slow.share(group)
+            mixing[slow_rows[:, None, None], torch.arange(n)[:, None], slow_rows] = part
+        return mixing
 
 
 def _starts(planes: int) -> list[int]:
@@ -170,37 +213,51 @@ def _starts(planes: int) -> list[int]:
 
 
 def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`sweeps` alternations: the shared key, the query maps that go with it, and the residual."""
-    mixing = groups.normalised(mixing)
-    maps, residual = groups.query_maps(mixing)
+    """At most `sweeps` alternations: the shared keys, the query maps that go with them, and what they lose.
+
+    They end when none of the groups gains by another.
+    """
+    mixing, cross = groups.normalised(mixing)
+    maps, residual = groups.query_maps(mixing, cross)
     for _ in range(sweeps):
-        mixing = groups.shared_key(maps)
-        maps, residual = groups.query_maps(mixing)
+        mixing, cross = groups.normalised(groups.shared_key(maps))
+        maps, now = groups.query_maps(mixing, cross)
+        settled = bool((residual - now <= _SETTLED * now).all())
+        residual = now
+        if settled:
+            break
     return mixing, maps, residual
+
+
+def _at_once(keys: RotaryKeys, group: tuple[int, ...]) -> int:
+    return max(1, _BATCH_NUMBERS // (len(group) * keys.gram.shape[1]) ** 2)
 
 
 def rotary_residuals(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 2) -> list[float]:
     """Tell how much each candidate group would lose, after a short fit; groups of one size only."""
-    at_once = max(1, _BATCH_NUMBERS // (len(groups[0]) * keys.gram.shape[1]) ** 2)
+    at_once = _at_once(keys, groups[0])
     residuals: list[float] = []
     for begin in range(0, len(groups), at_once):
         batch = groups[begin : begin + at_once]
-        start = torch.stack([_start(keys, group, keys.gram.shape[1] // 4) for group in batch])
-        residuals += _sweep(_Groups.of(keys, batch), start, sweeps)[2].tolist()
+        residuals += _sweep(_Groups.of(keys, batch), keys.coarse.shared(batch), sweeps)[2].tolist()
     return residuals
 
 
-def fit_rotary(keys: RotaryKeys, group: tuple[int, ...], sweeps: int = 60) -> tuple[Tensor, Tensor]:
-    """Give the shared key of one group and the query map of each of its query heads.
+def fit_rotary(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 60) -> list[tuple[Tensor, Tensor]]:
+    """Give the shared key of each group and the query map of each of its query heads; groups of one size only.
 
-    Several starts are tried for a few sweeps; the best goes on until `sweeps`.
+    Several starts are tried for a few sweeps; the best goes on, until `sweeps` or until it gains no more.
 
     Returns:
         mixing [d, n, d] (K = sum_k mixing[:, k] @ Wk_k) and maps [m, d, d] (Wq'_i = maps[i] @ Wq_i).
     """
-    planes = keys.gram.shape[1] // 2
-    starts = torch.stack([_start(keys, group, fast) for fast in _starts(planes)])
-    tried, _, residual = _sweep(_Groups.of(keys, [group] * len(starts)), starts, 4)
-    best = int(residual.argmin())
-    mixing, maps, _ = _sweep(_Groups.of(keys, [group]), tried[best : best + 1], sweeps)
-    return mixing[0], maps[0]
+    at_once, found = _at_once(keys, groups[0]), list[tuple[Tensor, Tensor]]()
+    starts = [_Start.of(keys, fast) for fast in _starts(keys.gram.shape[1] // 2)]
+    for begin in range(0, len(groups), at_once):
+        batch = groups[begin : begin + at_once]
+        parts = _Groups.of(keys, batch)
+        tried = [_sweep(parts, start.shared(batch), 4) for start in starts]
+        best = torch.stack([residual for _, _, residual in tried]).argmin(0)
+        mixing = torch.stack([tried[int(start)][0][n] for n, start in enumerate(best)])
+        found += list(zip(*_sweep(parts, mixing, sweeps)[:2], strict=True))
+    return found

@@ -86,6 +86,7 @@ class Method:
         chooses_sizes: MLA by a share of the cache: the split and a rank for each layer are chosen on text.
         calibration: "none", "optional" or "needed": whether text is used.
         literal: a baseline of the literature: its weights stay what it says, and are not balanced.
+        draws: it takes random numbers, which come in the order of the layers.
         refit: where there is text, the output projections are solved anew unless the user says otherwise.
     """
 
@@ -97,6 +98,7 @@ class Method:
     chooses_sizes: bool = False
     calibration: str = "none"
     literal: bool = False
+    draws: bool = False
     refit: bool = False
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import double
 from convert_attn.convert.maths.latent_basis import Latent
+from convert_attn.convert.maths.moments import weighed_sum
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.latent import LatentWeights
 
@@ -45,24 +46,19 @@ def key_rows(weights: AttentionWeights, decoupled: Decoupled) -> Tensor:
 
 def score_weight(queries: Tensor, decoupled: Decoupled) -> Tensor:
     """sum_i F_i^T Q_i F_i: [D, D]; queries [H, d, d]."""
-    total: Tensor | None = None
-    for i, moment in enumerate(queries):
-        key = decoupled.nope(i)
-        part = key.T @ moment @ key
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
+    return weighed_sum((moment, decoupled.nope(i)) for i, moment in enumerate(queries))
 
 
 def output_weight(weights: AttentionWeights) -> Tensor:
     """sum_i (Wo_i Wv_i)^T Wo_i Wv_i: [D, D]."""
-    hidden = weights.v.shape[-1]
-    total = torch.zeros(hidden, hidden, dtype=torch.float64)
-    for kv, value in enumerate(map(double, weights.v)):
-        outputs = weights.o[kv * weights.queries_per_kv : (kv + 1) * weights.queries_per_kv]
-        importance = torch.stack([o.T @ o for o in map(double, outputs)]).sum(0)
-        total += value.T @ importance @ value
-    return total
+    per_kv = weights.queries_per_kv
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for kv, value in enumerate(map(double, weights.v)):
+            outputs = weights.o[kv * per_kv : (kv + 1) * per_kv]
+            yield torch.stack([o.T @ o for o in map(double, outputs)]).sum(0), value
+
+    return weighed_sum(parts())
 
 
 def assemble(weights: AttentionWeights, decoupled: Decoupled, latent: Latent, mean: Tensor) -> LatentWeights:

@@ -45,24 +45,21 @@ def decouple(weights: AttentionWeights, sizes: LatentSizes, queries: Tensor, con
     return Decoupled(fit.mixing, fit.maps, fit.inv_freq, nope)
 
 
-def _energies(weights: AttentionWeights, queries: Tensor, context: LayerContext) -> tuple[float, float]:
-    """E |score|^2 and E |output|^2 summed over heads, at offset 0: what the two errors are measured against."""
-    per_kv = weights.queries_per_kv
-    keys = own_gram(weights.k, None, context.key_moments)
-    values = own_gram(weights.v, None, context.value_moments)
-    score = sum(float((q * keys[i // per_kv]).sum()) for i, q in enumerate(queries))
-    output = sum(float(((double(o).T @ double(o)) * values[i // per_kv]).sum()) for i, o in enumerate(weights.o))
-    return max(score, 1e-200), max(output, 1e-200)
-
-
 def _readings(
     weights: AttentionWeights, queries: Tensor, decoupled: Decoupled, context: LayerContext
 ) -> tuple[Reading, Reading]:
-    """What keys and values want of the latent, each error relative to its own energy."""
-    score_energy, output_energy = _energies(weights, queries, context)
+    """What keys and values want of the latent, each error relative to its own energy, summed over heads.
+
+    The energy of scores is that at offset 0.
+    """
+    per_kv = weights.queries_per_kv
+    keys = own_gram(weights.k, None, context.key_moments)
+    score_energy = sum(float((q * keys[i // per_kv]).sum()) for i, q in enumerate(queries))
+    score, output = score_weight(queries, decoupled), output_weight(weights)
+    output_energy = context.value_moments.energy(output)
     return (
-        Reading(score_weight(queries, decoupled) * (context.score_share / score_energy), context.key_moments),
-        Reading(output_weight(weights) / output_energy, context.value_moments),
+        Reading(score * (context.score_share / max(score_energy, 1e-200)), context.key_moments),
+        Reading(output / max(output_energy, 1e-200), context.value_moments),
     )
 
 

@@ -30,4 +30,5 @@ METHOD = Method(
     source="Ainslie et al. 2023 (GQA), arXiv:2305.13245, section 3.3 (ablation)",
     share=share,
     literal=True,
+    draws=True,
 )

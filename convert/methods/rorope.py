@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import double
-from convert_attn.convert.maths.latent_basis import Latent
+from convert_attn.convert.maths.latent_basis import Latent, pad, weighed
 from convert_attn.convert.maths.moments import gram
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.latent_parts import Decoupled, assemble, key_rows, without_rotary
@@ -60,23 +60,11 @@ def compress(weights: AttentionWeights, sizes: LatentSizes, context: LayerContex
     keys = key_rows(weights, decoupled)
     values = double(weights.v).flatten(0, 1)
     root = context.moments.root()
-    sizes_k, sizes_v = ((rows @ root).norm(dim=1).mean() for rows in (keys, values))
+    sizes_k, sizes_v = (weighed(rows, root).norm(dim=1).mean() for rows in (keys, values))
     stacked = torch.cat([keys * (sizes_v / sizes_k.clamp_min(1e-200)), values])
-    left = torch.linalg.svd(stacked @ root, full_matrices=False)[0][:, : sizes.rank]
+    left = torch.linalg.svd(weighed(stacked, root), full_matrices=False)[0][:, : sizes.rank]
     down, up = left.T @ stacked, torch.linalg.pinv(stacked) @ left
     return assemble(weights, decoupled, pad(Latent(down, up, up), sizes.rank), torch.zeros_like(context.moments.mean))
-
-
-def pad(latent: Latent, rank: int) -> Latent:
-    """Give a latent of a smaller rank, filled up with zeros."""
-    missing = rank - latent.down.shape[0]
-    if missing <= 0:
-        return latent
-    hidden = latent.down.shape[1]
-    return Latent(
-        torch.cat([latent.down, latent.down.new_zeros(missing, hidden)]),
-        *(torch.cat([up, up.new_zeros(hidden, missing)], 1) for up in (latent.up_k, latent.up_v)),
-    )
 
 
 METHOD = Method(

@@ -73,16 +73,19 @@ class _Layer:
             key_loss = rotary_residuals(self.keys, groups)
         return [k / key_energy + v for k, v in zip(key_loss, value_loss, strict=True)]
 
-    def share_keys(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Mixing [d, n, d] of the group's keys and the map [m, d, d] of each of its query heads."""
+    def share_keys(self, groups: list[Group]) -> list[tuple[Tensor, Tensor]]:
+        """For each group the mixing [d, n, d] of its keys and the map [m, d, d] of each of its query heads."""
         if isinstance(self.keys, RotaryKeys):
-            return fit_rotary(self.keys, group)
+            return fit_rotary(self.keys, groups)
         if isinstance(self.keys, NormedKeys):
             d = self.values.root.shape[-1]
             as_it_is = torch.eye(d, dtype=torch.float64, device=self.keys.sizes.device)
-            return self.keys.mixing(list(group), d), as_it_is.repeat(len(group) * self.queries_per_kv, 1, 1)
-        mixing, expansion = self.keys.share(list(group))
-        return mixing, expansion.mT.repeat_interleave(self.queries_per_kv, 0)
+            return [
+                (self.keys.mixing(list(group), d), as_it_is.repeat(len(group) * self.queries_per_kv, 1, 1))
+                for group in groups
+            ]
+        shared = (self.keys.share(list(group)) for group in groups)
+        return [(mixing, out.mT.repeat_interleave(self.queries_per_kv, 0)) for mixing, out in shared]
 
 
 def _mix(mixing: Tensor, heads: Tensor) -> Tensor:
@@ -96,11 +99,13 @@ def _apply(maps: Tensor, heads: Tensor) -> Tensor:
     return torch.stack([(m @ double(head)).to(heads.dtype) for m, head in zip(maps, heads, strict=True)])
 
 
-def _share_group(weights: AttentionWeights, layer: _Layer, group: Group) -> AttentionWeights:
-    """One group as attention weights of its own, with one key/value head."""
+def _share_group(
+    weights: AttentionWeights, layer: _Layer, group: Group, keys: tuple[Tensor, Tensor]
+) -> AttentionWeights:
+    """One group as attention weights of its own, with one key/value head; `keys` as of `_Layer.share_keys`."""
     index, per_kv = list(group), weights.queries_per_kv
     query_index = [kv * per_kv + n for kv in index for n in range(per_kv)]
-    key_mixing, query_maps = layer.share_keys(group)
+    key_mixing, query_maps = keys
     value_mixing, expansion = layer.values.share(index)
     q_bias, k_bias, v_bias = weights.q_bias, weights.k_bias, weights.v_bias
     return AttentionWeights(
@@ -130,8 +135,8 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         affinity = layer.keys.affinity() + layer.values.affinity()
         partition = best_partition(weights.num_kv_heads, groups, weights.head_dim, layer.costs, affinity)
     shared = _room(weights, groups)
-    for n, group in enumerate(partition):
-        part = vars(_share_group(weights, layer, group))
+    for n, (group, keys) in enumerate(zip(partition, layer.share_keys(partition), strict=True)):
+        part = vars(_share_group(weights, layer, group, keys))
         for name, room in vars(shared).items():
             if isinstance(room, Tensor) and name != "o_bias":
                 size = len(part[name])

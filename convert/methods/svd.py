@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from convert_attn.convert.maths.head_sharing import double
-from convert_attn.convert.maths.latent_basis import Latent
+from convert_attn.convert.maths.latent_basis import Latent, pad
 from convert_attn.convert.methods.base import LayerContext, Method
 from convert_attn.convert.methods.latent_parts import assemble, key_rows
-from convert_attn.convert.methods.rorope import pad, real_pca
+from convert_attn.convert.methods.rorope import real_pca
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.latent import LatentSizes, LatentWeights
 

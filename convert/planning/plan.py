@@ -239,6 +239,8 @@ def make_plan(source: Source, request: Request) -> Plan:
     """
     if request.dtype not in ("auto", *DTYPE_OPTIONS):
         raise UsageError(f"dtype '{request.dtype}' is not known; choose one of auto, {', '.join(DTYPE_OPTIONS)}")
+    if request.jobs < 1:
+        raise UsageError(f"--jobs {request.jobs} converts no layer: give 1 or more")
     arch = architecture(source.config["model_type"]).of(typed_config(source.config, source.origin.name))
     method = choose_method(request.method, request.to)
     if request.refit == "mlp" and arch.cross is not None:

@@ -20,8 +20,8 @@ from convert_attn.convert.checkpoint.shards import Weights
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.planning.plan import Plan
 
-# where the result goes, not what it is
-_NOT_REPEATED = frozenset({"output", "overwrite"})
+# where the result goes and how fast, not what it is
+_NOT_REPEATED = frozenset({"output", "overwrite", "jobs"})
 
 
 def command(plan: Plan) -> str:

@@ -39,6 +39,7 @@ class Request:
         output: the folder to make, None for the default name in the working directory.
         dtype: "auto" or a key of DTYPE_OPTIONS.
         device: where the arithmetic runs.
+        jobs: how many layers are converted at once, where they know nothing of each other: without text.
         engine: what the result is served by, by the name that `--for` takes; None: no matter.
         arch_like: the family that a source of an unknown model type is read as; None: its own.
         trust_remote_code: a source with code of its own is accepted; the tokenizer's goes with the result, and the
@@ -62,6 +63,7 @@ class Request:
     device: str = "cpu"
     seed: int = 0
     overwrite: bool = False
+    jobs: int = 1
     engine: str | None = field(default=None, metadata={"option": "for"})
     arch_like: str | None = None
     trust_remote_code: bool = False
@@ -82,6 +84,7 @@ class _PlainOptions(TypedDict, total=False):
     device: str
     seed: int
     overwrite: bool
+    jobs: int
     engine: str | None
     arch_like: str | None
 

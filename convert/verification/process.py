@@ -1,4 +1,8 @@
-"""The process in which checkpoints are run as their users run them: without this package, without a network."""
+"""The process in which checkpoints are run as their users run them: without this package, without a network.
+
+It takes seconds to import its libraries. Nothing large is imported here, so that it can be started before they are
+imported in this process, too.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from convert_attn.convert.checkpoint.writer import is_alive
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.processes import is_alive
 
 _ERRORS = "errors"  # what the process prints
 _HOME = Path(__file__).parent.parent / "isolated"
@@ -97,6 +98,9 @@ class Isolated:
         Raises:
             ConvertAttnError: the process ended without one, for example for want of memory.
         """
+        import torch  # imported by whoever has a job
+        import transformers
+
         with self._lock:
             process = self._start()
             self._count += 1
@@ -126,8 +130,8 @@ class Isolated:
         return lines[-1] if lines else "it printed no reason"
 
     def stop(self) -> None:
-        """End the process and remove what it left."""
-        self._end(patience=5)
+        """End the process and remove what it left; one that was never asked anything may be importing for seconds."""
+        self._end(patience=5 if self._count else 0)
 
     def _end(self, patience: float) -> None:
         if self._process is None or self._owner != os.getpid():

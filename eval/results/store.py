@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from convert_attn.convert.checkpoint.writer import is_alive, replace_file
+from convert_attn.convert.checkpoint.writer import replace_file
 from convert_attn.convert.errors import ConvertAttnError, UsageError
+from convert_attn.convert.processes import is_alive
 from convert_attn.eval.measures.contenders import Contender
 
 REPORTS = ("eval.json", "eval.md", "eval.html", "eval.png")

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from convert_attn.convert.checkpoint.writer import is_alive, replace_file
+from convert_attn.convert.checkpoint.writer import replace_file
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.heal.state.settings import Settings
+from convert_attn.convert.processes import is_alive
 
 _RUN, _PID, _READY = "run.json", "pid", "text-ready"
 _STATE = "state-"

@@ -6,9 +6,11 @@ A Llama of random weights is made: bf16, 2048 wide, 32 heads, as many layers as 
 processes of their own that take turns: `cp -r`, `--method mean` to GQA-8, the weights-only default to GQA-8 and to
 MLA 512 + 64, mergekit's linear merge of the one model where mergekit is installed, and, as start-up, `--method mean`
 of a model of a few megabytes, which has everything but the bytes. A first round is not counted. The source is read
-before each run, so that it is in memory, and the output of the run before is gone.
+before each run, so that it is in memory, and the output of the run before is gone. Measured besides: `--help`, and how
+long `inspect` of the source takes until its first line is there, and until all of it is.
 
-Prints a Markdown table and the targets, met or missed.
+Prints a Markdown table and the targets, met or missed; --page writes both with what they were measured on. Rows of
+other runs, and of single large layers (`python -m convert_attn.eval.benchmarks.conversion.layers`), join with --with.
 """
 
 from __future__ import annotations
@@ -21,20 +23,26 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 
-from convert_attn.eval.benchmarks.common import file_options
-from convert_attn.eval.benchmarks.conversion.processes import Run, row, run
+from convert_attn.eval.benchmarks.common import result_options
+from convert_attn.eval.benchmarks.conversion.processes import Run, first_line, row, run
 from convert_attn.eval.benchmarks.conversion.report import (
     COPY,
+    GLANCE,
+    HELP,
+    INSPECT,
     LATENT,
     MEAN,
     MERGEKIT,
     START,
     SUBSPACE,
     draw,
+    joined,
     markdown,
+    page,
     targets,
 )
 from convert_attn.eval.benchmarks.memory import random_llama
@@ -52,12 +60,13 @@ _OPTIONS = {
 
 
 def _commands(folder: Path) -> dict[str, list[str]]:
-    """What is run, by name; each writes `folder`/out."""
+    """What is run, by name; conversions write `folder`/out."""
     source, small, output = (str(folder / name) for name in ("source", "small", "out"))
     ours = [sys.executable, "-m", "convert_attn.convert.cli"]
     found = {COPY: ["cp", "-r", source, output]}
     found[START] = [*ours, small, *_OPTIONS[MEAN][:3], "2", "--method", "mean", "--output", output]
     found |= {name: [*ours, source, *options, "--output", output] for name, options in _OPTIONS.items()}
+    found |= {HELP: [*ours, "--help"], GLANCE: [*ours, "inspect", source], INSPECT: [*ours, "inspect", source]}
     if find_spec("mergekit") is not None:
         recipe = folder / "merge.yaml"
         models = [{"model": source, "parameters": {"weight": 1.0}}]
@@ -86,43 +95,65 @@ def _in_memory(folder: Path) -> int:
 @click.command()
 @click.option("--gigabytes", default=1.9, show_default=True, help="Size of the checkpoint to make.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Counted rounds.")
-@click.option("--only", multiple=True, type=click.Choice([COPY, START, *_OPTIONS, MERGEKIT]), help="Run only these.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice([COPY, START, *_OPTIONS, HELP, GLANCE, INSPECT, MERGEKIT]),
+    help="Run only these.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work [default: a temporary folder].")
-@file_options("the seconds of each")
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Layers converted at once.")
+@click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write the page of results here.")
+@result_options("the seconds of each")
 def main(
     *,
     gigabytes: float,
     repeats: int,
     only: Sequence[str],
     folder: Path | None,
+    jobs: int,
+    page_file: Path | None,
+    earlier: Sequence[Path],
     json_file: Path | None,
     png: Path | None,
 ) -> None:
     """Measure the time of conversions."""
+    figures = joined(
+        [json.loads(path.read_text()) for path in earlier], _measured(gigabytes, repeats, only, folder, jobs)
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    if png is not None:
+        draw(figures, png)
+    if page_file is not None:
+        page_file.write_text(page(figures, png))
+    click.echo(markdown(figures["rows"]))
+    for sentence in targets(figures["rows"]):
+        click.echo(sentence)
+
+
+def _measured(gigabytes: float, repeats: int, only: Sequence[str], folder: Path | None, jobs: int) -> dict[str, Any]:
+    """Everything that is run here, in turns."""
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         work = Path(directory)
         random_llama(work / "source", gigabytes, _WIDTH)
         random_llama(work / "small", _SMALL, _SMALL_WIDTH)
         commands = {name: command for name, command in _commands(work).items() if not only or name in only}
+        for name in commands.keys() & _OPTIONS.keys():
+            commands[name] += ["--jobs", str(jobs)]
         runs: dict[str, list[Run]] = {name: [] for name in commands}
         order = random.Random(0)
+        nbytes = 0
         for turn in range(repeats + 1):
             for name in order.sample(list(commands), len(commands)):
                 nbytes = _in_memory(work)
-                measured = run(commands[name])
-                shutil.rmtree(work / "out")
+                measured = (first_line if name == GLANCE else run)(commands[name])
+                shutil.rmtree(work / "out", ignore_errors=True)
                 if turn:
                     runs[name].append(measured)
                 click.echo(f"round {turn}: {name} {measured.wall:.2f} s", err=True)
     rows = [row(name, measured) for name, measured in runs.items()]
-    figures = {"environment": environment("cpu"), "source_bytes": nbytes, "rows": rows, "targets": targets(rows)}
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
-    if png is not None:
-        draw(figures, png)
-    click.echo(markdown(rows))
-    for sentence in targets(rows):
-        click.echo(sentence)
+    return {"environment": environment("cpu") | {"jobs": jobs}, "source_bytes": nbytes, "rows": rows}
 
 
 if __name__ == "__main__":

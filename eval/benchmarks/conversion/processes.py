@@ -52,6 +52,24 @@ def run(command: Sequence[str]) -> Run:
     return Run(wall, processor, max(peaks))
 
 
+def first_line(command: Sequence[str]) -> Run:
+    """Run a command and time it until it has printed a line; the rest of it runs on and is not counted.
+
+    Raises:
+        ClickException: it printed nothing.
+    """
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        line, wall = process.stdout.readline(), time.perf_counter() - begin
+        used = psutil.Process(process.pid)
+        times, peak = used.cpu_times(), _resident(used)
+        process.stdout.read()
+    if not line:
+        raise click.ClickException(f"'{' '.join(command)}' printed nothing")
+    return Run(wall, times.user + times.system, peak)
+
+
 def _look(process: subprocess.Popen[str], peaks: list[int]) -> None:
     while process.poll() is None:
         try:

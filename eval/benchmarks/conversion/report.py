@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 COPY, START, MEAN, SUBSPACE, LATENT, MERGEKIT = "cp -r", "start-up", "mean", "subspace", "mla", "mergekit"
+HELP, GLANCE, INSPECT = "--help", "inspect, first line", "inspect, all"
 _NEAR_COPY, _OVER_MERGEKIT = 1.5, 3.0  # times
-_SECONDS = {SUBSPACE: 20.0, LATENT: 30.0}
+_LARGE, _LARGER = "layer 4096, 32 heads over 32: GQA-8", "layer 8192, 64 heads over 8: GQA-4"
+_SECONDS = {SUBSPACE: 20.0, LATENT: 30.0, HELP: 0.3, GLANCE: 1.0, INSPECT: 1.0, _LARGE: 60.0}
+_DRAWN = 0.5  # seconds: bars of less are not seen
+_BYTES = {_LARGER: 24e9}
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -37,17 +41,56 @@ def targets(rows: list[dict[str, Any]]) -> list[str]:
         limit = seconds[MERGEKIT] / _OVER_MERGEKIT
         wanted.append((f"{MEAN} {_OVER_MERGEKIT:g} times as fast as {MERGEKIT}", seconds[MEAN], limit))
     wanted += [(f"{name} in {limit:g} s", seconds[name], limit) for name, limit in _SECONDS.items() if name in seconds]
-    return [
+    said = [
         f"{what}: {'met' if took <= limit else 'missed'} ({took:.1f} s, {took / limit:.2f} of {limit:.1f} s)"
         for what, took, limit in wanted
     ]
+    for row in rows:
+        most, peak = _BYTES.get(row["name"]), row["peak_bytes"]
+        if most is not None:
+            verdict = "met" if peak <= most else "missed"
+            said.append(f"{row['name']} within {most / 1e9:g} GB: {verdict} ({peak / 1e9:.1f} GB)")
+    return said
+
+
+def joined(earlier: list[dict[str, Any]], now: dict[str, Any]) -> dict[str, Any]:
+    """Give the figures of several runs as one: a row measured later takes the place of an earlier one of its name."""
+    rows = {row["name"]: row for figures in (*earlier, now) for row in figures["rows"]}
+    return now | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
+
+
+def page(figures: dict[str, Any], png: Path | None) -> str:
+    """Give the page of results: what was measured on what, the table, every target met or missed."""
+    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figures["environment"].items())
+    lines = [
+        "# How long conversions take",
+        "",
+        "Made by `python -m convert_attn.eval.benchmarks.conversion` and, for single layers, by",
+        "`python -m convert_attn.eval.benchmarks.conversion.layers`.",
+        "",
+        f"{machine}.",
+        "",
+        f"A Llama of random bf16 weights, {figures['source_bytes'] / 1e9:.2f} GB, in memory (page cache) before a run;",
+        "processes of their own that take turns; medians, quartiles in brackets. `start-up` is `--method mean` of a",
+        "model of 33 MB. Peak memory is that of all processes of a command together, with the one in which the result",
+        "is run. Rows of layers are one run of the method alone, without reading, writing and the start of a process.",
+        "",
+        markdown(figures["rows"]),
+        "",
+        *(f"- {sentence}" for sentence in figures["targets"]),
+    ]
+    if not any(row["name"] == MERGEKIT for row in figures["rows"]):
+        lines += ["", "mergekit was not installed and is not compared."]
+    if png is not None:
+        lines += ["", f"![seconds of each]({png.name})"]
+    return "\n".join(lines) + "\n"
 
 
 def draw(figures: dict[str, Any], file: Path) -> None:
     """A bar of seconds for each row, with its quartiles, the processor's seconds beside it."""
     from matplotlib.figure import Figure  # of an extra
 
-    rows = figures["rows"]
+    rows = [row for row in figures["rows"] if row["seconds"] >= _DRAWN]
     figure = Figure(figsize=(9, 1.2 + 0.6 * len(rows)), layout="constrained")
     panel = figure.subplots()
     places = range(len(rows))
