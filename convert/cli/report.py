@@ -61,7 +61,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_row(
         f"{_counted(sizes)} x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", ""
     )
-    table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.form.label(sizes.num_heads))
+    table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.label)
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
     table.add_row(*_gain_row(plan))

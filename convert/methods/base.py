@@ -87,6 +87,7 @@ class Method:
         calibration: "none", "optional" or "needed": whether text is used.
         literal: a baseline of the literature: its weights stay what it says, and are not balanced.
         refit: where there is text, the output projections are solved anew unless the user says otherwise.
+        experiments: values of --to beside those of `share` and `compress`, which leave the weights as they are.
     """
 
     name: str
@@ -98,8 +99,9 @@ class Method:
     calibration: str = "none"
     literal: bool = False
     refit: bool = False
+    experiments: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The values of --to that this method serves."""
-        return (("gqa", "mqa") if self.share else ()) + (("mla",) if self.compress else ())
+        return (("gqa", "mqa") if self.share else ()) + (("mla",) if self.compress else ()) + self.experiments

@@ -26,6 +26,8 @@ _ATTENTION = frozenset(
     {"attn", "self_attn", "attention", "self_attention", "encoder_attn", "SelfAttention", "EncDecAttention"}
 )
 
+_GATE = "layer_gate"
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -61,6 +63,11 @@ class Pair:
         """What the targets of an encoder-decoder begin with."""
         shift = shift_of(self.config, self.student.auto_class, self.student.origin.name)
         return Decoder(first_token(self.config), shift)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether the student mixes the states of its layers."""
+        return any(learns(name, "gate") for name in self.student.weights.infos)
 
     @property
     def context(self) -> int:
@@ -158,7 +165,7 @@ def _is_attention(name: str) -> bool:
 
 def learns(name: str, train: str) -> bool:
     """Tell whether a parameter of that name is trained."""
-    return train == "all" or _is_attention(name)
+    return train == "all" or (_GATE in name.split(".") if train == "gate" else _is_attention(name))
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
