@@ -1,9 +1,10 @@
 """Families whose stock blocks take a gate over their states (modeling/mixture_of_layers.py). Experimental."""
 
+from convert_attn.convert.archs.cache_form import LAYER_GATE
 from convert_attn.convert.targets.base import Blueprint, Experiment, Shapes, Target
 
 KINDS = ("Model", "ForCausalLM")
-_GATE = "norm.layer_gate."
+_GATE = f"norm.{LAYER_GATE}."
 
 
 def _told(blueprint: Blueprint) -> str:

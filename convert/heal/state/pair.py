@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.cache_form import LAYER_GATE
 from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
@@ -25,8 +26,6 @@ from convert_attn.convert.text.windows import Decoder
 _ATTENTION = frozenset(
     {"attn", "self_attn", "attention", "self_attention", "encoder_attn", "SelfAttention", "EncDecAttention"}
 )
-
-_GATE = "layer_gate"
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _is_attention(name: str) -> bool:
 
 def learns(name: str, train: str) -> bool:
     """Tell whether a parameter of that name is trained."""
-    return train == "all" or (_GATE in name.split(".") if train == "gate" else _is_attention(name))
+    return train == "all" or (LAYER_GATE in name.split(".") if train == "gate" else _is_attention(name))
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:
