@@ -134,7 +134,8 @@ class Plan:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
-        return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
+        facts = 0 if self.target.experiment is None else 4 * self.target.experiment.facts * sum(sizes.kv_by_layer)
+        return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize + facts
 
     @property
     def cached_of(self) -> str:
@@ -329,7 +330,7 @@ def _target(source: Source, arch: Architecture, sizes: Geometry, form: Form, req
             f"--to {request.to} is experimental and takes language models alone: that of '{source.origin.name}' is "
             f"inside a {source.whole['model_type']}"
         )
-    return choose_experiment(arch, request.to, request.layout)
+    return choose_experiment(arch, sizes, request.to, request.layout)
 
 
 def _in_place(source: Source, arch: Architecture, sizes: Geometry, form: Form) -> Target:

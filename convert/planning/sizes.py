@@ -143,8 +143,8 @@ def _check_unchanged(request: Request) -> None:
     for option, value in typed.items():
         if value is not None:
             raise UsageError(f"--to {request.to} leaves every weight as it is: drop {option}")
-    if request.to == "latent-sequence" and (request.slots is None or request.slots < 2):
-        found = "" if request.slots is None else f", at least 2 (it is {request.slots})"
+    if request.to == "latent-sequence" and (request.slots is None or request.slots < 8):
+        found = "" if request.slots is None else f", at least 8 (it is {request.slots})"
         raise UsageError(f"--to latent-sequence needs --slots N{found}: 256 is a beginning")
 
 

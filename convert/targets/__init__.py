@@ -52,11 +52,11 @@ def experiments(arch: Architecture) -> list[Target]:
     return [target for target in targets() if target.experiment is not None and _accepts(target, arch, own)]
 
 
-def choose_experiment(arch: Architecture, to: str, layout: str) -> Target:
+def choose_experiment(arch: Architecture, sizes: Geometry, to: str, layout: str) -> Target:
     """Give the experimental target that a value of `--to` means.
 
     Raises:
-        UsageError: there is none for this family, or not of this layout.
+        UsageError: there is none for this family, these sizes, or this layout.
     """
     kind = [target for target in targets() if target.experiment is not None and target.experiment.to == to]
     found = next((target for target in kind if target in experiments(arch)), None)
@@ -67,6 +67,9 @@ def choose_experiment(arch: Architecture, to: str, layout: str) -> Target:
         )
     if layout not in ("auto", found.layout):
         raise UsageError(f"--to {to} needs our class, {found.becomes}: drop --layout {layout}")
+    reason = "" if found.experiment is None else found.experiment.refused(sizes)
+    if reason:
+        raise UsageError(f"--to {to} cannot hold this {arch.model_type}: {reason}")
     return found
 
 

@@ -62,7 +62,7 @@ def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> di
     return join(blueprint.result_arch.at(layer), blueprint.sizes, converted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What makes a target an experimental one: the weights stay, and it is asked for by a value of `--to` of its own.
 
@@ -70,13 +70,17 @@ class Experiment:
         to: that value.
         label: names the result in a word or two.
         told: says what the result is, as the rest of a sentence.
+        refused: says why a model of these sizes cannot be made one, "" where it can.
         tokens: how many tokens the cache holds at most; None: as many as there are.
+        facts: float32 numbers that it holds of a token for each key/value head, besides keys and values.
     """
 
     to: str
     label: Callable[[Blueprint], str]
     told: Callable[[Blueprint], str]
+    refused: Callable[[Geometry], str] = lambda sizes: ""
     tokens: Callable[[Blueprint], int | None] = lambda blueprint: None
+    facts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,10 @@ def cached_by_layer(source: Source) -> list[int] | None:
     if arch is None:
         return None
     sizes = geometry(arch, source.config, source.origin.name)
-    return SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes)
+    known = next((t for t in targets() if t.experiment and t.becomes == config.model_type), None)
+    facts = 0 if known is None or known.experiment is None else known.experiment.facts
+    numbers = zip(SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes), sizes.kv_by_layer, strict=True)
+    return [count + facts * heads for count, heads in numbers]
 
 
 def _answers(source: Source) -> list[Answer]:
