@@ -130,7 +130,6 @@ FAMILIES: dict[str, Family] = {
     "qwen2_mixture": Family("Qwen2Mixture", LANGUAGE_MODELS[:2]),
     "qwen3_mixture": Family("Qwen3Mixture", LANGUAGE_MODELS[:2]),
     "llama_slots": Family("LlamaSlots", LANGUAGE_MODELS[:2]),
-    "mistral_slots": Family("MistralSlots", LANGUAGE_MODELS[:2]),
     "qwen2_slots": Family("Qwen2Slots", LANGUAGE_MODELS[:2]),
     "qwen3_slots": Family("Qwen3Slots", LANGUAGE_MODELS[:2]),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),

@@ -30,14 +30,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .replaced_parts import ReplacedParts  # noqa: TID251 - beside this file in a checkpoint, too
-from .slot_merging import LAST, MASS, POSITION, RECEIVED, merge, turned  # noqa: TID251
+from .slot_merging import LAST, MASS, RECEIVED, merge  # noqa: TID251
 from .transformers_api import cache_argument  # noqa: TID251
 
 OBSERVED = 32  # queries of a call whose attention is counted
@@ -120,9 +119,7 @@ class SlotLayer(CacheLayerMixin):
         held = masses.repeat_interleave(query.shape[1] // masses.shape[1], 1)[:, :, None].expand(-1, -1, new, -1)
         if mask is None:
             mask = torch.ones(new, new, dtype=torch.bool, device=query.device).tril()[None, None]
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, least)
-        return torch.cat([held, mask.expand(held.shape[0], held.shape[1], -1, -1)], -1)
+        return torch.cat([held, additive(mask, query.dtype).expand(held.shape[0], held.shape[1], -1, -1)], -1)
 
     def _note(self, mask: torch.Tensor | None, position_ids: torch.Tensor, new: int) -> None:
         """What is known of new tokens; the last one sees all that are no padding."""
@@ -138,7 +135,8 @@ class SlotLayer(CacheLayerMixin):
     def _count(self, query: torch.Tensor, bias: torch.Tensor | None, scaling: float) -> None:
         """Add the attention of the last queries to what is received."""
         assert self.facts is not None
-        (batch, heads, tokens), groups = self.facts.shape[:3], query.shape[1] // self.facts.shape[1]
+        heads, tokens = self.facts.shape[1:3]
+        groups = query.shape[1] // heads
         asked = query[:, :, -OBSERVED:].float()
         new = asked.shape[2]
         scores = asked.unflatten(1, (heads, groups)).flatten(2, 3) @ self.keys.float().mT * scaling
@@ -147,10 +145,8 @@ class SlotLayer(CacheLayerMixin):
             future = torch.ones(new, tokens, dtype=torch.bool, device=query.device).triu(tokens - new + 1)
             scores = scores.masked_fill(future, -torch.inf)
         else:
-            rows = bias[:, :, -new:]
-            rows = rows if rows.dtype != torch.bool else torch.zeros_like(rows, dtype=scores.dtype).masked_fill(~rows, -1e30)
-            rows = rows.unflatten(1, (heads, groups)) if rows.shape[1] > 1 else rows[:, None]
-            scores = scores + rows.float()
+            rows = additive(bias[:, :, -new:], scores.dtype)
+            scores = scores + (rows.unflatten(1, (heads, groups)) if rows.shape[1] > 1 else rows[:, None]).float()
         real = self.facts[:, :, -new:, MASS]
         weights = scores.softmax(-1).sum(2) * real[..., None]
         self.facts[..., RECEIVED] += weights.sum(2) * (self.facts[..., MASS] > 0)
@@ -241,6 +237,13 @@ class LatentSequenceCache(Cache):
     def nbytes(self) -> int:
         """What all layers hold."""
         return sum(layer.nbytes for layer in self.layers if isinstance(layer, SlotLayer))
+
+
+def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Give a mask as what is added to scores; one of booleans says what is seen."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 def attention_function(module: Any) -> Any:

@@ -34,7 +34,7 @@ def merge(
 
 
 class _Pool:
-    """N + 1 places, one of them free. An entry is one row: key as it was turned, key unturned, value, facts, changed."""
+    """N + 1 places, one of them free. An entry is a row: key as it was turned, key unturned, value, facts, changed."""
 
     def __init__(
         self, keys: torch.Tensor, values: torch.Tensor, facts: torch.Tensor, slots: int, inv_freq: torch.Tensor

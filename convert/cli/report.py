@@ -87,6 +87,11 @@ def _gain_row(plan: Plan) -> tuple[str, str, str]:
 def _gain_line(plan: Plan) -> str:
     if plan.geometry.causal:
         before, after = plan.cache_bytes
+        if plan.most_tokens is not None:
+            return (
+                f"KV cache: {before:,} -> {after:,} bytes per {plan.cached_of}, and from {plan.most_tokens:,} tokens "
+                f"on {after * plan.most_tokens:,} bytes, however many there are."
+            )
         return f"KV cache: {before:,} -> {after:,} bytes per {plan.cached_of} ({after / before:.1%})."
     before, after = plan.parameters
     return (

@@ -82,6 +82,12 @@ class Plan:
         return "" if experiment is None else experiment.told(self.blueprint)
 
     @property
+    def most_tokens(self) -> int | None:
+        """Tokens that the cache holds, however many there were; None: all."""
+        experiment = self.target.experiment
+        return None if experiment is None else experiment.tokens(self.blueprint)
+
+    @property
     def label(self) -> str:
         """The result's attention in a word."""
         experiment = self.target.experiment

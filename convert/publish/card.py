@@ -126,6 +126,8 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if cache := block.get("cache"):
         was, now = cache["bytes_per_token"]
         yield f"| KV cache, bytes per {block.get('cache_of', 'token')} ({cache['dtype']}) | {was:,} | {now:,} |"
+        if most := cache.get("most_tokens"):
+            yield f"| KV cache, bytes from {most:,} tokens on | grows | {most * now:,} |"
     if parameters := block.get("parameters"):
         yield "| KV cache | none (an encoder) | none |"
         yield "| parameters | {:,} | {:,} |".format(*parameters)

@@ -62,9 +62,7 @@ def choose_experiment(arch: Architecture, sizes: Geometry, to: str, layout: str)
     found = next((target for target in kind if target in experiments(arch)), None)
     if found is None:
         taken = ", ".join(sorted({source for target in kind for source in target.sources}))
-        raise UsageError(
-            f"--to {to} is experimental and has no class for {arch.model_type}; there is one for {taken}"
-        )
+        raise UsageError(f"--to {to} is experimental and has no class for {arch.model_type}; there is one for {taken}")
     if layout not in ("auto", found.layout):
         raise UsageError(f"--to {to} needs our class, {found.becomes}: drop --layout {layout}")
     reason = "" if found.experiment is None else found.experiment.refused(sizes)

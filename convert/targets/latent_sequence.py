@@ -23,9 +23,9 @@ def _told(blueprint: Blueprint) -> str:
     """Say what the result is, after its name."""
     slots = _slots(blueprint)
     return (
-        f"its cache has a fixed length: the first {SINKS} tokens, the last {slots}, and {slots} slots for each K/V head "
-        f"into which all between is merged; up to {_tokens(blueprint):,} tokens nothing is merged and the logits are the "
-        "original's, beyond that what is merged is lost in part, while a prompt is still attended to whole"
+        f"the cache holds the first {SINKS} tokens, the last {slots}, and {slots} slots for each K/V head into which "
+        f"all between is merged; up to {_tokens(blueprint):,} tokens nothing is merged and the logits are the original's, "
+        "beyond that what is merged is lost in part (a prompt is attended to whole, and merged then)"
     )
 
 
