@@ -1,4 +1,4 @@
-"""What kvpress keeps of a text, and the loss behind it: run by an interpreter that has kvpress, and without this package.
+"""What kvpress keeps of a text, and the loss behind it: run by an interpreter that has kvpress, and has none of ours.
 
     PYTHON kvpress_side.py FOLDER
 

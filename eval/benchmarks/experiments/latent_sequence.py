@@ -103,14 +103,12 @@ def token_loss(logits: Tensor, target: Tensor) -> Tensor:
 @torch.no_grad()
 def streamed(model: Any, cache: Any, tokens: Tensor) -> Tensor:
     """Loss [n, T - 1] of tokens that come PIECE at a time."""
-    found, before = [], None
+    found, at = [], 1
     for piece in tokens.split(PIECE, 1):
         out = model(piece, **with_cache(model, cache), use_cache=True)
-        cache = cache_of(out)
-        logits = out.logits if before is None else torch.cat([before, out.logits], 1)
-        seen = piece if before is None else torch.cat([last, piece], 1)
-        found.append(token_loss(logits[:, :-1], seen[:, 1:]))
-        before, last = out.logits[:, -1:], piece[:, -1:]
+        cache, target = cache_of(out), tokens[:, at : at + piece.shape[1]]
+        found.append(token_loss(out.logits[:, : target.shape[1]], target))
+        at += piece.shape[1]
     return torch.cat(found, 1)
 
 
