@@ -9,6 +9,7 @@ from typing import Any
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.geometry import Geometry
 
+LAYER_GATE = "layer_gate"  # in the names of what mixes the states of all layers, a row for the embedding and each
 HEADS_BY_LAYER = "num_key_value_heads_per_layer"  # in the config of a class whose layers may differ
 
 

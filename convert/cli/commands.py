@@ -54,7 +54,12 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--to", type=click.Choice(["gqa", "mqa", "mla"]), required=True, help="What to make of it.")
+@click.option(
+    "--to",
+    type=click.Choice(["gqa", "mqa", "mla", "mixture-of-layers", "latent-sequence"]),
+    required=True,
+    help="What to make of it; the last two are experimental.",
+)
 @click.option(
     "--groups", type=ByLayer(), metavar="N", help="GQA: number of K/V heads to keep; with commas, one for each layer."
 )
@@ -64,6 +69,9 @@ def cli() -> None:
 )
 @click.option(
     "--rope-dim", type=ByLayer(), metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
+)
+@click.option(
+    "--slots", type=int, metavar="N", help="latent-sequence: slots that hold what has left the window of the last N."
 )
 @click.option(
     "--latent-norm",

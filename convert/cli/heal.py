@@ -72,7 +72,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="What blocks read in layerwise; with original they know nothing of each other.",
 )
-@click.option("--train", type=click.Choice(["attention", "all"]), default="all", show_default=True, help="What learns.")
+@click.option(
+    "--train",
+    type=click.Choice(["attention", "gate", "all"]),
+    default="all",
+    show_default=True,
+    help="What learns; gate: that of a mixture of layers (experimental), with --stages uptrain.",
+)
 @click.option("--lora-rank", type=int, metavar="R", help="Low-rank adapters on the attention instead (needs peft).")
 @click.option(
     "--lr", type=float, metavar="F", help="Highest learning rate [default: 0.05 / hidden size, less near the original]."

@@ -61,7 +61,7 @@ def plan_table(plan: Plan) -> Table:
     table.add_row(
         f"{_counted(sizes)} x query heads x head size", f"{sizes.num_layers} x {sizes.num_heads} x {sizes.head_dim}", ""
     )
-    table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.form.label(sizes.num_heads))
+    table.add_row("attention", SharedHeads(sizes.kv_by_layer).label(sizes.num_heads), plan.label)
     for what, (old, new) in plan.form.rows(sizes).items():
         table.add_row(what, old, new)
     table.add_row(*_gain_row(plan))
@@ -87,6 +87,11 @@ def _gain_row(plan: Plan) -> tuple[str, str, str]:
 def _gain_line(plan: Plan) -> str:
     if plan.geometry.causal:
         before, after = plan.cache_bytes
+        if plan.most_tokens is not None:
+            return (
+                f"KV cache: {before:,} -> {after:,} bytes per {plan.cached_of}, and from {plan.most_tokens:,} tokens "
+                f"on {after * plan.most_tokens:,} bytes, however many there are."
+            )
         return f"KV cache: {before:,} -> {after:,} bytes per {plan.cached_of} ({after / before:.1%})."
     before, after = plan.parameters
     return (

@@ -45,7 +45,7 @@ def plan(
 
     Args:
         model: Hub id, local folder, or sample:NAME.
-        to: "gqa", "mqa" or "mla".
+        to: "gqa", "mqa" or "mla"; "mixture-of-layers" and "latent-sequence" are experimental.
         revision: branch, tag or commit of a Hub model.
         subfolder: where below the model's folder or repository the checkpoint is.
         trust_remote_code: accept a source that names code of its own; the tokenizer's is carried, and run in the check.

@@ -26,9 +26,13 @@ def stages_of(pair: Pair, settings: Settings) -> tuple[Settings, tuple[str, ...]
     Raises:
         UsageError: such a stage was asked for.
     """
+    name = pair.student.origin.name
+    if settings.train == "gate" and not pair.has_gate:
+        raise UsageError(
+            f"--train gate: '{name}' has no gate over its layers; `convert-attn MODEL --to mixture-of-layers` makes one"
+        )
     if not pair.two_stacks or LAYERWISE not in settings.stages:
         return settings, ()
-    name = pair.student.origin.name
     if settings.stages != DEFAULT_STAGES:
         raise UsageError(
             f"--stages {','.join(settings.stages)}: '{name}' is an encoder-decoder, whose blocks read two texts "

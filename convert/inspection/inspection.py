@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request
 from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.serving_rules import Engine
-from convert_attn.convert.targets import fitting
+from convert_attn.convert.targets import experiments, fitting
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 
 _MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -35,7 +36,7 @@ CONTEXTS = (1024, 8192, 131072)
 _HEADERS_SECONDS = 10.0  # a request per shard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CacheRow:
     """One form the model could take.
 
@@ -44,16 +45,20 @@ class CacheRow:
         holders: "class (layout)" of every target that can hold it.
         bytes_per_token: KV cache over all layers; 0 of an encoder, which keeps none.
         fewer: parameters than the source has.
+        most: tokens that the cache holds, however many there were; None: all.
+        experimental: what an experimental target makes of the model, "" where the form is none.
     """
 
     name: str
     holders: tuple[str, ...]
     bytes_per_token: int
     fewer: int = 0
+    most: int | None = None
+    experimental: str = ""
 
     def at(self, tokens: int) -> int:
         """KV cache in bytes for a context of that many tokens."""
-        return self.bytes_per_token * tokens
+        return self.bytes_per_token * (tokens if self.most is None else min(tokens, self.most))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,7 @@ class Inspection:
                 "classes": list(row.holders),
                 "bytes_per_token": row.bytes_per_token,
                 "fewer_parameters": row.fewer,
+                **({"experimental": row.experimental} if row.experimental else {}),
                 "bytes_at": {str(tokens): row.at(tokens) for tokens in CONTEXTS},
             }
             for row in self.rows
@@ -210,22 +216,41 @@ class _Look:
 
     def config(self, target: Target, form: Form) -> Config:
         """Tell what a rule reads of the result's config.json."""
-        known, model_type = architectures(), target.becomes or self.arch.model_type
-        facts = facts_of(self.arch, self.source.config, self.source.origin.name)
-        biases, config = class_biases(self.arch, facts), self.source.config
-        planes = form.no_planes if isinstance(form, LatentCache) else ()
-        blueprint = Blueprint(
-            arch=self.arch,
-            result_arch=known.get(model_type, self.arch),
-            config=config,
-            sizes=self.sizes,
-            form=form,
-            biases=biases,
-            inv_freq=planes,
-        )
+        config, model_type = self.source.config, target.becomes or self.arch.model_type
+        blueprint = self._blueprint(target, form)
         if self.source.within is not None:
             config, model_type = self.source.whole, self.source.whole["model_type"]
         return ({} if target.fresh_config else config) | target.configure(blueprint) | {"model_type": model_type}
+
+    def _blueprint(self, target: Target, form: Form) -> Blueprint:
+        facts = facts_of(self.arch, self.source.config, self.source.origin.name)
+        return Blueprint(
+            arch=self.arch,
+            result_arch=architectures().get(target.becomes or self.arch.model_type, self.arch),
+            config=self.source.config,
+            sizes=self.sizes,
+            form=form,
+            biases=class_biases(self.arch, facts),
+            inv_freq=form.no_planes if isinstance(form, LatentCache) else (),
+        )
+
+    def experiments(self, itemsize: int) -> Iterator[CacheRow]:
+        """Give what experimental targets make of the model; none for an engine, which takes no class of theirs."""
+        form = SharedHeads(self.sizes.kv_by_layer)
+        found = experiments(self.arch) if self.source.within is None and self.engine is None else []
+        for target in found:
+            experiment = target.experiment
+            if experiment is None or experiment.refused(self.sizes):
+                continue
+            blueprint = self._blueprint(target, form)
+            yield CacheRow(
+                name=f"{experiment.label(blueprint)} (experimental)",
+                holders=(f"{target.becomes} ({target.layout})",),
+                bytes_per_token=form.cache_numbers(self.sizes) * itemsize
+                + 4 * experiment.facts * sum(self.sizes.kv_by_layer),
+                most=experiment.tokens(blueprint),
+                experimental=experiment.told(blueprint),
+            )
 
     def latents(self) -> list[LatentCache]:
         """Give the engine's sizes of a latent, or those of the usual shares of the cache."""
@@ -253,10 +278,11 @@ def _rows(look: _Look, itemsize: int) -> list[CacheRow]:
             holders = (f"{look.arch.model_type} (source)", *holders)
         if holders or look.engine is None:
             cached = shared.cache_numbers(sizes) * itemsize if sizes.causal else 0
-            rows.append(CacheRow(shared.label(sizes.num_heads), holders, cached, look.fewer(shared)))
+            name, fewer = shared.label(sizes.num_heads), look.fewer(shared)
+            rows.append(CacheRow(name=name, holders=holders, bytes_per_token=cached, fewer=fewer))
     for form in look.latents():
         holders = look.holders(form)
         if holders:
             numbers = form.cache_numbers(sizes) + sizes.num_layers * min(t.extra_latent for t in look.targets(form))
-            rows.append(CacheRow(form.label(sizes.num_heads), holders, numbers * itemsize))
-    return rows
+            rows.append(CacheRow(name=form.label(sizes.num_heads), holders=holders, bytes_per_token=numbers * itemsize))
+    return [*rows, *look.experiments(itemsize)]

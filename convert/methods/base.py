@@ -88,6 +88,7 @@ class Method:
         literal: a baseline of the literature: its weights stay what it says, and are not balanced.
         draws: it takes random numbers, which come in the order of the layers.
         refit: where there is text, the output projections are solved anew unless the user says otherwise.
+        experiments: values of --to beside those of `share` and `compress`, which leave the weights as they are.
     """
 
     name: str
@@ -100,8 +101,9 @@ class Method:
     literal: bool = False
     draws: bool = False
     refit: bool = False
+    experiments: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The values of --to that this method serves."""
-        return (("gqa", "mqa") if self.share else ()) + (("mla",) if self.compress else ())
+        return (("gqa", "mqa") if self.share else ()) + (("mla",) if self.compress else ()) + self.experiments

@@ -21,15 +21,15 @@ class OutputTensor:
 
     Attributes:
         info: name, dtype, shape and shard in the output (the offset is the writer's business).
-        origin: "copy" (bytes as they are, or cast), "transpose" (the same numbers in the other layout) or
-            "attention" (computed).
+        origin: "copy" (bytes as they are, or cast), "transpose" (the same numbers in the other layout), "attention"
+            (computed) or "zeros".
         source: the source tensor's name; for "attention" the tensor that decides the dtype.
         layer: the block it belongs to, None outside the blocks.
         local: its name below the block in the result's class, "" outside the blocks.
     """
 
     info: TensorInfo
-    origin: Literal["copy", "transpose", "attention"]
+    origin: Literal["copy", "transpose", "attention", "zeros"]
     source: str
     layer: int | None = None
     local: str = ""
@@ -61,6 +61,7 @@ def result_tensors(
             outputs.append(replace(output, info=replace(output.info, shape=shapes[layer][local])))
     outputs = [replace(output, info=_cast(output.info, dtype)) for output in outputs]
     outputs += _added(source, blueprint, shapes, {(output.layer, output.local) for output in outputs}, dtype)
+    outputs += _zeros(source, blueprint, target, dtype)
     if target.unties:
         outputs += _untied(source, outputs)
     return tuple(outputs), tuple(dropped)
@@ -127,6 +128,15 @@ def _added(
                 yield OutputTensor(
                     info=_cast(info, dtype), origin="attention", source=beside.name, layer=layer, local=local
                 )
+
+
+def _zeros(source: Source, blueprint: Blueprint, target: Target, dtype: str) -> Iterator[OutputTensor]:
+    """What the class has besides goes beside the last block's output projection."""
+    names, arch, layer = source.names, blueprint.arch, blueprint.sizes.num_layers - 1
+    beside = source.weights.infos[names.stored(f"{names.base}{arch.stem(layer)}{arch.at(layer).output}.weight")[0]]
+    for name, shape in target.zeros(blueprint).items():
+        info = replace(beside, name=names.place(names.base + name), shape=shape)
+        yield OutputTensor(info=_cast(info, dtype), origin="zeros", source=beside.name)
 
 
 def _untied(source: Source, outputs: list[OutputTensor]) -> Iterator[OutputTensor]:

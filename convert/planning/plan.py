@@ -18,15 +18,15 @@ from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.methods import methods
+from convert_attn.convert.methods import DEFAULT, methods
 from convert_attn.convert.methods.base import Method
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.outputs import OutputTensor, result_tensors
 from convert_attn.convert.planning.own_tensors import check_attention
-from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request, To
+from convert_attn.convert.planning.request import DTYPE_OPTIONS, EXPERIMENTS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
-from convert_attn.convert.targets import choose, fitting
+from convert_attn.convert.targets import choose, choose_experiment, fitting
 from convert_attn.convert.targets.base import Blueprint, Target
 from convert_attn.convert.text.sounds import EXPECTED
 from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
@@ -77,6 +77,24 @@ class Plan:
         return self.target.becomes or self.arch.model_type
 
     @property
+    def experimental(self) -> str:
+        """What an experimental target makes of the model, "" where the target is none."""
+        experiment = self.target.experiment
+        return "" if experiment is None else experiment.told(self.blueprint)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens that the cache holds, however many there were; None: all."""
+        experiment = self.target.experiment
+        return None if experiment is None else experiment.tokens(self.blueprint)
+
+    @property
+    def label(self) -> str:
+        """The result's attention in a word."""
+        experiment = self.target.experiment
+        return self.form.label(self.geometry.num_heads) if experiment is None else experiment.label(self.blueprint)
+
+    @property
     def unchanged(self) -> bool:
         """As many groups as the source has: every tensor is copied."""
         return self.form == SharedHeads(self.geometry.kv_by_layer)
@@ -123,7 +141,8 @@ class Plan:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
-        return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize
+        facts = 0 if self.target.experiment is None else 4 * self.target.experiment.facts * sum(sizes.kv_by_layer)
+        return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize + facts
 
     @property
     def cached_of(self) -> str:
@@ -152,6 +171,8 @@ def choose_method(name: str, to: To) -> Method:
         UsageError: not known, or not for this target.
     """
     known = methods()
+    if name == DEFAULT and to in EXPERIMENTS:
+        return next(method for method in known.values() if to in method.targets)
     if name not in known:
         raise UsageError(f"method '{name}' is not known; choose one of {', '.join(known)}")
     if to not in known[name].targets:
@@ -224,8 +245,11 @@ def no_text(reason: str, remedy: str = "see the measurement") -> str:
     return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: {remedy}"
 
 
-def default_output(source: Source, to: To, form: Form) -> Path:
-    """./<name>-gqa4 (-gqa2-4 where layers differ), ./<name>-mqa or ./<name>-mla256."""
+def default_output(source: Source, request: Request, form: Form) -> Path:
+    """./<name>-gqa4 (-gqa2-4 where layers differ), ./<name>-mqa, ./<name>-mla256, or by an experiment's name."""
+    to = request.to
+    if to in EXPERIMENTS:
+        return Path(f"{source.origin.short_name}-{to}{request.slots or ''}")
     size = "" if to == "mqa" else form.rank if isinstance(form, LatentCache) else span(form.groups).replace("..", "-")
     return Path(f"{source.origin.short_name}-{to}{size}")
 
@@ -255,9 +279,7 @@ def make_plan(source: Source, request: Request) -> Plan:
     text, unread = _calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
-    target = (
-        choose(arch, sizes, form, request.layout) if source.within is None else _in_place(source, arch, sizes, form)
-    )
+    target = _target(source, arch, sizes, form, request)
     result_classes(target, source)
     check_names_of_blocks(arch, source)
     facts = facts_of(arch, source.config, source.origin.name)
@@ -270,6 +292,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         form=form,
         biases=class_biases(arch, facts),
         inv_freq=form.no_planes if isinstance(form, LatentCache) else (),
+        slots=request.slots,
     )
     _check_key_bias(blueprint)
     outputs, dropped = result_tensors(source, blueprint, target, request.dtype)
@@ -281,7 +304,7 @@ def make_plan(source: Source, request: Request) -> Plan:
         target=target,
         outputs=outputs,
         dropped=dropped,
-        output=request.output or default_output(source, request.to, form),
+        output=request.output or default_output(source, request, form),
         text=text,
     )
     unread = () if plan.unchanged else unread
@@ -300,6 +323,24 @@ def _check_key_bias(blueprint: Blueprint) -> None:
         raise UsageError(
             f"this model has a bias on its keys, {where}, and no class with a latent has one there; use --to gqa or mqa"
         )
+
+
+def _target(source: Source, arch: Architecture, sizes: Geometry, form: Form, request: Request) -> Target:
+    """Give the class of the result.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if request.to not in EXPERIMENTS:
+        if source.within is not None:
+            return _in_place(source, arch, sizes, form)
+        return choose(arch, sizes, form, request.layout)
+    if source.within is not None:
+        raise UsageError(
+            f"--to {request.to} is experimental and takes language models alone: that of '{source.origin.name}' is "
+            f"inside a {source.whole['model_type']}"
+        )
+    return choose_experiment(arch, sizes, request.to, request.layout)
 
 
 def _in_place(source: Source, arch: Architecture, sizes: Geometry, form: Form) -> Target:
@@ -326,6 +367,8 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
     """What the user should know of a plan that can be carried out."""
     before, after = plan.cache_bytes
     warnings = plan.source.warnings() + class_config(plan.target, plan.blueprint, plan.source.origin.name)[1]
+    if plan.experimental:
+        return (*warnings, f"--to {plan.request.to} is experimental: {plan.experimental}")
     if after <= before:
         return warnings
     return (

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 DTYPE_OPTIONS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-To = Literal["gqa", "mqa", "mla"]
+To = Literal["gqa", "mqa", "mla", "mixture-of-layers", "latent-sequence"]
+EXPERIMENTS = ("mixture-of-layers", "latent-sequence")
 Layout = Literal["auto", "native", "custom"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 ByLayer = int | Sequence[int]
@@ -23,11 +24,12 @@ class Request:
     layers there are is not known here.
 
     Attributes:
-        to: "gqa", "mqa" or "mla".
+        to: "gqa", "mqa" or "mla", or one of EXPERIMENTS.
         groups: K/V heads of the result, None where `cache_ratio` or "mqa" says it.
         cache_ratio: share of the source's cache to keep.
         rank: size of MLA's latent.
         rope_dim: size of MLA's shared rotary key.
+        slots: of a latent sequence.
         latent_norm: an RMSNorm on MLA's latent, which changes what the model computes.
         calibration: text: "auto" (what the package has for any model; for a bundled sample its own), "sample", "self",
             or what `read_documents` takes; "none" or None: weights only.
@@ -51,6 +53,7 @@ class Request:
     cache_ratio: float | None = None
     rank: tuple[int, ...] | None = None
     rope_dim: tuple[int, ...] | None = None
+    slots: int | None = None
     latent_norm: bool = False
     method: str = "subspace"
     calibration: str | None = "auto"
@@ -73,6 +76,7 @@ class _PlainOptions(TypedDict, total=False):
     """The fields of `Request` that `convert` takes as they are."""
 
     cache_ratio: float | None
+    slots: int | None
     latent_norm: bool
     method: str
     calibration: str | None

@@ -10,7 +10,7 @@ from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, by_layer, numbers_of
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.errors import UsageError
-from convert_attn.convert.planning.request import Request
+from convert_attn.convert.planning.request import EXPERIMENTS, Request
 from convert_attn.convert.targets import latent_targets, targets
 
 _FIXED_ROTATIONS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
@@ -105,6 +105,11 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     Raises:
         UsageError: options that do not fit each other or the model.
     """
+    if request.slots is not None and request.to != "latent-sequence":
+        raise UsageError(f"--slots is for --to latent-sequence: drop it for --to {request.to}")
+    if request.to in EXPERIMENTS:
+        _check_unchanged(request)
+        return SharedHeads(sizes.kv_by_layer)
     if not sizes.causal:
         _check_encoder(request, arch)
     if request.to == "mla" and arch.cross is not None:
@@ -119,6 +124,28 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     if request.latent_norm:
         raise UsageError(f"--latent-norm is for --to mla: drop it for --to {request.to}")
     return SharedHeads(choose_groups(request, sizes))
+
+
+def _check_unchanged(request: Request) -> None:
+    """Refuse what would change weights.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    typed = {
+        "--groups": request.groups,
+        "--cache-ratio": request.cache_ratio,
+        "--rank": request.rank,
+        "--rope-dim": request.rope_dim,
+        "--latent-norm": request.latent_norm or None,
+        "--refit": request.refit or None,
+    }
+    for option, value in typed.items():
+        if value is not None:
+            raise UsageError(f"--to {request.to} leaves every weight as it is: drop {option}")
+    if request.to == "latent-sequence" and (request.slots is None or request.slots < 8):
+        found = "" if request.slots is None else f", at least 8 (it is {request.slots})"
+        raise UsageError(f"--to latent-sequence needs --slots N{found}: 256 is a beginning")
 
 
 def _check_encoder(request: Request, arch: Architecture) -> None:

@@ -25,6 +25,7 @@ _BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
 _RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
 _WRITES, _SEES = "text-generation", "image-text-to-text"
 _CARRIED = ("license", "license_name", "license_link", "language")
+_LEARNED = {"all": "all parameters", "gate": "the gate alone"}
 _TEXTS = {
     "auto": "the general text that comes with convert-attn",
     "sample": "the samples' text that comes with convert-attn",
@@ -114,7 +115,10 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield f"# {name}"
     yield ""
     yield f"`{block['source']}`{below}{commit}, converted by convert-attn {block['version']}"
-    yield f"to {form.label(heads)}: {form.sentence(heads, before)}."
+    if block.get("experimental"):
+        yield f"to what is experimental, a {block['form']}: {block['experimental']}."
+    else:
+        yield f"to {form.label(heads)}: {form.sentence(heads, before)}."
     yield ""
     yield "| | before | after |"
     yield "|---|---|---|"
@@ -122,6 +126,8 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     if cache := block.get("cache"):
         was, now = cache["bytes_per_token"]
         yield f"| KV cache, bytes per {block.get('cache_of', 'token')} ({cache['dtype']}) | {was:,} | {now:,} |"
+        if most := cache.get("most_tokens"):
+            yield f"| KV cache, bytes from {most:,} tokens on | grows | {most * now:,} |"
     if parameters := block.get("parameters"):
         yield "| KV cache | none (an encoder) | none |"
         yield "| parameters | {:,} | {:,} |".format(*parameters)
@@ -141,6 +147,8 @@ def _differs(block: Mapping[str, Any]) -> str:
     """Which tensors are not the source's."""
     if block.get("heal"):
         return "It was trained after the conversion, so that other tensors than the attention's may differ, too."
+    if block.get("experimental"):
+        return "No training followed the conversion. Every tensor of the source is there as it was."
     if (block["calibration"] or {}).get("refit") == "mlp":
         arch = architectures().get(block.get("source_model_type", ""))
         ends = f" (`{arch.mlp_output}`)" if arch else ""
@@ -256,7 +264,7 @@ def _healed(config: Mapping[str, Any], name: str) -> Iterator[str]:
         yield "## Healed"
     for run in runs:
         stages = ", then ".join(run["stages"])
-        learned = "all parameters" if run["train"] == "all" else "the attention's parameters"
+        learned = _LEARNED.get(run["train"], "the attention's parameters")
         teacher = f", teacher `{run['teacher']}`" if run["teacher"] else ""
         yield ""
         yield f"Trained by `convert-attn heal` {run['version']}: {stages}; {learned};"

@@ -103,7 +103,8 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         **({} if plan.source.within is None else {"inside": plan.source.whole["model_type"]}),
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
-        "form": plan.form.label(plan.geometry.num_heads),
+        "form": plan.label,
+        **({"experimental": plan.experimental} if plan.experimental else {}),
         **gained(plan),
         "method": plan.method.name,
         **plan.form.settings(),
@@ -118,7 +119,9 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
 def gained(plan: Plan) -> dict[str, Any]:
     """Tell what becomes less, before and after: the cache per token; of an encoder, which has none, its parameters."""
     if plan.geometry.causal:
-        cache = {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}
+        cache: dict[str, Any] = {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}
+        if plan.most_tokens is not None:
+            cache["most_tokens"] = plan.most_tokens
         return {"cache": cache} if plan.arch.cross is None else {"cache": cache, "cache_of": plan.cached_of}
     return {"cache": None, "parameters": [*plan.parameters]}
 

@@ -15,6 +15,7 @@ ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if famil
 TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
 LATENT = OWN & {target.becomes for target in targets() if target.form is LatentCache}
 GROUPED = OWN - ENCODERS - TWO_STACKS - LATENT
+EXPERIMENTS = frozenset(str(target.becomes) for target in targets() if target.experiment)
 # families that convert to fewer heads in their own class, and those of them that are in larger models only
 NATIVE = frozenset(name for name, arch in _KNOWN.items() if arch.config_kv_heads is not None) - _MADE - OWN
 INSIDE = frozenset(name for name in NATIVE if not writes_alone(name))
@@ -38,5 +39,5 @@ _ONE_HEAD = frozenset(
     name for target in targets() if target.becomes in BIGCODE | FALCON for name in target.sources if target.becomes
 )
 # our classes whose family has a native one for fewer heads, and for one head alone
-NATIVE_TOO = frozenset(name for name in LATENT if name.removesuffix("_mla") in NATIVE)
+NATIVE_TOO = frozenset(name for name in LATENT | EXPERIMENTS if name.rpartition("_")[0] in NATIVE)
 NATIVE_ONE = frozenset(name for name in OWN - NATIVE_TOO if name.rpartition("_")[0] in _ONE_HEAD)

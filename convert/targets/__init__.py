@@ -36,13 +36,39 @@ def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
 def _of_kind(arch: Architecture, form: Form) -> list[Target]:
     """The targets for this architecture with this kind of cache, of whatever sizes."""
     own = _own_classes()
-    return [target for target in targets() if isinstance(form, target.form) and _accepts(target, arch, own)]
+    plain = (target for target in targets() if target.experiment is None)
+    return [target for target in plain if isinstance(form, target.form) and _accepts(target, arch, own)]
 
 
 def latent_targets(arch: Architecture) -> list[Target]:
     """Give the classes with a latent that take this architecture, of whatever sizes."""
     own = _own_classes()
     return [target for target in targets() if target.form is LatentCache and _accepts(target, arch, own)]
+
+
+def experiments(arch: Architecture) -> list[Target]:
+    """Give the experimental targets that take this architecture."""
+    own = _own_classes()
+    return [target for target in targets() if target.experiment is not None and _accepts(target, arch, own)]
+
+
+def choose_experiment(arch: Architecture, sizes: Geometry, to: str, layout: str) -> Target:
+    """Give the experimental target that a value of `--to` means.
+
+    Raises:
+        UsageError: there is none for this family, these sizes, or this layout.
+    """
+    kind = [target for target in targets() if target.experiment is not None and target.experiment.to == to]
+    found = next((target for target in kind if target in experiments(arch)), None)
+    if found is None:
+        taken = ", ".join(sorted({source for target in kind for source in target.sources}))
+        raise UsageError(f"--to {to} is experimental and has no class for {arch.model_type}; there is one for {taken}")
+    if layout not in ("auto", found.layout):
+        raise UsageError(f"--to {to} needs our class, {found.becomes}: drop --layout {layout}")
+    reason = "" if found.experiment is None else found.experiment.refused(sizes)
+    if reason:
+        raise UsageError(f"--to {to} cannot hold this {arch.model_type}: {reason}")
+    return found
 
 
 def convertible() -> list[str]:

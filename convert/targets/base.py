@@ -30,6 +30,7 @@ class Blueprint:
         config: the source's config.json.
         biases: which of "q", "k", "v", "o" have one in the source.
         inv_freq: MLA: per layer the frequencies of the rotary planes; zeros until they are fitted.
+        slots: of a latent sequence.
     """
 
     arch: Architecture
@@ -39,6 +40,7 @@ class Blueprint:
     form: Form
     biases: frozenset[str]
     inv_freq: tuple[tuple[float, ...], ...] = ()
+    slots: int | None = None
 
 
 def shared_shapes(blueprint: Blueprint, layer: int) -> Shapes:
@@ -58,6 +60,27 @@ def shared_tensors(blueprint: Blueprint, converted: Converted, layer: int) -> di
     if not isinstance(converted, AttentionWeights):
         raise TypeError("a class with K/V heads cannot hold a latent")
     return join(blueprint.result_arch.at(layer), blueprint.sizes, converted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What makes a target an experimental one: the weights stay, and it is asked for by a value of `--to` of its own.
+
+    Attributes:
+        to: that value.
+        label: names the result in a word or two.
+        told: says what the result is, as the rest of a sentence.
+        refused: says why a model of these sizes cannot be made one, "" where it can.
+        tokens: how many tokens the cache holds at most; None: as many as there are.
+        facts: float32 numbers that it holds of a token for each key/value head, besides keys and values.
+    """
+
+    to: str
+    label: Callable[[Blueprint], str]
+    told: Callable[[Blueprint], str]
+    refused: Callable[[Geometry], str] = lambda sizes: ""
+    tokens: Callable[[Blueprint], int | None] = lambda blueprint: None
+    facts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +106,8 @@ class Target:
         unties: a head that is tied to the token embedding is written out.
         computes: MLA: what its attention does besides (`planning.sizes` has the words): "windows by layer", "soft cap".
         extra_latent: MLA: channels that the class caches per token and layer besides the form's.
+        experiment: None: it is chosen by the form of its cache.
+        zeros: names (below the base model) and shapes of what the class has besides, all zeros at the start.
     """
 
     name: str
@@ -103,3 +128,5 @@ class Target:
     computes: frozenset[str] = frozenset()
     extra_latent: int = 0
     unties: bool = False
+    experiment: Experiment | None = None
+    zeros: Callable[[Blueprint], Shapes] = lambda blueprint: {}

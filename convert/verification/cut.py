@@ -7,13 +7,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from convert_attn import modeling
-from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER
+from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, LAYER_GATE
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import ShardWriter
@@ -100,8 +101,9 @@ def write_cut(
             model_type, of transformers or of this package.
         changed: tensors of the source, by name, that are others in the cut.
     """
-    changed = changed or {}
     weights, blocks = source.weights, blocks_of(source)
+    rows = _gate_rows(source, layers, blocks.count)
+    changed = dict(changed or {}) | rows
     number = {str(layer): n for n, layer in enumerate(layers)}
     infos: list[TensorInfo] = []
     origin: dict[str, str] = {}
@@ -114,7 +116,8 @@ def write_cut(
             name = f"{blocks.stem}{number[layer]}{dot}{rest}"
         origin[name] = info.name
         dtype = changed[info.name].dtype if info.name in changed else info.dtype
-        infos.append(replace(info, name=name, dtype=dtype, file=_SHARD))
+        shape = (1 + len(layers), *info.shape[1:]) if info.name in rows else info.shape
+        infos.append(replace(info, name=name, dtype=dtype, shape=shape, file=_SHARD))
     folder.mkdir()
     writer = ShardWriter(folder, {_SHARD: infos}, {}, durable=False)
     try:
@@ -139,6 +142,17 @@ def write_cut(
     generation = source.origin.folder / "generation_config.json"
     if generation.is_file():
         shutil.copyfile(generation, folder / generation.name)
+
+
+def _gate_rows(source: Source, layers: Sequence[int], count: int) -> dict[str, Changed]:
+    """What mixes the states of all layers has rows for the embedding and the layers that are left."""
+    weights, kept = source.weights, [0, *(layer + 1 for layer in layers)]
+
+    def read(name: str) -> Tensor:
+        return weights.read(name)[kept]
+
+    gates = (info for info in weights.infos.values() if LAYER_GATE in info.name.split("."))
+    return {info.name: Changed(info.dtype, partial(read, info.name)) for info in gates if len(layers) < count}
 
 
 def _cut_whole(source: Source, layers: Sequence[int], count: int) -> dict[str, Any]:

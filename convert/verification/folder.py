@@ -124,18 +124,20 @@ def cached_by_layer(source: Source) -> list[int] | None:
         form = form_of(config)
         assert isinstance(form, LatentCache)
         return [one + two + form.key_sizes for one, two in zip(form.ranks, form.rope_dims, strict=True)]
-    arch = architectures().get(source.config["model_type"])
+    arch = _facts(config)
     if arch is None:
         return None
     sizes = geometry(arch, source.config, source.origin.name)
-    return SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes)
+    known = next((t for t in targets() if t.experiment and t.becomes == config.model_type), None)
+    facts = 0 if known is None or known.experiment is None else known.experiment.facts
+    numbers = zip(SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes), sizes.kv_by_layer, strict=True)
+    return [count + facts * heads for count, heads in numbers]
 
 
 def _answers(source: Source) -> list[Answer]:
     """What probed layers give by their tensors, for the classes whose tensors we read."""
     model_type = source.config["model_type"]
-    arch = architectures().get(model_type)
-    if arch is not None:
+    if _facts(typed_config(source.config, source.origin.name)) is not None:
         plan = as_it_is(source)
         return [answer(probe, Layers(plan).read(probe.layer)) for probe in check_source(plan)]
     if model_type not in modeling.FAMILIES:
@@ -164,6 +166,14 @@ def _latent_answer(source: Source, config: Any, stem: str, layer: int) -> Answer
     return answer(
         Probe(layer=layer, x=x, rule=rule, rounding=_ROUNDING.get(stored["kv_b_proj.weight"].dtype, 0.0)), weights
     )
+
+
+def _facts(config: Any) -> Architecture | None:
+    """Give the facts of a class whose attention is read by them: its own, or its family's where it has no latent."""
+    own = architectures().get(str(config.model_type))
+    if own is None and not getattr(config, "kv_lora_rank", None) and config.model_type in modeling.FAMILIES:
+        return _original(config)
+    return own
 
 
 def _original(config: Any) -> Architecture | None:
@@ -202,7 +212,10 @@ def _norm_size(source: Source, config: Any, block: str) -> torch.Tensor:
 
 def as_it_is(source: Source) -> Plan:
     """Make a plan that changes nothing, for what reads a checkpoint through one."""
-    arch = architectures()[source.config["model_type"]].of(typed_config(source.config, source.origin.name))
+    config = typed_config(source.config, source.origin.name)
+    known = _facts(config)
+    arch = architectures()[source.config["model_type"]] if known is None else known
+    arch = arch.of(config)
     sizes = geometry(arch, source.config, source.origin.name)
     form = SharedHeads(sizes.kv_by_layer)
     return Plan(

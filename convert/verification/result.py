@@ -231,13 +231,15 @@ def verify_conversion(
     Raises:
         ConvertAttnError: it does not do what it should; saying what.
     """
-    extra = plan.target.extra_latent
+    extra, experiment = plan.target.extra_latent, plan.target.experiment
+    facts = 0 if experiment is None else experiment.facts
+    numbers = zip(plan.form.numbers_by_layer(plan.geometry), plan.geometry.kv_by_layer, strict=True)
     expected = Expected(
         source=plan.source,
         same_outside=True,
         trust_tokenizer=plan.request.trust_remote_code,
         answers=answers,
-        numbers=[count + extra for count in plan.form.numbers_by_layer(plan.geometry)],
+        numbers=[count + extra + facts * heads for count, heads in numbers],
     )
     with workplace(folder) as work:
         return run_folder(

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs import architectures
+from convert_attn.convert.archs.cache_form import LAYER_GATE
 from convert_attn.convert.archs.longest_input import longest_input
 from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.checkpoint.resolve import resolve
@@ -61,6 +62,11 @@ class Pair:
         """What the targets of an encoder-decoder begin with."""
         origin = self.student.origin
         return Decoder.of(self.config, self.student.auto_class, origin.folder, origin.name)
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether the student mixes the states of its layers."""
+        return any(learns(name, "gate") for name in self.student.weights.infos)
 
     @property
     def context(self) -> int:
@@ -159,7 +165,7 @@ def _is_attention(name: str) -> bool:
 
 def learns(name: str, train: str) -> bool:
     """Tell whether a parameter of that name is trained."""
-    return train == "all" or _is_attention(name)
+    return train == "all" or (LAYER_GATE in name.split(".") if train == "gate" else _is_attention(name))
 
 
 def load_model(source: Source, dtype: torch.dtype) -> Any:

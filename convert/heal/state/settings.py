@@ -42,7 +42,7 @@ class Settings:
             none of the first three blocks loses 5 % of its error on the selection text the stage ends there, and what
             the other blocks would have read goes to the next stage.
         layer_inputs: "student" or "original": what the blocks read in "layerwise".
-        train: "attention" or "all": which parameters learn.
+        train: "attention", "gate" (of a mixture of layers) or "all": which parameters learn.
         lora_rank: of adapters on the attention's projections in their place; None: the projections themselves.
         lr: highest learning rate of the whole model's training; None: 0.05 / hidden size, for distillation alone times
             KL / 0.1 where the KL to the original is below 0.1 nats as it begins; less for small steps.
@@ -122,8 +122,12 @@ class Settings:
             raise UsageError(f"--stages is '{','.join(self.stages)}': give layerwise, then distill or uptrain, or one")
         if LAYERWISE in self.stages[1:]:
             raise UsageError("--stages: layerwise comes first, as it starts from the original's inputs")
-        if self.train not in ("attention", "all"):
-            raise UsageError(f"--train is '{self.train}', expected attention or all")
+        if self.train not in ("attention", "gate", "all"):
+            raise UsageError(f"--train is '{self.train}', expected attention, gate or all")
+        if self.train == "gate" and (LAYERWISE in self.stages or self.lora_rank is not None):
+            raise UsageError(
+                "--train gate trains what is behind the blocks: give --stages uptrain (or distill), and no --lora-rank"
+            )
         if self.layer_inputs not in ("student", "original"):
             raise UsageError(f"--layer-inputs is '{self.layer_inputs}', expected student or original")
         if self.lora_rank is not None and self.stages[-1] == LAYERWISE:
@@ -131,7 +135,7 @@ class Settings:
 
     @property
     def learned(self) -> str:
-        """ "attention" or "all": what may change; adapters are on the attention alone."""
+        """ "attention", "gate" or "all": what may change; adapters are on the attention alone."""
         return self.train if self.lora_rank is None else "attention"
 
     @property
@@ -221,7 +225,7 @@ class HealOptions(TypedDict, total=False):
 
     layer_share: float | None
     layer_inputs: Literal["student", "original"]
-    train: Literal["attention", "all"]
+    train: Literal["attention", "gate", "all"]
     lora_rank: int | None
     lr: float | None
     layer_lr: float | None

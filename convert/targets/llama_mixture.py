@@ -1,0 +1,5 @@
+"""Llama with a gate over its layers: our modeling/modeling_llama_mixture.py."""
+
+from convert_attn.convert.targets.layer_mixture import layer_mixture
+
+TARGET = layer_mixture("llama", "Llama")

@@ -1,0 +1,5 @@
+"""Qwen2 with a cache of fixed length: our modeling/modeling_qwen2_slots.py."""
+
+from convert_attn.convert.targets.latent_sequence import latent_sequence
+
+TARGET = latent_sequence("qwen2", "Qwen2")
