@@ -127,6 +127,7 @@ FAMILIES: dict[str, Family] = {
     "glm4_moe_mla": Family("Glm4MoeMLA", LANGUAGE_MODELS[:2]),
     "apertus_mla": Family("ApertusMLA", LANGUAGE_MODELS[:2]),
     "opt_mla": Family("OPTMLA", (*LANGUAGE_MODELS, "AutoModelForQuestionAnswering")),
+    "persimmon_gqa": Family("PersimmonGQA", LANGUAGE_MODELS[:2]),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
     "t5_gqa": Family("T5GQA", TRANSLATORS),
     "umt5_gqa": Family("UMT5GQA", TRANSLATORS),
