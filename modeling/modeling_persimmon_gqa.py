@@ -19,7 +19,7 @@ from .shared_heads import SharedHeadsAttention, SharedHeadsModel  # noqa: TID251
 from .transformers_api import answers_like  # noqa: TID251
 
 
-class PersimmonGQAAttention(SharedHeadsAttention, PersimmonAttention):  # type: ignore[misc]  # forward, by keyword
+class PersimmonGQAAttention(SharedHeadsAttention, PersimmonAttention):
     """`query_key_value` makes, group by group, its query heads, its key head and its value head."""
 
     def __init__(self, config: PersimmonGQAConfig, layer_idx: int) -> None:
