@@ -134,6 +134,7 @@ FAMILIES: dict[str, Family] = {
     "llama_slots": Family("LlamaSlots", LANGUAGE_MODELS[:2]),
     "qwen2_slots": Family("Qwen2Slots", LANGUAGE_MODELS[:2]),
     "qwen3_slots": Family("Qwen3Slots", LANGUAGE_MODELS[:2]),
+    "persimmon_gqa": Family("PersimmonGQA", LANGUAGE_MODELS[:2]),
     "roberta_gqa": Family("RobertaGQA", ENCODERS),
     "t5_gqa": Family("T5GQA", TRANSLATORS),
     "umt5_gqa": Family("UMT5GQA", TRANSLATORS),

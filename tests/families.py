@@ -43,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "falcon_gqa": {"ffn_hidden_size": 48, "num_key_value_heads": 2},
     "xglm_gqa": {"ffn_dim": 48, "init_std": 0.2, "num_key_value_heads": 2},
     "biogpt_gqa": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "persimmon_gqa": {"intermediate_size": 48, "num_key_value_heads": 2},
 }
 
 
@@ -90,6 +91,7 @@ STANDS_FOR: dict[str, Any] = {
     "falcon_gqa": transformers.FalconModel,
     "xglm_gqa": transformers.XGLMModel,
     "biogpt_gqa": transformers.BioGptModel,
+    "persimmon_gqa": transformers.PersimmonModel,
 }
 # of families whose class in the installed transformers is right
 LATENTS = [

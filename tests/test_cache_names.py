@@ -83,6 +83,7 @@ def silence() -> Iterator[None]:
     """No warning of Python's, and none that transformers logs, the ones it says only once included."""
     said: list[str] = []
     handler = logging.logging.Handler()
+    handler.addFilter(lambda record: record.name != "transformers.activations")  # of kernels that are not installed
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger, verbosity = logging.get_logger("transformers"), logging.get_verbosity()
     logger.addHandler(handler)

@@ -320,7 +320,7 @@ def test_sizes_that_do_not_fit_are_refused_in_one_sentence(case: str, tmp_path: 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("persimmon", "a key of its own for every query head"),
+        ("bitnet", "has a norm between its heads and the output projection"),
         ("phimoe", "no class with a latent has the blocks of phimoe"),
         ("deepseek_v3", "caches a latent already"),
     ],

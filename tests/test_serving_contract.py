@@ -46,6 +46,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_gqa": ("falcon", {"to": "gqa", "groups": 2}),
     "xglm_gqa": ("xglm", {"to": "gqa", "groups": 2}),
     "biogpt_gqa": ("biogpt", {"to": "gqa", "groups": 2}),
+    "persimmon_gqa": ("persimmon", {"to": "gqa", "groups": 2}),
     **{name: (native_type(name), {"to": "mla", "cache_ratio": 0.5}) for name in LATENTS if serves(name)},
 }
 UNSERVED = OWN_MASKS | {name for name in LATENTS if not serves(name)}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import config_of, tensors_of
+from families import CAUSAL, native_type
 from tiny import HEADS, assert_same_logits, get_attention, load, logits_of, set_attention, tiny_model
 
 from convert_attn import convert
@@ -42,6 +43,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "norms are added": ("bloom", {"apply_residual_connection_post_layernorm": True}),
     "a scale of its own": ("mpt", {"attn_config": {"softmax_scale": 0.5}}),
     "scores as they are": ("gpt_bigcode", {"scale_attn_weights": False}),
+    "queries and keys without norms": ("persimmon", {"qk_layernorm": False}),
     "embeddings as they are": ("xglm", {"scale_embedding": False}),
     "factors for long texts": ("phi3", LONG),
     "local layers first": ("gpt_neo", {"attention_types": [[["local", "global"], 1]], "window_size": 5}),
@@ -67,7 +69,7 @@ def test_equal_heads_convert_without_loss(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["gpt_neox", "opt", "gptj", "codegen", "gpt_neo", "bloom", "mpt", "falcon", "gpt_bigcode", "xglm", "biogpt"],
+    [native_type(name) for name in CAUSAL if name.endswith("_gqa")],
 )
 def test_layers_may_have_numbers_of_their_own(source: str, tmp_path: Path) -> None:
     model = in_pairs(tiny_model(source), (4, 2))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import Command, config_of, json_of
+from checkpoints import config_of
 from test_identities import _equal_heads
 from test_seq2seq import SAMPLES, SITES, STOCK, TEXTUAL
 from tiny import HEADS, load, tiny_model
@@ -26,6 +26,7 @@ from convert_attn.convert.text.pair_windows import both_sides, tokenised
 from convert_attn.convert.text.sounds import SILENCE, sounds_of
 from convert_attn.convert.text.windows import calibration_windows
 from convert_attn.eval.measures.passages import make_pairs
+from convert_attn.eval.measures.speed import compare_speed
 
 every_family = pytest.mark.parametrize("family", sorted({*STOCK} - {*TEXTUAL}))
 RATE, SECONDS, BINS, STATES = 16000, 4, 8, 200
@@ -141,8 +142,8 @@ def test_heads_that_are_equal_lose_nothing_on_sounds(family: str, tmp_path: Path
 
 
 @every_family
-def test_sounds_bring_it_nearer_to_its_original(family: str, tmp_path: Path, command: Command) -> None:
-    """Fitted on them, then healed on them; and all of eval runs."""
+def test_sounds_bring_it_nearer_to_its_original(family: str, tmp_path: Path) -> None:
+    """Fitted on them, then healed on them; and decoding is timed."""
     hearing(family, tmp_path / "in")
     text = write_sounds(tmp_path / "sounds", 20)
     for name, calibration in (("weights", None), ("out", str(text))):
@@ -156,10 +157,8 @@ def test_sounds_bring_it_nearer_to_its_original(family: str, tmp_path: Path, com
     assert healed.best is not None
     assert healed.best < healed.start
     assert verify(healed.output).figures["decodes"] < 1e-2
-    asked = ("--text", text, "--contexts", "8", "--repeats", "2", "--device", "cpu", "--output", tmp_path / "eval")
-    shown = command("eval", tmp_path / "in", tmp_path / "out", *asked)
-    assert shown.code == 0, shown.err
-    (row,) = json_of(tmp_path / "eval" / "eval.json")["models"][0]["speed"]["rows"]
+    models = load(tmp_path / "in"), load(tmp_path / "out")
+    (row,) = compare_speed(*models, contexts=[8], batch_sizes=[2], repeats=1, advance=lambda done, of: None)
     assert row["decode"]["converted"]["median_ms"] > 0
 
 
@@ -277,7 +276,7 @@ def test_texts_without_sounds_are_refused(place: Path) -> None:
     hearing("whisper", place / "in")
     convert(place / "in", to="mqa", output=place / "out", calibration=None, measure=False)
     (place / "plain.txt").write_text("a = 1\n" * 99)
-    with pytest.raises(ConvertAttnError, match=r"'.*in' reads sounds and calibration text '.*plain.txt' has none"):
+    with pytest.raises(UsageError, match=r"'.*in' reads sounds and calibration text '.*plain.txt' has none"):
         convert(place / "in", to="mqa", output=place / "other", calibration=str(place / "plain.txt"))
     for given in (None, place / "plain.txt"):
         with pytest.raises(UsageError, match=r"reads sounds: give --text a .jsonl file of pairs"):

@@ -12,7 +12,6 @@ from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.discovery import discover
 from convert_attn.modeling import FAMILIES
 
-_OWN_KEYS = "has a key of its own for every query head, with a norm on it, and no class for fewer"
 _GATED = "multiplies what its attention gives by a gate, of which convert-attn has no facts"
 _NORMED_AFTER = "norms queries and keys after they have turned with the position, which is not converted"
 _REMOTE = "has no class in transformers, only code of its own that convert-attn does not run; save its weights as"
@@ -20,7 +19,6 @@ _REMOTE = "has no class in transformers, only code of its own that convert-attn 
 UNSUPPORTED = {
     "baichuan": f"{_REMOTE} a Llama (W_pack holds queries, keys and values; 13B has ALiBi, no Llama has) first",
     "internlm2": f"{_REMOTE} a Llama (wqkv holds, group by group, queries, one key and one value) first",
-    "persimmon": _OWN_KEYS,
     "bitnet": "has a norm between its heads and the output projection, which is not converted",
     "diffllama": "subtracts one attention from another, which is not converted",
     "jetmoe": "has experts in its attention, which are not converted",

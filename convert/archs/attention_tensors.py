@@ -25,7 +25,8 @@ def extra_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> d
     shapes: dict[str, tuple[int, ...]] = {arch.sinks: (geometry.num_heads,)} if geometry.sinks else {}
     if geometry.norm is not None:
         for name, heads in ((arch.q_norm, geometry.num_heads), (arch.k_norm, num_kv_heads)):
-            shapes[f"{name}.weight"] = geometry.norm.shape(heads, geometry.head_dim)
+            for kind in geometry.norm.tensors:
+                shapes[f"{name}.{kind}"] = geometry.norm.shape(heads, geometry.head_dim)
     return shapes
 
 
@@ -50,7 +51,16 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
     q_bias, k_bias, v_bias = arch.qkv.split(biases, heads, kv_heads)
     if q is None or k is None or v is None:
         raise ValueError(f"a block of {arch.model_type} lacks queries, keys or values")
-    norm = geometry.norm
+
+    def of_norm(kind: str) -> tuple[Tensor | None, Tensor | None]:
+        norm = geometry.norm
+        if norm is None or kind not in norm.tensors:
+            return None, None
+        sides = ((arch.q_norm, heads), (arch.k_norm, kv_heads))
+        found = [norm.read(tensors[f"{name}.{kind}"], count)[:, order] for name, count in sides]
+        return found[0], found[1]
+
+    (q_gain, k_gain), (q_shift, k_shift) = of_norm("weight"), of_norm("bias")
     return AttentionWeights(
         q=q[:, order],
         k=k[:, order],
@@ -60,8 +70,10 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
         k_bias=None if k_bias is None else k_bias[:, order],
         v_bias=v_bias,
         o_bias=tensors.get(f"{arch.output}.bias"),
-        q_gain=None if norm is None else norm.read(tensors[f"{arch.q_norm}.weight"], heads)[:, order],
-        k_gain=None if norm is None else norm.read(tensors[f"{arch.k_norm}.weight"], kv_heads)[:, order],
+        q_gain=q_gain,
+        k_gain=k_gain,
+        q_shift=q_shift,
+        k_shift=k_shift,
         sinks=tensors[arch.sinks] if geometry.sinks else None,
     )
 
@@ -79,7 +91,13 @@ def join(arch: Architecture, geometry: Geometry, weights: AttentionWeights) -> d
     tensors |= {f"{name}.bias": bias.contiguous() for name, bias in biases.items()}
     if weights.sinks is not None:
         tensors[arch.sinks] = weights.sinks
-    for name, gain in ((arch.q_norm, weights.q_gain), (arch.k_norm, weights.k_gain)):
-        if geometry.norm is not None and gain is not None:
-            tensors[f"{name}.weight"] = geometry.norm.write(gain[:, back]).contiguous()
+    of_norms = {
+        f"{arch.q_norm}.weight": weights.q_gain,
+        f"{arch.k_norm}.weight": weights.k_gain,
+        f"{arch.q_norm}.bias": weights.q_shift,
+        f"{arch.k_norm}.bias": weights.k_shift,
+    }
+    for name, part in of_norms.items():
+        if geometry.norm is not None and part is not None:
+            tensors[name] = geometry.norm.write(part[:, back]).contiguous()
     return tensors

@@ -252,7 +252,7 @@ class Architecture:
     def tensors(self) -> frozenset[str]:
         """Every tensor that the attention may have, with ".weight" or ".bias"."""
         linears = {f"{stem}.{kind}" for stem in self.projections for kind in ("weight", "bias")}
-        norms = {f"{stem}.weight" for stem in (self.q_norm, self.k_norm) if stem}
+        norms = {f"{stem}.{kind}" for stem in (self.q_norm, self.k_norm) if stem for kind in ("weight", "bias")}
         return frozenset(linears | norms | ({self.sinks} if self.sinks else set()))
 
     def rows(self, weight: Tensor) -> Tensor:

@@ -95,6 +95,11 @@ class QueryKeyNorm:
     computes: HeadNorm
     weights: Literal["shared", "own", "flat"]
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """What it stores: a weight, and a bias of the same shape where it has one."""
+        return ("weight", "bias") if self.computes.biased else ("weight",)
+
     def shape(self, heads: int, head_dim: int) -> tuple[int, ...]:
         """Of the stored weight."""
         shapes = {"shared": (head_dim,), "own": (heads, head_dim), "flat": (heads * head_dim,)}

@@ -38,12 +38,13 @@ def norm_facts(module: nn.Module, name: str) -> HeadNorm:
         eps=float(f"{max(eps, 0.0):.3g}"),
         centred=torch.allclose(moved, normed, atol=_CLOSE),
         offset=round(float((none * normed).mean() / normed.square().mean().clamp_min(1e-30)), 3),
+        biased=probe.biased,
     )
     gain = torch.rand(probe.shape, generator=torch.Generator().manual_seed(1))
     for given in (x, x + 0.5, x * _SMALL):
         heads = given.reshape(_TOKENS, -1, probe.shape[-1]).transpose(0, 1)[None]
         wanted = found(heads, gain.reshape(-1, probe.shape[-1]))[0].transpose(0, 1).reshape(given.shape)
-        if not torch.allclose(probe(given, gain), wanted, atol=_CLOSE, rtol=_CLOSE):
+        if not torch.allclose(probe(given, gain), wanted, atol=_CLOSE, rtol=_CLOSE) or not probe.adds_its_bias(given):
             raise ConvertAttnError(
                 f"'{name}' in the attention is a {type(module).__name__}, which computes neither an RMSNorm nor a "
                 "LayerNorm with a weight, as this tool knows them; it cannot be converted"
@@ -57,9 +58,25 @@ class _Probe:
     def __init__(self, module: nn.Module) -> None:
         self._module = deepcopy(module).to_empty(device="cpu").float()
         self.shape = tuple(self._module.get_parameter("weight").shape)
+        self.biased = getattr(self._module, "bias", None) is not None
+        if self.biased:
+            nn.init.zeros_(self._module.get_parameter("bias"))
 
     @torch.no_grad()
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         self._module.get_parameter("weight").data.copy_(weight)
         found: Tensor = self._module(x)
+        return found
+
+    @torch.no_grad()
+    def adds_its_bias(self, x: Tensor) -> bool:
+        """Tell whether its bias, if any, is added to all that it computes besides."""
+        if not self.biased:
+            return True
+        bias = self._module.get_parameter("bias")
+        shift = torch.rand(self.shape, generator=torch.Generator().manual_seed(2))
+        without = self._module(x)
+        bias.copy_(shift)
+        found = bool(torch.allclose(self._module(x), without + shift, atol=_CLOSE))
+        bias.zero_()
         return found

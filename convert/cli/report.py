@@ -173,11 +173,11 @@ def _short(value: float) -> str:
 def _remedies(plan: Plan) -> list[str]:
     """What would be better, the nearest first."""
     found, (before, after) = [], plan.cache_bytes
+    data = "TEXT" if plan.arch.cross is None else "PAIRS.jsonl"
     if plan.text is None:
-        found.append("give --calibration TEXT, text like that which the model will see")
+        found.append(f"give --calibration {data}, text like that which the model will see")
     if plan.arch.cross is not None and plan.source.auto_class not in WRITES:
         return [*found, *_more_groups(plan), "train it further on your task"]
-    data = "TEXT" if plan.arch.cross is None else "PAIRS.jsonl"
     found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data {data}`)")
     if plan.arch.cross is not None:
         return [*found, *_more_groups(plan)]

@@ -28,7 +28,7 @@ from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.text import windows as calibration_text
 from convert_attn.convert.text.decoder import Decoder
-from convert_attn.convert.text.pair_windows import HALVED, count_tokens, is_filled
+from convert_attn.convert.text.pair_windows import HALVED, count_tokens
 from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
 
 _SAMPLED = 4  # of so many windows one is enough to choose sizes on
@@ -129,8 +129,9 @@ class _Session:
             if not sizes.causal:
                 return compare_embeddings(original, converted, called)
             head = Head(plan.source, stream.device, plan.arch)
-            as_pairs = stream.across and not is_filled(held)
-            called_so = f"{called}, halves of windows as source and target" if as_pairs else called
+            pairs = windows is not None and windows.pairs and held is windows.held
+            halved = stream.across and not pairs
+            called_so = f"{called}, halves of windows as source and target" if halved else called
             return measure(head, stream.targets(held), original, converted, called_so)
 
         return Fitting(

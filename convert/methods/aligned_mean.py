@@ -80,6 +80,7 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         k_bias=None if weights.k_bias is None else _mean(keys, weights.k_bias, per_group),
         v_bias=None if weights.v_bias is None else _mean(values, weights.v_bias, per_group),
         k_gain=None if weights.k_gain is None else weights.k_gain.unflatten(0, (-1, per_group)).mean(1),
+        k_shift=None if weights.k_shift is None else weights.k_shift.unflatten(0, (-1, per_group)).mean(1),
     )
 
 

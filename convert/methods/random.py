@@ -19,9 +19,10 @@ def share(weights: AttentionWeights, groups: int, context: LayerContext) -> Atte
         noise = torch.randn(groups, *heads.shape[1:], generator=context.generator, dtype=torch.float64)
         return (noise * heads.to(torch.float64).std(correction=0) + heads.mean(dtype=torch.float64)).to(heads.dtype)
 
-    drawn = map_kv_heads(replace(weights, k_gain=None), draw)
-    gain = None if weights.k_gain is None else weights.k_gain.unflatten(0, (groups, -1)).mean(1)
-    return replace(drawn, k_gain=gain)
+    drawn = map_kv_heads(replace(weights, k_gain=None, k_shift=None), draw)
+    of_norm = (weights.k_gain, weights.k_shift)
+    gain, shift = (None if part is None else part.unflatten(0, (groups, -1)).mean(1) for part in of_norm)
+    return replace(drawn, k_gain=gain, k_shift=shift)
 
 
 METHOD = Method(

@@ -118,6 +118,8 @@ def _share_group(
         v_bias=None if v_bias is None else _mix(value_mixing, v_bias[index]),
         q_gain=None if weights.q_gain is None else weights.q_gain[query_index],
         k_gain=None if weights.k_gain is None else weights.k_gain[index].mean(0, keepdim=True),
+        q_shift=None if weights.q_shift is None else weights.q_shift[query_index],
+        k_shift=None if weights.k_shift is None else weights.k_shift[index].mean(0, keepdim=True),
         sinks=None if weights.sinks is None else weights.sinks[query_index],
     )
 
@@ -165,6 +167,8 @@ def _room(weights: AttentionWeights, groups: int) -> AttentionWeights:
         v_bias=fewer(weights.v_bias),
         q_gain=None if weights.q_gain is None else torch.empty_like(weights.q_gain),
         k_gain=fewer(weights.k_gain),
+        q_shift=None if weights.q_shift is None else torch.empty_like(weights.q_shift),
+        k_shift=fewer(weights.k_shift),
         sinks=None if weights.sinks is None else torch.empty_like(weights.sinks),
     )
 

@@ -188,20 +188,8 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
     """
     asked = NONE if request.calibration is None else request.calibration
     arch = architecture(source.config["model_type"])
-    if arch.cross is not None:
-        if asked == SELF or asked.endswith(TOKEN_FILE):
-            raise UsageError(
-                f"--calibration {asked}: {arch.model_type} is an encoder-decoder, whose source and target are made of "
-                "text; give --calibration auto or FILE"
-            )
-        if arch.cross.reads != "text" and asked in (AUTO, SAMPLE):
-            if asked != AUTO or request.refit:
-                raise UsageError(
-                    f"{arch.model_type} reads {arch.cross.reads}, of which the package has none: give --calibration "
-                    f"{EXPECTED}; or --calibration none, and no --refit"
-                )
-            reason = f"'{source.origin.name}' reads {arch.cross.reads} and --calibration names none"
-            return None, (no_text(reason, remedy=f"give {EXPECTED}"),)
+    if arch.cross is not None and (without := _without_pairs(request, asked, arch.cross.reads, source)):
+        return None, (without,)
     if asked == SELF and not arch.causal:
         raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
     if asked == NONE:
@@ -232,6 +220,28 @@ def _calibration_text(request: Request, method: Method, source: Source) -> tuple
     if method.calibration == "needed":
         raise UsageError(f"method '{method.name}' needs text, and '{source.origin.name}' has no tokenizer for it")
     return None, (no_text(f"'{source.origin.name}' has no tokenizer"),)
+
+
+def _without_pairs(request: Request, asked: str, reads: str, source: Source) -> str:
+    """Give a sentence on why an encoder-decoder is fitted from its weights where text was asked for; "" where not.
+
+    Raises:
+        UsageError: no source and target can be made of the text.
+    """
+    model_type = source.config["model_type"]
+    if asked == SELF or asked.endswith(TOKEN_FILE):
+        raise UsageError(
+            f"--calibration {asked}: {model_type} is an encoder-decoder, whose source and target are made of text; "
+            "give --calibration auto or FILE"
+        )
+    if reads == "text" or asked not in (AUTO, SAMPLE):
+        return ""
+    if asked != AUTO or request.refit:
+        raise UsageError(
+            f"{model_type} reads {reads}, of which the package has none: give --calibration {EXPECTED}; or "
+            "--calibration none, and no --refit"
+        )
+    return no_text(f"'{source.origin.name}' reads {reads} and --calibration names none", f"give {EXPECTED}")
 
 
 _FROM_WEIGHTS = (

@@ -172,7 +172,7 @@ class Skeleton:
 
     def _read(self, batch: Tensor) -> dict[str, Tensor]:
         """What the stack is called with for token ids [B, T], or what stands for sounds."""
-        name = self.stack.main_input_name
+        name = getattr(self.stack, "main_input_name", _TOKENS)
         if name != _TOKENS:
             origin = self._source.origin
             sounds = Sounds.of(self.model.config, origin.folder, origin.name)

@@ -170,7 +170,7 @@ def _samples(path: Path, rate: int) -> NDArray[np.float32]:
     """From -1 to 1, [samples]."""
     with _opened(path, rate) as sound:
         raw = sound.readframes(sound.getnframes())
-    return np.frombuffer(raw[: len(raw) // 2 * 2], dtype="<i2").astype(np.float32) / _LOUDEST
+    return np.frombuffer(raw[: len(raw) // 2 * 2], dtype="<i2").astype(np.float32) * np.float32(1 / _LOUDEST)
 
 
 def _identity(path: Path) -> bytes:

@@ -122,6 +122,7 @@ def calibration_windows(
             of such (`read_pairs`).
 
     Raises:
+        UsageError: no pairs for a model that reads sounds.
         ConvertAttnError: no tokenizer, no text in it, or tokens that the model does not know.
     """
     window, held, kind = min(context, encoder_windows.WINDOW if encoder else _WINDOW), None, _Kind(encoder, decoder)
@@ -135,13 +136,13 @@ def calibration_windows(
         own = spec not in (AUTO, SAMPLE)
         kind = replace(kind, pairs=decoder is not None and own and holds_pairs(spec))
         if decoder is not None and decoder.sounds is not None and not kind.pairs:
-            raise ConvertAttnError(f"'{name}' reads sounds and calibration text '{spec}' has none: give {EXPECTED}")
+            raise UsageError(f"'{name}' reads sounds and calibration text '{spec}' has none: give {EXPECTED}")
         windows = _cut(spec, tokenizer, min(window, wanted), _SPREAD * wanted, kind)
         most = _HELD * _MORE_SHORT if encoder else _HELD
         if kind.pairs:  # as many tokens, of windows that are shorter
             most = max(_HELD, _HELD * _HELD_WINDOW * len(windows) // pair_windows.count_tokens(windows))
         length = windows.shape[1] if decoder is not None else min(windows.shape[1], _HELD_WINDOW)
-        windows, held = _drawn(windows, wanted, most if own else 0, seed, length)
+        windows, held = _drawn(windows, wanted, most if own else 0, seed, length=length, pairs=kind.pairs)
     strange = windows[(windows >= vocabulary) | (windows < (pair_windows.MARK if decoder is not None else 0))]
     if strange.numel():
         raise ConvertAttnError(
@@ -234,13 +235,15 @@ def _cut(spec: str, tokenizer: Any, window: int, wanted: int, kind: _Kind) -> Te
     return windows
 
 
-def _drawn(windows: Tensor, wanted: int, most: int, seed: int, length: int) -> tuple[Tensor, Tensor | None]:
+def _drawn(
+    windows: Tensor, wanted: int, most: int, seed: int, *, length: int, pairs: bool
+) -> tuple[Tensor, Tensor | None]:
     """Windows from all over a text, and others, `most` of this length at most, to measure on where there is more."""
     window = windows.shape[1]
     each = pair_windows.count_tokens(windows) / len(windows) if pair_windows.is_filled(windows) else window
     # texts often go topic by topic: a few windows from everywhere tell more than as many from the beginning
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    spare = min(most, len(windows) // _SELECTION) if each != window else 0  # of pairs the package has none
+    spare = min(most, len(windows) // _SELECTION) if pairs else 0  # of pairs the package has none
     count = max(1, min(int(wanted / each), len(windows) - spare))
     more = windows[order[count : count + -(-most * length // window)].sort().values]
     held = more[:, : window // length * length].reshape(-1, length)[:most]

@@ -31,6 +31,7 @@ class AttentionWeights:
         o_bias: [D] or None.
         q_gain: [H, d] the stored weight of a norm on queries, or None where queries are as projected.
         k_gain: [K, d] the same for keys.
+        q_shift, k_shift: [H, d] and [K, d] the biases of those norms, or None.
         sinks: [H] the score of what a query head looks at besides its tokens, or None.
         order: the original's number of each query head, empty where they are as they were.
     """
@@ -45,6 +46,8 @@ class AttentionWeights:
     o_bias: Tensor | None = None
     q_gain: Tensor | None = None
     k_gain: Tensor | None = None
+    q_shift: Tensor | None = None
+    k_shift: Tensor | None = None
     sinks: Tensor | None = None
     order: tuple[int, ...] = ()
 
@@ -84,6 +87,7 @@ def map_query_heads(weights: AttentionWeights, function: Callable[[Tensor], Tens
         o=function(weights.o),
         q_bias=None if weights.q_bias is None else function(weights.q_bias),
         q_gain=None if weights.q_gain is None else function(weights.q_gain),
+        q_shift=None if weights.q_shift is None else function(weights.q_shift),
         sinks=None if weights.sinks is None else function(weights.sinks),
     )
 
@@ -136,6 +140,7 @@ def map_kv_heads(weights: AttentionWeights, function: Callable[[Tensor], Tensor]
         k_bias=None if weights.k_bias is None else function(weights.k_bias),
         v_bias=None if weights.v_bias is None else function(weights.v_bias),
         k_gain=None if weights.k_gain is None else function(weights.k_gain),
+        k_shift=None if weights.k_shift is None else function(weights.k_shift),
     )
 
 

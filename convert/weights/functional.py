@@ -100,9 +100,9 @@ def latent_of(weights: LatentWeights, x: Tensor) -> Tensor:
     return latent * ((weights.mean_power + NORM_EPS) / (power + NORM_EPS)).sqrt()
 
 
-def normed(heads: Tensor, gain: Tensor | None, rule: Rule) -> Tensor:
-    """Give queries or keys [B, n, T, d] behind their norm with the weight [n, d], where there is one."""
-    return heads if gain is None or rule.norm is None else rule.norm(heads, gain)
+def normed(heads: Tensor, gain: Tensor | None, shift: Tensor | None, rule: Rule) -> Tensor:
+    """Give queries or keys [B, n, T, d] behind their norm with the weight and the bias [n, d], where there is one."""
+    return heads if gain is None or rule.norm is None else rule.norm(heads, gain, shift)
 
 
 def queries(
@@ -110,7 +110,7 @@ def queries(
 ) -> Tensor:
     """Give turned queries [B, H, T, e] of tokens x [B, T, D]; positions as in `turn`."""
     if isinstance(weights, AttentionWeights):
-        query = normed(project(weights.q, weights.q_bias, x), weights.q_gain, rule)
+        query = normed(project(weights.q, weights.q_bias, x), weights.q_gain, weights.q_shift, rule)
         return query if rule.inv_freq is None else turn(query, rule.inv_freq, rule.rotary_scale, positions)
     query = project(weights.q_nope, weights.q_nope_bias, x)
     size = query_sizes(weights, x)
@@ -138,7 +138,7 @@ def key_sizes(weights: LatentWeights, x: Tensor) -> Tensor | None:
 def keys(weights: AttentionWeights | LatentWeights, x: Tensor, rule: Rule) -> Tensor:
     """Give turned keys [B, K, T, e] of tokens x [B, T, D] at 0..T-1."""
     if isinstance(weights, AttentionWeights):
-        key = normed(project(weights.k, weights.k_bias, x), weights.k_gain, rule)
+        key = normed(project(weights.k, weights.k_bias, x), weights.k_gain, weights.k_shift, rule)
         return key if rule.inv_freq is None else turn(key, rule.inv_freq, rule.rotary_scale)
     key = project(weights.up_k, None, latent_of(weights, x))
     if weights.inv_freq.numel():

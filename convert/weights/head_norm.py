@@ -13,19 +13,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class HeadNorm:
-    """What a norm on queries or keys computes: (x - mean x) / sqrt(var x + eps) times its weight.
+    """What a norm on queries or keys computes: (x - mean x) / sqrt(var x + eps) times its weight, and its bias on top.
 
     Attributes:
         eps: is added to the mean square.
         centred: the mean is taken off first (LayerNorm), or not (RMSNorm).
         together: the means are over the numbers of all heads, or each head's own.
         offset: what the class adds to the stored weight.
+        biased: it has a bias, too, which is added behind the weight.
     """
 
     eps: float
     centred: bool = False
     together: bool = False
     offset: float = 0.0
+    biased: bool = False
 
     def _mean(self, states: Tensor) -> Tensor:
         """[B, n, T, d] -> [B, n, T, 1], or [B, 1, T, 1] where all heads are taken together."""
@@ -42,9 +44,10 @@ class HeadNorm:
         factor = (self._mean(states.square()) + self.eps).rsqrt()
         return states * factor, factor
 
-    def __call__(self, states: Tensor, gain: Tensor) -> Tensor:
-        """States [B, n, T, d] with the norm's weight [n, d]."""
-        return self.unweighted(states)[0] * self.weight(gain)
+    def __call__(self, states: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
+        """States [B, n, T, d] with the norm's weight [n, d] and, where it has one, its bias [n, d]."""
+        found = self.unweighted(states)[0] * self.weight(gain)
+        return found if shift is None else found + shift[:, None]
 
 
 @dataclass(frozen=True)
