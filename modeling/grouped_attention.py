@@ -196,7 +196,7 @@ def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: 
 
 
 def _products_are_faster(query: torch.Tensor, key: torch.Tensor, dropout: float) -> bool:
-    """Whether products are faster than the fused kernel; measured by eval/benchmarks/decode_heads.py of convert-attn.
+    """Whether products are faster than the fused kernel; measured by eval/benchmarks/heads of convert-attn.
 
     One new token on a CPU, a few query heads a group: for that few rows PyTorch's kernel calls a matrix product a block
     of keys, which in bf16 converts them first.

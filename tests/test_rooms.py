@@ -49,6 +49,7 @@ ROWS = (
     "eval",
     "eval.benchmarks",
     "eval.benchmarks.conversion",
+    "eval.benchmarks.heads",
     "convert.cli",
 )
 MOST_FILES = 14
