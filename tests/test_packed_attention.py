@@ -77,15 +77,20 @@ def test_classes_of_ours_agree_with_eager(slow: bool, way: str) -> None:
             agrees(model, VOCABULARY)
 
 
+def run_packed(config: Any) -> None:
+    """Some classes have a table of attention classes of their own, and fail while they are made."""
+    made = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=PACKED)
+    made(torch.arange(3, 9)[None])
+
+
 def test_classes_of_transformers_agree_with_eager_or_refuse(slow: bool, way: str) -> None:
     for model_type in CONVERTIBLE if slow else CONVERTIBLE[WAYS.index(way) :: 6]:
         model = tiny_model(model_type, 2)
         if hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
             agrees(model, 97)
             continue
-        model.set_attn_implementation(PACKED)
-        with pytest.raises(ValueError, match=f"{model_type} computes its attention by itself"):
-            model(torch.arange(3, 9)[None])
+        with pytest.raises((ValueError, KeyError), match=f"{model_type} computes its attention by itself|^'{PACKED}'$"):
+            run_packed(model.config)
 
 
 class Layer(torch.nn.Module):
