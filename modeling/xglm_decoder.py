@@ -62,7 +62,7 @@ class XGLMBackbone(LayerDropParts, PlainModel):
         cache, tokens = arguments[CACHE_NAME], inputs_embeds.shape[1]
         seen = 0 if cache is None else cache.get_seq_length()
         if torch.is_tensor(seen):  # of a static cache, and no graph grows a table by a tensor's number
-            seen = cache.get_max_cache_shape() - tokens
+            seen = cache.get_max_length() - tokens
         positions = self.embed_positions(arguments["position_ids"], seen)
         states = inputs_embeds + positions.to(inputs_embeds.device)
         return nn.functional.dropout(states, p=self.dropout, training=self.training)
