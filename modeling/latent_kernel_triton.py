@@ -29,7 +29,7 @@ _LEAST_PART = 256  # tokens
 if triton is not None:
 
     @triton.jit
-    def _sum_parts(
+    def _sum_parts(  # type: ignore[no-untyped-def]  # Triton reads the annotations
         query, entries, mask, sums, peaks, totals, scale, heads, keys, part, query_b, query_h, entries_b, entries_t,
         mask_b, mask_h, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
         KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
@@ -86,7 +86,9 @@ if triton is not None:
             )
 
     @triton.jit
-    def _join_parts(sums, peaks, totals, output, parts, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    def _join_parts(  # type: ignore[no-untyped-def]
+        sums, peaks, totals, output, parts, WIDTH: tl.constexpr, COLUMNS: tl.constexpr
+    ):
         """The parts of one head: weighted sums of the whole context, WIDTH columns of it."""
         head = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, COLUMNS)

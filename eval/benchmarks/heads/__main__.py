@@ -70,7 +70,7 @@ def main(
     if shape.heads % shape.groups:
         raise click.UsageError(f"--heads must be a multiple of --groups, got {shape.heads} and {shape.groups}")
     figures: dict[str, Any] = {
-        "environment": environment(device, "in place"),
+        "environment": {name: environment(device, "")[name] for name in ("device", "threads", "torch", "transformers")},
         "shape": asdict(shape),
         "layers": layers,
         "note": note,

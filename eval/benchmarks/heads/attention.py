@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,8 +58,7 @@ def _grouped(shape: Shape, groups: int, cache: torch.Tensor, query: torch.Tensor
     scale = shape.head_dim**-0.5
     functions: dict[str, Any] = {"stock": sdpa_attention_forward, "packed": packed_attention}
     return {
-        name: lambda function=function: function(layer, query, key, value, None, scaling=scale)
-        for name, function in functions.items()
+        name: partial(function, layer, query, key, value, None, scaling=scale) for name, function in functions.items()
     }
 
 

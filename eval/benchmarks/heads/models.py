@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,11 +90,11 @@ def model_rows(
     steps = [
         dtype | {"context": context} | row
         for context in contexts
-        for row in _rows(models, lambda model, context=context: _step(model, context), repeats, 1.0)
+        for row in _rows(models, partial(_step, context=context), repeats, 1.0)
     ]
     prefills = [
         dtype | {"context": tokens} | row
         for tokens in prompts
-        for row in _rows(models, lambda model, tokens=tokens: _prefill(model, tokens), min(repeats, 5), PREFILL_FACTOR)
+        for row in _rows(models, partial(_prefill, tokens=tokens), min(repeats, 5), PREFILL_FACTOR)
     ]
     return {"steps": steps, "prefills": prefills}
