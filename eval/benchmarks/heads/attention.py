@@ -43,7 +43,7 @@ class Shape:
         return f"MLA({self.rank}+{self.rope_dim})"
 
 
-class _Layer(torch.nn.Module):
+class _Caller(torch.nn.Module):
     """What attention functions read of the module that calls them."""
 
     def __init__(self, per_group: int, head_dim: int) -> None:
@@ -53,7 +53,7 @@ class _Layer(torch.nn.Module):
 
 def _grouped(shape: Shape, groups: int, cache: torch.Tensor, query: torch.Tensor) -> dict[str, Callable[[], object]]:
     """cache [2, B, G, T, d], query [B, H, 1, d] -> calls by the name of the function."""
-    layer = _Layer(shape.heads // groups, shape.head_dim)
+    layer = _Caller(shape.heads // groups, shape.head_dim)
     key, value = cache
     scale = shape.head_dim**-0.5
     functions: dict[str, Any] = {"stock": sdpa_attention_forward, "packed": packed_attention}
