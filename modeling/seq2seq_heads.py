@@ -125,8 +125,11 @@ class DecoderAttention(nn.Module):
 
 def _take(kwargs: dict[str, Any]) -> Any:
     """Take the cache out of keyword arguments, by whichever of its names."""
-    found = [cache for name in CACHE_NAMES if (cache := kwargs.pop(name, None)) is not None]
-    return found[0] if found else None
+    found: Any = None
+    for name in CACHE_NAMES:  # no comprehension with a name of its own: torch.compile makes no graph of it
+        given = kwargs.pop(name, None)
+        found = given if found is None else found
+    return found
 
 
 class ScaledAttention(DecoderAttention):
