@@ -14,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from convert_attn.modeling.attention_names import PACKED
 from convert_attn.modeling.lazy_registration import ClassName, after_import, takes_names, written_to_take_names
+from convert_attn.modeling.offered_attention import offer_when_loaded
 
-__all__ = ["FAMILIES", "Family", "auto_map", "register", "register_when_loaded", "source_files"]
+__all__ = ["FAMILIES", "PACKED", "Family", "auto_map", "register", "register_when_loaded", "source_files"]
 
 _HERE = Path(__file__).parent
 _CONFIGS = "transformers.models.auto.configuration_auto"
@@ -192,6 +194,7 @@ def register_when_loaded() -> None:
     is half loaded, so that ours can import them.
     """
     after_import("transformers", _register_with)
+    offer_when_loaded()
 
 
 def _register_with(transformers: ModuleType) -> None:

@@ -43,7 +43,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
 
-from .capped_attention import capped_attention  # noqa: TID251 - beside this file, too
+from .attention_names import attention_name  # noqa: TID251 - beside this file, too
+from .capped_attention import capped_attention  # noqa: TID251
 from .distance_masks import with_slopes  # noqa: TID251
 from .latent_kernel import Shaping  # noqa: TID251
 from .latent_kernels import mix  # noqa: TID251
@@ -187,7 +188,7 @@ class LatentAttention(nn.Module):
             entries, _ = kv_cache.update(entries, entries[..., :0], self.layer_idx)
 
         attend: AttentionFunction = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            attention_name(self.config), eager_attention_forward
         )
         tokens = hidden_states.shape[1]
         attention_mask = self.mask(attention_mask, query_nope, entries.shape[2], pages or has_pages(kwargs))
@@ -233,7 +234,7 @@ class LatentAttention(nn.Module):
             raise ValueError("continuous batching knows of no slopes (ALiBi) and of no cap of scores: use generate")
         if self.slopes is None:
             return given
-        if self.config._attn_implementation not in ("eager", "sdpa"):
+        if attention_name(self.config) not in ("eager", "sdpa"):
             raise ValueError(f"{self.config._attn_implementation!r} learns of no slopes (ALiBi): use eager or sdpa")
         return self.sloped(given, query, keys, self.slopes)
 

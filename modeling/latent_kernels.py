@@ -5,8 +5,9 @@ import torch
 from .latent_kernel import Kernel, Mixed, Shaping  # noqa: TID251 - beside this file, too
 from .latent_kernel_fused import FUSED  # noqa: TID251
 from .latent_kernel_plain import PLAIN, run_plain  # noqa: TID251
+from .latent_kernel_triton import TRITON  # noqa: TID251
 
-KERNELS: tuple[Kernel, ...] = (FUSED, PLAIN)
+KERNELS: tuple[Kernel, ...] = (TRITON, FUSED, PLAIN)
 
 
 def mix(

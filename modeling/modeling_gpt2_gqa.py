@@ -27,8 +27,8 @@ from .gpt2_backbone import BackboneBlock, BackboneModel, BackbonePreTrainedModel
 from .grouped_attention import (  # noqa: TID251
     AttentionFunction,
     eager_grouped_attention,
+    packed_attention,
     sdpa_attention_forward,
-    sdpa_grouped_attention,
 )
 from .transformers_api import answers_like, has_pages, take_cache, update_cache  # noqa: TID251
 
@@ -92,7 +92,7 @@ class GPT2GQAAttention(nn.Module):
             self.config._attn_implementation, eager_grouped_attention
         )
         if attend is sdpa_attention_forward:  # which would repeat heads
-            attend = sdpa_grouped_attention
+            attend = packed_attention
         dropout = self.attn_dropout.p if self.training else 0.0
         output, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .distance_masks import lessened, near, seen_by  # noqa: TID251 - beside this file in a checkpoint, too
+from .attention_names import attention_name  # noqa: TID251 - beside this file in a checkpoint, too
+from .distance_masks import lessened, near, seen_by  # noqa: TID251
 from .shared_heads import SharedHeadsAttention  # noqa: TID251
 from .transformers_api import has_pages  # noqa: TID251
 
@@ -21,7 +22,7 @@ class OwnMaskAttention(SharedHeadsAttention):
         """[B, S, D] -> [B, S, D] and, from functions that have them, the weights [B, H, S, T]."""
         if has_pages(kwargs):
             raise ValueError("continuous batching masks tokens by itself, which this attention does too: use generate")
-        if self.config._attn_implementation not in _KNOWN:
+        if attention_name(self.config) not in _KNOWN:
             raise ValueError(
                 f"attention function {self.config._attn_implementation!r} does not learn of the mask that this "
                 f"attention has: use one of {', '.join(_KNOWN)}"

@@ -21,8 +21,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .grouped_attention import (  # noqa: TID251 - beside this file in a checkpoint, too
     AttentionFunction,
     eager_grouped_attention,
+    packed_attention,
     sdpa_attention_forward,
-    sdpa_grouped_attention,
+    with_bias,
 )
 from .transformers_api import CACHE_NAMES, update_cache  # noqa: TID251
 
@@ -106,7 +107,7 @@ class DecoderAttention(nn.Module):
             self.config._attn_implementation, eager_grouped_attention
         )
         if function is sdpa_attention_forward:  # which would repeat heads
-            function = sdpa_grouped_attention
+            function = packed_attention
         share: Any = self.dropout
         mixed, weights = function(
             self,
@@ -124,23 +125,11 @@ class DecoderAttention(nn.Module):
 
 def _take(kwargs: dict[str, Any]) -> Any:
     """Take the cache out of keyword arguments, by whichever of its names."""
-    found = [cache for name in CACHE_NAMES if (cache := kwargs.pop(name, None)) is not None]
-    return found[0] if found else None
-
-
-def with_bias(mask: torch.Tensor | None, bias: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Make one mask that is added to scores, [B, H, S, T], of a bias [1, H, S, T] and what hides tokens.
-
-    mask: boolean, True where a token is seen, or added to scores; None hides what is ahead, where causal, or nothing.
-    """
-    tokens, keys = bias.shape[-2:]
-    if mask is None and causal and tokens > 1:  # then nothing came before them
-        mask = torch.ones(tokens, keys, dtype=torch.bool, device=bias.device).tril()
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, torch.finfo(bias.dtype).min)
-    return bias + mask
+    found: Any = None
+    for name in CACHE_NAMES:  # no comprehension with a name of its own: torch.compile makes no graph of it
+        given = kwargs.pop(name, None)
+        found = given if found is None else found
+    return found
 
 
 class ScaledAttention(DecoderAttention):

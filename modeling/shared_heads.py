@@ -20,8 +20,8 @@ from .configuration_shared_heads import key_value_heads  # noqa: TID251 - beside
 from .grouped_attention import (  # noqa: TID251
     AttentionFunction,
     eager_grouped_attention,
+    packed_attention,
     sdpa_attention_forward,
-    sdpa_grouped_attention,
 )
 from .replaced_parts import ReplacedParts, keep_stored_names  # noqa: TID251
 from .transformers_api import CACHE_NAME, has_pages, take_cache, update_cache  # noqa: TID251
@@ -109,7 +109,7 @@ class SharedHeadsAttention(nn.Module):
             self.config._attn_implementation, eager_grouped_attention
         )
         if attend is sdpa_attention_forward:  # which would repeat heads
-            attend = sdpa_grouped_attention
+            attend = packed_attention
         dropout = self.dropout_share if self.training else 0.0
         attended, weights = attend(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs

@@ -59,8 +59,11 @@ class XGLMBackbone(LayerDropParts, PlainModel):
 
     def embed(self, inputs_embeds: torch.Tensor, given: dict[str, Any], arguments: dict[str, Any]) -> torch.Tensor:
         """[B, S, D] -> [B, S, D], positions added."""
-        cache = arguments[CACHE_NAME]
-        positions = self.embed_positions(arguments["position_ids"], 0 if cache is None else cache.get_seq_length())
+        cache, tokens = arguments[CACHE_NAME], inputs_embeds.shape[1]
+        seen = 0 if cache is None else cache.get_seq_length()
+        if torch.is_tensor(seen):  # of a static cache, and no graph grows a table by a tensor's number
+            seen = cache.get_max_length() - tokens
+        positions = self.embed_positions(arguments["position_ids"], seen)
         states = inputs_embeds + positions.to(inputs_embeds.device)
         return nn.functional.dropout(states, p=self.dropout, training=self.training)
 

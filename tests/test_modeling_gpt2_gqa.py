@@ -21,7 +21,7 @@ from convert_attn import modeling
 from convert_attn.convert.heal.training.loop import checkpoint_activations
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling.configuration_gpt2_gqa import GPT2GQAConfig
-from convert_attn.modeling.grouped_attention import MAX_PACKED_TOKENS, eager_grouped_attention, sdpa_grouped_attention
+from convert_attn.modeling.grouped_attention import MAX_PACKED_TOKENS, eager_grouped_attention, packed_attention
 from convert_attn.modeling.modeling_gpt2_gqa import (
     GPT2GQAAttention,
     GPT2GQAForCausalLM,
@@ -193,7 +193,7 @@ def test_the_two_attention_functions_agree_under_any_mask(new: int, shape: str) 
     expected, weights = eager_grouped_attention(attention, query, key, value, additive)
     assert weights.shape == (2, H, new, keys)
     for mask in (allowed, additive):
-        assert_close(sdpa_grouped_attention(attention, query, key, value, mask)[0], expected, 1e-6)
+        assert_close(packed_attention(attention, query, key, value, mask)[0], expected, 1e-6)
     full = torch.softmax(query @ key.repeat_interleave(H // groups, 1).mT * d**-0.5 + additive, -1)
     full = full @ value.repeat_interleave(H // groups, 1)
     assert_close(expected, full.transpose(1, 2), 1e-6)
@@ -205,7 +205,7 @@ def test_without_a_mask_and_not_causal_every_token_is_seen(new: int) -> None:
     query = torch.randn(2, H, new, d)
     key, value = torch.randn(2, 2, 2, new, d)
     expected, _ = eager_grouped_attention(attention, query, key, value, None)
-    output, _ = sdpa_grouped_attention(attention, query, key, value, None, is_causal=False)
+    output, _ = packed_attention(attention, query, key, value, None, is_causal=False)
     assert_close(output, expected, 1e-6)
 
 
@@ -477,7 +477,7 @@ class Spy:
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         self.calls.append({"module": module, "query": query, "key": key, "value": value, **kwargs})
-        return sdpa_grouped_attention(module, query, key, value, mask, scaling=kwargs["scaling"])
+        return packed_attention(module, query, key, value, mask, scaling=kwargs["scaling"])
 
 
 def test_a_registered_function_is_called_with_everything_an_engine_needs() -> None:

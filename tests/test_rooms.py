@@ -50,6 +50,7 @@ ROWS = (
     "eval.benchmarks",
     "eval.benchmarks.conversion",
     "eval.benchmarks.experiments",
+    "eval.benchmarks.heads",
     "convert.cli",
 )
 MOST_FILES = 14
@@ -138,11 +139,16 @@ def _trees() -> Iterator[tuple[str, ast.AST]]:
             yield name, ast.parse(file.read_text(encoding="utf-8"))
 
 
+def _by_triton(node: ast.FunctionDef) -> bool:
+    """Whether Triton compiles it, which knows no arguments by name only."""
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+
+
 def test_no_function_has_more_than_five_positional_parameters() -> None:
     found = []
     for name, tree in _trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, ast.FunctionDef) and not _by_triton(node):
                 arguments = [a.arg for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")]
                 if len(arguments) > FEW:
                     found.append(f"{name}.{node.name}")

@@ -9,7 +9,10 @@ import pytest
 
 _LIGHT = "import sys; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys(), 'imported too early'"
 _KNOWN = """
-from convert_attn.modeling import FAMILIES, auto_map
+from convert_attn.modeling import FAMILIES, PACKED, auto_map
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+assert PACKED in ALL_ATTENTION_FUNCTIONS and PACKED in ALL_MASK_ATTENTION_FUNCTIONS
 for model_type in TYPES:
     config = transformers.AutoConfig.for_model(model_type)
     assert type(config).__module__.startswith("convert_attn."), model_type

@@ -125,6 +125,12 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> t
     return torch.device(value)
 
 
+dtypes_option = click.option("--dtypes", default="float32,bfloat16", show_default=True, callback=_dtypes)
+device_option = click.option(
+    "--device", default="cpu", show_default=True, callback=_device, help="cpu, cuda, cuda:1, ..."
+)
+
+
 def _checked(heads: int, head_dim: int, rank: int, rope_dim: int, layers: int) -> Sizes:
     if heads % SHARING:
         raise click.UsageError(f"--heads must be a multiple of {SHARING}, the heads that share in gqa: got {heads}")
@@ -154,8 +160,8 @@ def measure(
     show_default=True,
     help="In tokens.",
 )
-@click.option("--dtypes", default="float32,bfloat16", show_default=True, callback=_dtypes)
-@click.option("--device", default="cpu", show_default=True, callback=_device, help="cpu, cuda, cuda:1, ...")
+@dtypes_option
+@device_option
 @click.option("--heads", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--head-dim", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--rank", type=click.IntRange(1), default=512, show_default=True, help="Size of the latent.")
