@@ -94,7 +94,9 @@ def _in_memory(folder: Path) -> int:
 
 @click.command()
 @click.option("--gigabytes", default=1.9, show_default=True, help="Size of the checkpoint to make.")
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Counted rounds.")
+@click.option(
+    "--repeats", default=5, show_default=True, type=click.IntRange(0), help="Counted rounds; 0: only rows --with."
+)
 @click.option(
     "--only",
     multiple=True,
@@ -118,9 +120,10 @@ def main(
     png: Path | None,
 ) -> None:
     """Measure the time of conversions."""
-    figures = joined(
-        [json.loads(path.read_text()) for path in earlier], _measured(gigabytes, repeats, only, folder, jobs)
-    )
+    runs = [json.loads(path.read_text()) for path in earlier]
+    if not repeats and not runs:
+        raise click.UsageError("--repeats 0 measures nothing: give rows of earlier runs --with FILE")
+    figures = joined([*runs, _measured(gigabytes, repeats, only, folder, jobs)] if repeats else runs)
     if json_file is not None:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
     if png is not None:

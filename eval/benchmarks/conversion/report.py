@@ -53,10 +53,13 @@ def targets(rows: list[dict[str, Any]]) -> list[str]:
     return said
 
 
-def joined(earlier: list[dict[str, Any]], now: dict[str, Any]) -> dict[str, Any]:
+def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Give the figures of several runs as one: a row measured later takes the place of an earlier one of its name."""
-    rows = {row["name"]: row for figures in (*earlier, now) for row in figures["rows"]}
-    return now | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
+    rows = {row["name"]: row for figures in runs for row in figures["rows"]}
+    found: dict[str, Any] = {}
+    for figures in runs:
+        found |= figures
+    return found | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
 
 
 def page(figures: dict[str, Any], png: Path | None) -> str:
