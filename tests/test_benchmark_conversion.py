@@ -67,12 +67,15 @@ def test_rows_of_several_runs_make_a_page(tmp_path: Path) -> None:
         file.write_text(json.dumps({"environment": {"cores": 2}, "source_bytes": 10**9, "rows": measured}))
         files += ["--with", str(file)]
     page = tmp_path / "page.md"
-    done = CliRunner().invoke(main, [*files, "--repeats", "0", "--page", str(page)], catch_exceptions=False)
+    done = CliRunner().invoke(
+        main, [*files, "--repeats", "0", "--note", "Alone on it.", "--page", str(page)], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert "| mean | 6.00 (6.00 to 6.00) | 6.00 | 1.00 | 3.00 |" in text
     assert "- mean within start-up and 1.5 times cp -r: met (6.0 s, 0.86 of 7.0 s)" in text
     assert "cores 2." in text
+    assert "Alone on it." in text
     assert "mergekit was not installed and is not compared." in text
 
 

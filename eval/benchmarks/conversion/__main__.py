@@ -43,7 +43,6 @@ from convert_attn.eval.benchmarks.conversion.report import (
     joined,
     markdown,
     page,
-    targets,
 )
 from convert_attn.eval.benchmarks.memory import random_llama
 from convert_attn.eval.measures.environment import environment
@@ -111,6 +110,7 @@ def _in_memory(source: Path) -> int:
     "--source", type=click.Path(exists=True, path_type=Path), help="A checkpoint of 2048 with 32 heads, made before."
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Layers converted at once.")
+@click.option("--note", help="A sentence on the conditions, for the page.")
 @click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write the page of results here.")
 @result_options("the seconds of each")
 def main(
@@ -122,6 +122,7 @@ def main(
     folder: Path | None,
     source: Path | None,
     jobs: int,
+    note: str | None,
     page_file: Path | None,
     earlier: Sequence[Path],
     json_file: Path | None,
@@ -140,17 +141,18 @@ def main(
             commands = _commands(Path(directory), source, only, jobs)
             for measured in _measured(commands, source, Path(directory) / "out", repeats, warm_up):
                 figures = joined([*runs, measured | {"environment": environment("cpu") | {"jobs": jobs}}])
-                if json_file is not None:  # round by round: a run that is broken off has measured something
-                    json_file.write_text(json.dumps(figures, indent=2) + "\n")
-    elif json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+                _keep(figures, json_file)  # round by round: a run that is broken off has measured something
+    _keep(figures, json_file)
     if png is not None:
         draw(figures, png)
     if page_file is not None:
-        page_file.write_text(page(figures, png))
-    click.echo(markdown(figures["rows"]))
-    for sentence in targets(figures["rows"]):
-        click.echo(sentence)
+        page_file.write_text(page(figures, png, note))
+    click.echo("\n".join([markdown(figures["rows"]), *figures["targets"]]))
+
+
+def _keep(figures: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _measured(

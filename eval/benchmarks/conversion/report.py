@@ -62,7 +62,7 @@ def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return found | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
 
 
-def page(figures: dict[str, Any], png: Path | None) -> str:
+def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
     """Give the page of results: what was measured on what, the table, every target met or missed."""
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figures["environment"].items())
     lines = [
@@ -78,6 +78,7 @@ def page(figures: dict[str, Any], png: Path | None) -> str:
         "model of 33 MB. Peak memory is that of all processes of a command together, with the one in which the result",
         "is run. Rows of layers are one run of the method alone, without reading, writing and the start of a process.",
         "",
+        *([] if note is None else [note, ""]),
         markdown(figures["rows"]),
         "",
         *(f"- {sentence}" for sentence in figures["targets"]),
