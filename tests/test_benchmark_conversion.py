@@ -76,6 +76,7 @@ def test_rows_of_several_runs_make_a_page(tmp_path: Path) -> None:
     assert "- mean within start-up and 1.5 times cp -r: met (6.0 s, 0.86 of 7.0 s)" in text
     assert "cores 2." in text
     assert "Alone on it." in text
+    assert "- mla in 30 s: not measured" in text
     assert "mergekit was not installed and is not compared." in text
 
 

@@ -64,6 +64,7 @@ def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
     """Give the page of results: what was measured on what, the table, every target met or missed."""
+    measured = {row["name"] for row in figures["rows"]}
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figures["environment"].items())
     lines = [
         "# How long conversions take",
@@ -82,8 +83,9 @@ def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
         markdown(figures["rows"]),
         "",
         *(f"- {sentence}" for sentence in figures["targets"]),
+        *(f"- {name} in {limit:g} s: not measured" for name, limit in _SECONDS.items() if name not in measured),
     ]
-    if not any(row["name"] == MERGEKIT for row in figures["rows"]):
+    if MERGEKIT not in measured:
         lines += ["", "mergekit was not installed and is not compared."]
     if png is not None:
         lines += ["", f"![seconds of each]({png.name})"]
