@@ -164,8 +164,9 @@ def test_a_fit_ends_where_more_sweeps_gain_next_to_nothing(monkeypatch: pytest.M
 
 
 def test_residuals_of_candidates_are_what_is_missed() -> None:
-    """The damping's part aside, which is small here."""
+    """From one start, and but for the damping: the best of several misses no more, and not much less."""
     keys, groups = rotary_keys(), [(0, 1), (2, 5), (3, 7)]
-    sweeps = rotary_residuals(keys, groups, 60)
-    assert sweeps == pytest.approx([missed(keys, group, fit_rotary(keys, [group])[0]) for group in groups], rel=0.05)
+    for found, group in zip(rotary_residuals(keys, groups, 60), groups, strict=True):
+        best = missed(keys, group, fit_rotary(keys, [group])[0])
+        assert 0.99 * best <= found <= 1.1 * best
     assert rotary_residuals(keys, groups[::-1]) == pytest.approx(rotary_residuals(keys, groups)[::-1], rel=1e-9)

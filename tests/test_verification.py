@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,23 @@ def test_the_process_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir())
     process.stop()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_was_never_asked_ends_at_once() -> None:
+    """The command line starts it first; a refusal is not to wait for what it imports."""
+    process = Isolated()
+    process.start()
+    begin = time.perf_counter()
+    process.stop()
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize(("width", "context", "length"), [(64, 4096, 16), (2048, 4096, 8), (2048, 4, 4)])
+def test_wide_models_are_asked_fewer_tokens(width: int, context: int, length: int) -> None:
+    config = AutoConfig.for_model("llama", hidden_size=width, max_position_embeddings=context)
+    assert behaviour.probe_length(config) == length
+    assert behaviour.probe_tokens(config).shape == (1, length)
+    assert all(sum(pieces) == length for pieces in behaviour.schedules(length).values())
 
 
 def test_broken_folders_are_sentences(tmp_path: Path, command: Command) -> None:

@@ -13,7 +13,7 @@ Costs = Callable[[list[Group]], list[float]]
 
 _EXHAUSTIVE = 200  # candidate groups up to which every one is simply evaluated first
 _MOST = 2000  # evaluations of a partition's groups
-_WORK = 2 * 10**9  # evaluations x (dimensions of a group)^3: some seconds on one core
+_WORK = 12 * 10**8  # evaluations x (dimensions of a group)^3: a second or two on one core
 _MOST_CHEAP = 200_000  # the same for affinities, which cost next to nothing
 _SCREENED = 4  # exchanges of a pair of groups that are evaluated where the work does not allow all of them
 _IMPROVEMENT = 1e-9

@@ -132,9 +132,8 @@ def fit_shared_rotary_key(
     rows = layer.gram.flatten(2).flatten(0, 1)  # [K d, K d]
     size: Tensor | None = None  # E |K y|^2, which stays what it is at the start
     for sweep in range(sweeps + 1):
-        flat = mixing.flatten(1)  # [R, K d]
-        cross = flat @ rows
-        shared = cross @ flat.T
+        cross = mixing.flatten(1) @ rows  # [R, K d]
+        shared = cross @ mixing.flatten(1).T
         now = shared.diagonal().sum()
         size = now if size is None else size
         scale = torch.where(now > 0, size / now.clamp_min(1e-200), 1.0).sqrt()

@@ -252,11 +252,11 @@ def fit_rotary(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 60
         mixing [d, n, d] (K = sum_k mixing[:, k] @ Wk_k) and maps [m, d, d] (Wq'_i = maps[i] @ Wq_i).
     """
     at_once, found = _at_once(keys, groups[0]), list[tuple[Tensor, Tensor]]()
-    starts = [_Start.of(keys, fast) for fast in _starts(keys.gram.shape[1] // 2)]
+    # one after the other, as each holds a part of the Gram matrix
+    starts = [_Start.of(keys, fast).shared(groups) for fast in _starts(keys.gram.shape[1] // 2)]
     for begin in range(0, len(groups), at_once):
-        batch = groups[begin : begin + at_once]
-        parts = _Groups.of(keys, batch)
-        tried = [_sweep(parts, start.shared(batch), 4) for start in starts]
+        parts = _Groups.of(keys, groups[begin : begin + at_once])
+        tried = [_sweep(parts, start[begin : begin + at_once], 4) for start in starts]
         best = torch.stack([residual for _, _, residual in tried]).argmin(0)
         mixing = torch.stack([tried[int(start)][0][n] for n, start in enumerate(best)])
         found += list(zip(*_sweep(parts, mixing, sweeps)[:2], strict=True))

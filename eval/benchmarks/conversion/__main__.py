@@ -20,7 +20,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ from convert_attn.eval.benchmarks.conversion.report import (
     joined,
     markdown,
     page,
-    targets,
 )
 from convert_attn.eval.benchmarks.memory import random_llama
 from convert_attn.eval.measures.environment import environment
@@ -59,13 +58,15 @@ _OPTIONS = {
 }
 
 
-def _commands(folder: Path) -> dict[str, list[str]]:
-    """What is run, by name; conversions write `folder`/out."""
-    source, small, output = (str(folder / name) for name in ("source", "small", "out"))
+def _commands(folder: Path, source_folder: Path, only: Sequence[str], jobs: int) -> dict[str, list[str]]:
+    """What is run, by name: all, or some only; conversions write `folder`/out."""
+    random_llama(folder / "small", _SMALL, _SMALL_WIDTH)
+    source, small, output = str(source_folder), str(folder / "small"), str(folder / "out")
     ours = [sys.executable, "-m", "convert_attn.convert.cli"]
     found = {COPY: ["cp", "-r", source, output]}
     found[START] = [*ours, small, *_OPTIONS[MEAN][:3], "2", "--method", "mean", "--output", output]
-    found |= {name: [*ours, source, *options, "--output", output] for name, options in _OPTIONS.items()}
+    converted = ("--jobs", str(jobs), "--output", output)
+    found |= {name: [*ours, source, *options, *converted] for name, options in _OPTIONS.items()}
     found |= {HELP: [*ours, "--help"], GLANCE: [*ours, "inspect", source], INSPECT: [*ours, "inspect", source]}
     if find_spec("mergekit") is not None:
         recipe = folder / "merge.yaml"
@@ -79,13 +80,13 @@ def _commands(folder: Path) -> dict[str, list[str]]:
             output,
             "--no-copy-tokenizer",
         ]
-    return found
+    return {name: command for name, command in found.items() if not only or name in only}
 
 
-def _in_memory(folder: Path) -> int:
+def _in_memory(source: Path) -> int:
     """Read the source; its bytes."""
     count = 0
-    for path in sorted((folder / "source").glob("*.safetensors")):
+    for path in sorted(source.glob("*.safetensors")):
         with path.open("rb", buffering=0) as file:
             while piece := file.read(2**20):
                 count += len(piece)
@@ -94,7 +95,10 @@ def _in_memory(folder: Path) -> int:
 
 @click.command()
 @click.option("--gigabytes", default=1.9, show_default=True, help="Size of the checkpoint to make.")
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(1), help="Counted rounds.")
+@click.option(
+    "--repeats", default=5, show_default=True, type=click.IntRange(0), help="Counted rounds; 0: only rows --with."
+)
+@click.option("--warm-up/--no-warm-up", default=True, show_default=True, help="A first round that is not counted.")
 @click.option(
     "--only",
     multiple=True,
@@ -102,58 +106,72 @@ def _in_memory(folder: Path) -> int:
     help="Run only these.",
 )
 @click.option("--folder", type=click.Path(path_type=Path), help="Where to work [default: a temporary folder].")
+@click.option(
+    "--source", type=click.Path(exists=True, path_type=Path), help="A checkpoint of 2048 with 32 heads, made before."
+)
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Layers converted at once.")
+@click.option("--note", help="A sentence on the conditions, for the page.")
 @click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write the page of results here.")
 @result_options("the seconds of each")
 def main(
     *,
     gigabytes: float,
     repeats: int,
+    warm_up: bool,
     only: Sequence[str],
     folder: Path | None,
+    source: Path | None,
     jobs: int,
+    note: str | None,
     page_file: Path | None,
     earlier: Sequence[Path],
     json_file: Path | None,
     png: Path | None,
 ) -> None:
     """Measure the time of conversions."""
-    figures = joined(
-        [json.loads(path.read_text()) for path in earlier], _measured(gigabytes, repeats, only, folder, jobs)
-    )
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    runs = [json.loads(path.read_text()) for path in earlier]
+    if not repeats and not runs:
+        raise click.UsageError("--repeats 0 measures nothing: give rows of earlier runs --with FILE")
+    figures = joined(runs) if runs else {}
+    if repeats:
+        with tempfile.TemporaryDirectory(dir=folder) as directory:
+            if source is None:
+                source = Path(directory) / "source"
+                random_llama(source, gigabytes, _WIDTH)
+            commands = _commands(Path(directory), source, only, jobs)
+            for measured in _measured(commands, source, Path(directory) / "out", repeats, warm_up):
+                figures = joined([*runs, measured | {"environment": environment("cpu") | {"jobs": jobs}}])
+                _keep(figures, json_file)  # round by round: a run that is broken off has measured something
+    _keep(figures, json_file)
     if png is not None:
         draw(figures, png)
     if page_file is not None:
-        page_file.write_text(page(figures, png))
-    click.echo(markdown(figures["rows"]))
-    for sentence in targets(figures["rows"]):
-        click.echo(sentence)
+        page_file.write_text(page(figures, png, note))
+    click.echo("\n".join([markdown(figures["rows"]), *figures["targets"]]))
 
 
-def _measured(gigabytes: float, repeats: int, only: Sequence[str], folder: Path | None, jobs: int) -> dict[str, Any]:
-    """Everything that is run here, in turns."""
-    with tempfile.TemporaryDirectory(dir=folder) as directory:
-        work = Path(directory)
-        random_llama(work / "source", gigabytes, _WIDTH)
-        random_llama(work / "small", _SMALL, _SMALL_WIDTH)
-        commands = {name: command for name, command in _commands(work).items() if not only or name in only}
-        for name in commands.keys() & _OPTIONS.keys():
-            commands[name] += ["--jobs", str(jobs)]
-        runs: dict[str, list[Run]] = {name: [] for name in commands}
-        order = random.Random(0)
+def _keep(figures: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def _measured(
+    commands: dict[str, list[str]], source: Path, output: Path, repeats: int, warm_up: bool
+) -> Iterator[dict[str, Any]]:
+    """Run commands in turns: what is known after each counted round."""
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    order = random.Random(0)
+    for turn in range(0 if warm_up else 1, repeats + 1):
         nbytes = 0
-        for turn in range(repeats + 1):
-            for name in order.sample(list(commands), len(commands)):
-                nbytes = _in_memory(work)
-                measured = (first_line if name == GLANCE else run)(commands[name])
-                shutil.rmtree(work / "out", ignore_errors=True)
-                if turn:
-                    runs[name].append(measured)
-                click.echo(f"round {turn}: {name} {measured.wall:.2f} s", err=True)
-    rows = [row(name, measured) for name, measured in runs.items()]
-    return {"environment": environment("cpu") | {"jobs": jobs}, "source_bytes": nbytes, "rows": rows}
+        for name in order.sample(list(commands), len(commands)):
+            nbytes = _in_memory(source)
+            measured = (first_line if name == GLANCE else run)(commands[name])
+            shutil.rmtree(output, ignore_errors=True)
+            if turn:
+                runs[name].append(measured)
+            click.echo(f"round {turn}: {name} {measured.wall:.2f} s", err=True)
+        if turn:
+            yield {"source_bytes": nbytes, "rows": [row(name, found) for name, found in runs.items()]}
 
 
 if __name__ == "__main__":

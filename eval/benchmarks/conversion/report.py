@@ -53,14 +53,18 @@ def targets(rows: list[dict[str, Any]]) -> list[str]:
     return said
 
 
-def joined(earlier: list[dict[str, Any]], now: dict[str, Any]) -> dict[str, Any]:
+def joined(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Give the figures of several runs as one: a row measured later takes the place of an earlier one of its name."""
-    rows = {row["name"]: row for figures in (*earlier, now) for row in figures["rows"]}
-    return now | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
+    rows = {row["name"]: row for figures in runs for row in figures["rows"]}
+    found: dict[str, Any] = {}
+    for figures in runs:
+        found |= figures
+    return found | {"rows": list(rows.values()), "targets": targets(list(rows.values()))}
 
 
-def page(figures: dict[str, Any], png: Path | None) -> str:
+def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
     """Give the page of results: what was measured on what, the table, every target met or missed."""
+    measured = {row["name"] for row in figures["rows"]}
     machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in figures["environment"].items())
     lines = [
         "# How long conversions take",
@@ -75,11 +79,13 @@ def page(figures: dict[str, Any], png: Path | None) -> str:
         "model of 33 MB. Peak memory is that of all processes of a command together, with the one in which the result",
         "is run. Rows of layers are one run of the method alone, without reading, writing and the start of a process.",
         "",
+        *([] if note is None else [note, ""]),
         markdown(figures["rows"]),
         "",
         *(f"- {sentence}" for sentence in figures["targets"]),
+        *(f"- {name} in {limit:g} s: not measured" for name, limit in _SECONDS.items() if name not in measured),
     ]
-    if not any(row["name"] == MERGEKIT for row in figures["rows"]):
+    if MERGEKIT not in measured:
         lines += ["", "mergekit was not installed and is not compared."]
     if png is not None:
         lines += ["", f"![seconds of each]({png.name})"]
