@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 from convert_attn import convert
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.option_types import Words
 from convert_attn.eval.benchmarks.common import file_options, load_model, token_windows
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, Sizes, SlotLayer
@@ -200,6 +201,7 @@ def draw(found: dict[str, Any], png: Path) -> None:
 @click.option("--slots", default=64, show_default=True)
 @click.option("--limit", default=32, show_default=True, help="At most this many windows.")
 @click.option("--bytes", "longest", default=65536, show_default=True, help="Tokens up to which bytes are measured.")
+@click.option("--what", "kinds", type=Words(), default="loss,copy,stream", show_default=True, help="What is measured.")
 @click.option("--kvpress", "python", help="Interpreter of an environment that has kvpress.")
 @file_options("bytes, loss by position and copies")
 def main(
@@ -209,6 +211,7 @@ def main(
     slots: int,
     limit: int,
     longest: int,
+    kinds: Sequence[str],
     python: str | None,
     json_file: Path | None,
     png: Path | None,
@@ -216,7 +219,7 @@ def main(
     """Measure a latent sequence of MODEL."""
     transformers.logging.set_verbosity_error()
     tokens = token_windows(windows, limit)
-    work = list(jobs(tokens, slots, limit))
+    work = [job for job in jobs(tokens, slots, limit) if job[0] in kinds]
     with tempfile.TemporaryDirectory() as directory:
         made = convert(model, to="latent-sequence", slots=slots, output=Path(directory) / "made")
         loaded = load_model(made.output)
@@ -228,7 +231,7 @@ def main(
         for what, length, text in work
         for name, make in caches(loaded.config).items()
     ]
-    found["rows"] += streams(loaded, tokens, slots)
+    found["rows"] += streams(loaded, tokens, slots) if "stream" in kinds else ()
     if python is not None:
         entry = 2 * loaded.config.head_dim * 4
         kept = (4 + 2 * slots) * (entry + 12) // entry
