@@ -34,7 +34,7 @@ from convert_attn.convert.errors import UsageError
 from convert_attn.convert.option_types import Words
 from convert_attn.eval.benchmarks.common import file_options, load_model, token_windows
 from convert_attn.eval.measures.decoding import cache_of, with_cache
-from convert_attn.modeling.latent_sequence import LatentSequenceCache, Sizes, SlotLayer
+from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
 
 ASKED, PIECE, PLACE = 32, 16, 64  # predicted tokens; of a stream at a time; where a passage begins
 FULL, SLOTS, WINDOW = "whole cache", "slots", "first and last tokens"
@@ -48,27 +48,25 @@ class FirstAndLast(SlotLayer):
     def _shrink(self, inv_freq: Tensor) -> None:
         if not self.merged:
             self._put_sinks_first()
-        assert self.facts is not None
-        parts = (self.keys, self.values, self.facts)
         first, last = self.sizes.sinks, self.sizes.window
-        self.keys, self.values, self.facts = (torch.cat([p[:, :, :first], p[:, :, -last:]], 2) for p in parts)
+        self.keys, self.values, self.facts = (torch.cat([p[:, :, :first], p[:, :, -last:]], 2) for p in self.held())
         self.merged = True
 
 
 def caches(config: Any) -> dict[str, Callable[[], Any]]:
     """Give what makes the cache of each contender, of as many bytes; None: the whole one."""
-    slots = Sizes(config.cache_sinks, config.cache_slots, config.cache_window)
+    slots = SlotSizes(config.cache_sinks, config.cache_slots, config.cache_window)
     entry = 2 * config.head_dim * 4  # in float32, as models are loaded here
     kept = slots.whole * (entry + 12) // entry  # a slot's facts have their price
 
     def window() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [FirstAndLast(Sizes(slots.sinks, 0, kept - slots.sinks)) for _ in made.layers]
+        made.layers = [FirstAndLast(SlotSizes(slots.sinks, 0, kept - slots.sinks)) for _ in made.layers]
         return made
 
     def whole() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [SlotLayer(Sizes(0, 1 << 30, 1)) for _ in made.layers]
+        made.layers = [SlotLayer(SlotSizes(0, 1 << 30, 1)) for _ in made.layers]
         return made
 
     return {FULL: whole, SLOTS: lambda: LatentSequenceCache(config), WINDOW: window}
