@@ -298,7 +298,7 @@ class SlotAttention(nn.Module):
     layer_idx: Any
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)  # type: ignore[call-arg]  # of the stock class
+        super().__init__(config, layer_idx)
         self.model_config, self.config = config, AskedFor(config)
         self.layer: SlotLayer | None = None
         self.rotary: tuple[Any, ...] = ()
@@ -322,7 +322,7 @@ class SlotModel(ReplacedParts):
     def _replace(self, parent: Any) -> None:
         super()._replace(parent)
         if parent is self and hasattr(self, "rotary_emb"):
-            for module in self.modules():  # type: ignore[attr-defined]  # of the stock class
+            for module in self.modules():
                 if isinstance(module, SlotAttention):
                     module.rotary = (self.rotary_emb,)
 
