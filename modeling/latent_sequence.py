@@ -37,14 +37,14 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .replaced_parts import ReplacedParts  # noqa: TID251 - beside this file in a checkpoint, too
 from .slot_merging import LAST, MASS, RECEIVED, merge  # noqa: TID251
-from .transformers_api import cache_argument  # noqa: TID251
+from .transformers_api import CACHE_NAME, cache_argument  # noqa: TID251
 
 OBSERVED = 32  # queries of a call whose attention is counted
 _NAME = "latent_sequence"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SlotSizes:
     """How many first tokens, slots and last tokens there are."""
 
     sinks: int
@@ -69,7 +69,7 @@ class SlotLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = False
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: SlotSizes) -> None:
         super().__init__()
         self.sizes, self.seen, self.merged = sizes, 0, False
         self.facts: torch.Tensor | None = None
@@ -87,10 +87,17 @@ class SlotLayer(CacheLayerMixin):
         """Add new tokens, [B, G, S, d]; `attend` must follow."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = torch.cat([self.keys, key_states], 2)
-        self.values = torch.cat([self.values, value_states], 2)
+        keys, values, _ = self.held()
+        self.keys, self.values = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
         self.seen += key_states.shape[2]
         return self.keys, self.values
+
+    def held(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give keys, values and facts of a layer that has been given something."""
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.facts is not None
+        return self.keys, self.values, self.facts
 
     def attend(self, module: Any, query: torch.Tensor, mask: torch.Tensor | None, **arguments: Any) -> Any:
         """Call the attention function of the config on all that is held, and then merge what is too much.
@@ -100,11 +107,12 @@ class SlotLayer(CacheLayerMixin):
         """
         function = attention_function(module)
         bias = self._bias(mask, query) if self.merged else mask
-        found = function(module, query, self.keys, self.values, bias, **arguments)
+        keys, values, _ = self.held()
+        found = function(module, query, keys, values, bias, **arguments)
         with torch.no_grad():
             self._note(mask, arguments["position_ids"], query.shape[2])
             self._count(query, bias, arguments["scaling"])
-            if self.keys.shape[2] > self.sizes.whole:
+            if keys.shape[2] > self.sizes.whole:
                 self._shrink(module.rotary[0].inv_freq)
         return found
 
@@ -113,9 +121,8 @@ class SlotLayer(CacheLayerMixin):
         new = query.shape[2]
         if mask is not None and mask.shape[-1] != new:
             raise ValueError(f"beyond {self.sizes.whole} tokens a mask must be of the {new} new ones: give a 2D mask")
-        assert self.facts is not None
         least = torch.finfo(query.dtype).min
-        masses = self.facts[..., MASS].log().clamp_min(least).to(query.dtype)
+        masses = self.held()[2][..., MASS].log().clamp_min(least).to(query.dtype)
         held = masses.repeat_interleave(query.shape[1] // masses.shape[1], 1)[:, :, None].expand(-1, -1, new, -1)
         if mask is None:
             mask = torch.ones(new, new, dtype=torch.bool, device=query.device).tril()[None, None]
@@ -123,23 +130,23 @@ class SlotLayer(CacheLayerMixin):
 
     def _note(self, mask: torch.Tensor | None, position_ids: torch.Tensor, new: int) -> None:
         """What is known of new tokens; the last one sees all that are no padding."""
-        assert self.facts is not None
-        batch, heads = self.facts.shape[:2]
-        seen = torch.ones(batch, new, device=self.keys.device)
+        known = self.held()[2]
+        batch, heads = known.shape[:2]
+        seen = torch.ones(batch, new, device=known.device)
         if mask is not None:
             last = mask[:, 0, -1, -new:]
             seen = seen * (last if last.dtype == torch.bool else last == 0)
         facts = torch.stack([position_ids.expand(batch, -1).float(), seen, torch.zeros_like(seen)], -1)
-        self.facts = torch.cat([self.facts, facts[:, None].expand(-1, heads, -1, -1)], 2)
+        self.facts = torch.cat([known, facts[:, None].expand(-1, heads, -1, -1)], 2)
 
     def _count(self, query: torch.Tensor, bias: torch.Tensor | None, scaling: float) -> None:
         """Add the attention of the last queries to what is received."""
-        assert self.facts is not None
-        heads, tokens = self.facts.shape[1:3]
+        keys, _, facts = self.held()
+        heads, tokens = facts.shape[1:3]
         groups = query.shape[1] // heads
         asked = query[:, :, -OBSERVED:].float()
         new = asked.shape[2]
-        scores = asked.unflatten(1, (heads, groups)).flatten(2, 3) @ self.keys.float().mT * scaling
+        scores = asked.unflatten(1, (heads, groups)).flatten(2, 3) @ keys.float().mT * scaling
         scores = scores.unflatten(2, (groups, new))
         if bias is None:
             future = torch.ones(new, tokens, dtype=torch.bool, device=query.device).triu(tokens - new + 1)
@@ -147,34 +154,32 @@ class SlotLayer(CacheLayerMixin):
         else:
             rows = additive(bias[:, :, -new:], scores.dtype)
             scores = scores + (rows.unflatten(1, (heads, groups)) if rows.shape[1] > 1 else rows[:, None]).float()
-        real = self.facts[:, :, -new:, MASS]
+        real = facts[:, :, -new:, MASS]
         weights = scores.softmax(-1).sum(2) * real[..., None]
-        self.facts[..., RECEIVED] += weights.sum(2) * (self.facts[..., MASS] > 0)
+        facts[..., RECEIVED] += weights.sum(2) * (facts[..., MASS] > 0)
 
     def _shrink(self, inv_freq: torch.Tensor) -> None:
         """Merge what is neither among the first tokens nor in the window until the slots hold it."""
-        assert self.facts is not None
         if not self.merged:
             self._put_sinks_first()
-        sinks, window = self.sizes.sinks, self.sizes.window
-        inside = slice(sinks, self.keys.shape[2] - window)
-        made = merge(*(part[:, :, inside] for part in (self.keys, self.values, self.facts)), self.sizes.slots, inv_freq)
-        ends = slice(self.keys.shape[2] - window, None)
+        keys, values, facts = self.held()
+        sinks, last = self.sizes.sinks, keys.shape[2] - self.sizes.window
+        inside = slice(sinks, last)
+        parts = (keys[:, :, inside], values[:, :, inside], facts[:, :, inside])
+        made = merge(*parts, slots=self.sizes.slots, inv_freq=inv_freq)
         self.keys, self.values, self.facts = (
-            torch.cat([old[:, :, :sinks], new, old[:, :, ends]], 2)
-            for old, new in zip((self.keys, self.values, self.facts), made, strict=True)
+            torch.cat([old[:, :, :sinks], new, old[:, :, last:]], 2)
+            for old, new in zip((keys, values, facts), made, strict=True)
         )
         self.merged = True
 
     def _put_sinks_first(self) -> None:
         """Order tokens so that padding on the left comes behind the first tokens."""
-        assert self.facts is not None
-        real = self.facts[:, 0, :, MASS] > 0  # [B, T]
+        real = self.held()[2][:, 0, :, MASS] > 0  # [B, T]
         sinks = real & (real.cumsum(1) <= self.sizes.sinks)
         order = torch.where(sinks, 0, torch.where(real, 2, 1)).argsort(dim=1, stable=True)[:, None, :, None]
         self.keys, self.values, self.facts = (
-            part.gather(2, order.expand(-1, part.shape[1], -1, part.shape[3]))
-            for part in (self.keys, self.values, self.facts)
+            part.gather(2, order.expand(-1, part.shape[1], -1, part.shape[3])) for part in self.held()
         )
 
     @property
@@ -230,7 +235,7 @@ class LatentSequenceCache(Cache):
     """The cache of a model of fixed length, made from its config; `generate` and `forward` make one by themselves."""
 
     def __init__(self, config: Any) -> None:
-        sizes = Sizes(config.cache_sinks, config.cache_slots, config.cache_window)
+        sizes = SlotSizes(config.cache_sinks, config.cache_slots, config.cache_window)
         super().__init__(layers=[SlotLayer(sizes) for _ in range(config.num_hidden_layers)])
 
     @property
@@ -289,8 +294,11 @@ class AskedFor:
 class SlotAttention(nn.Module):
     """What a family's attention has in front of the stock class that it is."""
 
+    config: Any
+    layer_idx: Any
+
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)  # type: ignore[call-arg]  # of the stock class
+        super().__init__(config, layer_idx)
         self.model_config, self.config = config, AskedFor(config)
         self.layer: SlotLayer | None = None
         self.rotary: tuple[Any, ...] = ()
@@ -314,7 +322,7 @@ class SlotModel(ReplacedParts):
     def _replace(self, parent: Any) -> None:
         super()._replace(parent)
         if parent is self and hasattr(self, "rotary_emb"):
-            for module in self.modules():  # type: ignore[attr-defined]  # of the stock class
+            for module in self.modules():
                 if isinstance(module, SlotAttention):
                     module.rotary = (self.rotary_emb,)
 
@@ -326,7 +334,7 @@ class SlotModel(ReplacedParts):
 
 def makes_its_cache(forward: Any) -> Any:
     """Let a base model's forward make a latent sequence where a cache is asked for and none is given."""
-    name = cache_argument(forward)
+    name = cache_argument(forward) or CACHE_NAME
 
     @wraps(forward)
     def run(self: Any, **kwargs: Any) -> Any:

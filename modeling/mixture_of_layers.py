@@ -111,7 +111,7 @@ class MixtureModel(ReplacedParts):
         super()._replace(parent)
         if parent is not self or not hasattr(self, "layers"):
             return
-        states, config = LayerStates(), self.config  # type: ignore[attr-defined]  # of the stock class
+        states, config = LayerStates(), self.config
         blocks = [self.block_class(config, number) for number in range(config.num_hidden_layers)]
         for number, block in enumerate(blocks):
             block.layer_states, block.layer_number = states, number

@@ -30,7 +30,8 @@ def merge(
     pool = _Pool(keys, values, facts, slots, inv_freq)
     for number in range(slots, keys.shape[2]):
         pool.add(number)
-    return pool.entries(keys.dtype, values.dtype)
+    kept_keys, kept_values, kept_facts = pool.entries()
+    return kept_keys.to(keys.dtype), kept_values.to(values.dtype), kept_facts
 
 
 class _Pool:
@@ -103,7 +104,7 @@ class _Pool:
         changed = torch.where(both, 1.0, share * one[..., -1:] + (1 - share) * other[..., -1:])
         return torch.cat([keys, values, position, masses[0] + masses[1], received[..., None], changed], -1)
 
-    def entries(self, key_dtype: torch.dtype, value_dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Give keys, values and facts of the N places that are taken."""
         last = self.rows[:, :, -1:]
         rows = self.rows.scatter(2, self.free[..., None, None].expand_as(last), last)[:, :, :-1]
@@ -111,7 +112,7 @@ class _Pool:
         keys = turned(self._plain(rows), facts[..., POSITION], self.inv_freq)
         keys = torch.where(rows[..., -1:] > 0, keys, rows[..., : self.size])
         values = rows[..., 2 * self.size : rows.shape[-1] - 1 - LAST]
-        return keys.to(key_dtype), values.to(value_dtype), facts.contiguous()
+        return keys, values, facts.contiguous()
 
 
 __all__ = ["LAST", "MASS", "POSITION", "RECEIVED", "merge", "turned"]

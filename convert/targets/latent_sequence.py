@@ -24,8 +24,8 @@ def _told(blueprint: Blueprint) -> str:
     slots = _slots(blueprint)
     return (
         f"the cache holds the first {SINKS} tokens, the last {slots}, and {slots} slots for each K/V head into which "
-        f"all between is merged; up to {_tokens(blueprint):,} tokens nothing is and the logits are the original's, beyond "
-        "that what is merged is lost in part (a prompt is attended to whole, and merged then)"
+        f"all between is merged; up to {_tokens(blueprint):,} tokens nothing is and the logits are the original's, "
+        "beyond that what is merged is lost in part (a prompt is attended to whole, and merged then)"
     )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from torch import Tensor
 from convert_attn import convert
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.errors import UsageError
+from convert_attn.convert.option_types import Words
 from convert_attn.eval.benchmarks.common import file_options, load_model, token_windows
 from convert_attn.eval.measures.decoding import cache_of, with_cache
-from convert_attn.modeling.latent_sequence import LatentSequenceCache, Sizes, SlotLayer
+from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
 
 ASKED, PIECE, PLACE = 32, 16, 64  # predicted tokens; of a stream at a time; where a passage begins
 FULL, SLOTS, WINDOW = "whole cache", "slots", "first and last tokens"
@@ -47,27 +48,25 @@ class FirstAndLast(SlotLayer):
     def _shrink(self, inv_freq: Tensor) -> None:
         if not self.merged:
             self._put_sinks_first()
-        assert self.facts is not None
-        parts = (self.keys, self.values, self.facts)
         first, last = self.sizes.sinks, self.sizes.window
-        self.keys, self.values, self.facts = (torch.cat([p[:, :, :first], p[:, :, -last:]], 2) for p in parts)
+        self.keys, self.values, self.facts = (torch.cat([p[:, :, :first], p[:, :, -last:]], 2) for p in self.held())
         self.merged = True
 
 
 def caches(config: Any) -> dict[str, Callable[[], Any]]:
     """Give what makes the cache of each contender, of as many bytes; None: the whole one."""
-    slots = Sizes(config.cache_sinks, config.cache_slots, config.cache_window)
+    slots = SlotSizes(config.cache_sinks, config.cache_slots, config.cache_window)
     entry = 2 * config.head_dim * 4  # in float32, as models are loaded here
     kept = slots.whole * (entry + 12) // entry  # a slot's facts have their price
 
     def window() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [FirstAndLast(Sizes(slots.sinks, 0, kept - slots.sinks)) for _ in made.layers]
+        made.layers = [FirstAndLast(SlotSizes(slots.sinks, 0, kept - slots.sinks)) for _ in made.layers]
         return made
 
     def whole() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [SlotLayer(Sizes(0, 1 << 30, 1)) for _ in made.layers]
+        made.layers = [SlotLayer(SlotSizes(0, 1 << 30, 1)) for _ in made.layers]
         return made
 
     return {FULL: whole, SLOTS: lambda: LatentSequenceCache(config), WINDOW: window}
@@ -200,6 +199,7 @@ def draw(found: dict[str, Any], png: Path) -> None:
 @click.option("--slots", default=64, show_default=True)
 @click.option("--limit", default=32, show_default=True, help="At most this many windows.")
 @click.option("--bytes", "longest", default=65536, show_default=True, help="Tokens up to which bytes are measured.")
+@click.option("--what", "kinds", type=Words(), default="loss,copy,stream", show_default=True, help="What is measured.")
 @click.option("--kvpress", "python", help="Interpreter of an environment that has kvpress.")
 @file_options("bytes, loss by position and copies")
 def main(
@@ -209,6 +209,7 @@ def main(
     slots: int,
     limit: int,
     longest: int,
+    kinds: Sequence[str],
     python: str | None,
     json_file: Path | None,
     png: Path | None,
@@ -216,7 +217,7 @@ def main(
     """Measure a latent sequence of MODEL."""
     transformers.logging.set_verbosity_error()
     tokens = token_windows(windows, limit)
-    work = list(jobs(tokens, slots, limit))
+    work = [job for job in jobs(tokens, slots, limit) if job[0] in kinds]
     with tempfile.TemporaryDirectory() as directory:
         made = convert(model, to="latent-sequence", slots=slots, output=Path(directory) / "made")
         loaded = load_model(made.output)
@@ -228,7 +229,7 @@ def main(
         for what, length, text in work
         for name, make in caches(loaded.config).items()
     ]
-    found["rows"] += streams(loaded, tokens, slots)
+    found["rows"] += streams(loaded, tokens, slots) if "stream" in kinds else ()
     if python is not None:
         entry = 2 * loaded.config.head_dim * 4
         kept = (4 + 2 * slots) * (entry + 12) // entry

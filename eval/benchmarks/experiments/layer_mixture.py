@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -26,7 +26,7 @@ from convert_attn.eval.benchmarks.common import json_option, load_model
 from convert_attn.eval.measures.passages import documents_of, make_passages
 from convert_attn.eval.measures.quality import FIGURES, batch_size, token_figures
 
-RUNS = {
+RUNS: dict[str, tuple[Literal["gate", "all"], bool]] = {
     "gate alone": ("gate", True),
     "all, with the gate": ("all", True),
     "all, without a gate": ("all", False),
@@ -97,7 +97,11 @@ def main(
         rows.append(row | difference(found[name], found[without]))
         click.echo(json.dumps(rows[-1]))
     if json_file is not None:
-        about = {"model": Path(model).name, "data": Path(data).name, "text": Path(text or "bundled").name}
+        about: dict[str, Any] = {
+            "model": Path(model).name,
+            "data": Path(data).name,
+            "text": Path(text or "bundled").name,
+        }
         about |= {"tokens": tokens, "window": window, "held_out_windows": len(windows), "lr": lr}
         kept = about | {"untrained": float(found["untrained"].mean()), "rows": rows}
         json_file.write_text(json.dumps(kept, indent=2) + "\n")
