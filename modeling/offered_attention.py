@@ -47,10 +47,14 @@ def packed_mask(*args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_others(config: Any) -> None:
-    """Look into the module of the config's model for transformers' table of attention functions."""
+    """Look into the module of the config's model for transformers' table of attention functions.
+
+    A config without such a module is of another's classes, which have the table (sarvam_moe's are glm4_moe's).
+    """
     home: str = type(config).__module__
     module = sys.modules.get(home.replace("configuration_", "modeling_"))
-    if home.startswith("transformers.models.") and not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
+    ours = not home.startswith("transformers.models.")
+    if not ours and module is not None and not hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         raise ValueError(
             f"{config.model_type} computes its attention by itself in transformers: attn_implementation={PACKED!r} "
             "cannot replace it, leave it out"
