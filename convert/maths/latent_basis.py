@@ -45,7 +45,7 @@ class Reading:
 
 
 def pad(latent: Latent, rank: int) -> Latent:
-    """Give a latent of a smaller rank, filled up with zeros."""
+    """Give a latent of a smaller rank, which may be none, filled up with zeros."""
     missing = rank - len(latent.down)
     if missing <= 0:
         return latent
@@ -121,6 +121,8 @@ def _two_metrics(keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], ran
     """
     (weight_k, second_k), (weight_v, second_v) = keys, values
     inputs, outputs_of, seen_k = _inputs(second_k, second_v)
+    if not len(seen_k):  # nothing occurs
+        return pad(Latent(inputs.T, outputs_of, outputs_of), rank)
     weighed_k, weighed_v = (outputs_of.T @ weight @ outputs_of for weight in (weight_k, weight_v))
     seen_v = 1 - seen_k
     energy = float((weighed_k.diagonal() * seen_k).sum() + (weighed_v.diagonal() * seen_v).sum())
