@@ -153,9 +153,12 @@ def draw(original: Mapping[str, Any], rows: Sequence[RealRow], path: Path) -> No
     Args:
         original: as in `markdown`.
     """
-    from matplotlib.figure import Figure  # of an extra
+    from matplotlib import colormaps  # of an extra
+    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colours = [*colours[::2], *colours[1::2]]  # the strong ones first
     made = [row for row in rows if row.failed is None]
     figure = Figure(figsize=(13, 6), layout="constrained")
     for axes, name, label in zip(
@@ -171,7 +174,7 @@ def draw(original: Mapping[str, Any], rows: Sequence[RealRow], path: Path) -> No
                 )
                 for kind in ("latent", "heads")
             }
-            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            style = {"color": colours[number % 20], "linestyle": ("-", "--", ":")[number // 20 % 3]}
             axes.plot(*_columns(points["latent"]), marker="o", markersize=4, label=way, **style)
             axes.plot(*_columns(points["heads"]), marker="X", markersize=8, **style)
         if name == "perplexity":
