@@ -38,6 +38,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "olmoe_mla": {"num_experts": 2},
     "ernie4_5_moe_mla": {"moe_num_experts": 2, "moe_intermediate_size": 8},
     "granitemoe_mla": {"num_local_experts": 2},
+    "glm4_moe_mla": {"moe_intermediate_size": 8, "n_routed_experts": 2, "num_experts_per_tok": 2},
     "distilbert_gqa": {"hidden_dim": 12},
     "electra_gqa": {"embedding_size": 8},
 }
@@ -47,7 +48,7 @@ ENCODERS = {
     "roberta_gqa": "roberta",
     "xlm_roberta_gqa": "xlm-roberta",
 } | {"distilbert_gqa": "distilbert", "nomic_bert_gqa": "nomic_bert"}
-WITHOUT_LATENT = ("bloom", "mpt", "falcon", "gpt_bigcode", "xglm", "biogpt")
+WITHOUT_LATENT = ("bloom", "mpt", "falcon", "gpt_bigcode", "xglm", "biogpt", "persimmon")
 TWO_STACKS = ("bart", "mbart", "pegasus", "marian", "t5", "mt5", "umt5", "whisper")
 _DECODER: dict[str, Any] = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
 _DECODER |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12}
