@@ -21,7 +21,8 @@ from convert_attn.convert.fitting.ranks import Trial, splits
 from convert_attn.convert.fitting.refit import NewLayer, SideBySide
 from convert_attn.convert.fitting.similarity import Similarity, compare_embeddings
 from convert_attn.convert.methods.base import LayerContext
-from convert_attn.convert.planning.plan import Plan, no_text, replan
+from convert_attn.convert.planning.calibration_text import no_text
+from convert_attn.convert.planning.plan import Plan, replan
 from convert_attn.convert.planning.provenance import public
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.streaming.stream import Stream

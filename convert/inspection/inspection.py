@@ -246,8 +246,7 @@ class _Look:
             yield CacheRow(
                 name=f"{experiment.label(blueprint)} (experimental)",
                 holders=(f"{target.becomes} ({target.layout})",),
-                bytes_per_token=form.cache_numbers(self.sizes) * itemsize
-                + 4 * experiment.facts * sum(self.sizes.kv_by_layer),
+                bytes_per_token=form.cache_numbers(self.sizes) * itemsize + experiment.fact_bytes(self.sizes),
                 most=experiment.tokens(blueprint),
                 experimental=experiment.told(blueprint),
             )

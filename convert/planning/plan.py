@@ -20,6 +20,7 @@ from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.methods import DEFAULT, methods
 from convert_attn.convert.methods.base import Method
+from convert_attn.convert.planning.calibration_text import calibration_text
 from convert_attn.convert.planning.class_config import class_config
 from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.outputs import OutputTensor, result_tensors
@@ -28,8 +29,6 @@ from convert_attn.convert.planning.request import DTYPE_OPTIONS, EXPERIMENTS, Re
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.targets import choose, choose_experiment, fitting
 from convert_attn.convert.targets.base import Blueprint, Target
-from convert_attn.convert.text.sounds import EXPECTED
-from convert_attn.convert.text.windows import AUTO, NONE, SAMPLE, SELF, TOKEN_FILE, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +140,7 @@ class Plan:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
-        facts = 0 if self.target.experiment is None else 4 * self.target.experiment.facts * sum(sizes.kv_by_layer)
+        facts = 0 if self.target.experiment is None else self.target.experiment.fact_bytes(sizes)
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize + facts
 
     @property
@@ -180,81 +179,6 @@ def choose_method(name: str, to: To) -> Method:
     return known[name]
 
 
-def _calibration_text(request: Request, method: Method, source: Source) -> tuple[str | None, tuple[str, ...]]:
-    """The text that layers are fitted on, None for none, and sentences on why there is none.
-
-    Raises:
-        UsageError: text that is not there or that nothing reads, or options for it that make sense without.
-    """
-    asked = NONE if request.calibration is None else request.calibration
-    arch = architecture(source.config["model_type"])
-    if arch.cross is not None and (without := _without_pairs(request, asked, arch.cross.reads, source)):
-        return None, (without,)
-    if asked == SELF and not arch.causal:
-        raise UsageError("--calibration self: an encoder writes no text; give --calibration auto or FILE")
-    if asked == NONE:
-        if request.calibration_tokens is not None or request.refit:
-            option = "--refit" if request.refit else "--calibration-tokens"
-            raise UsageError(f"{option} needs text: give --calibration auto, FILE, sample or self")
-        if method.calibration == "needed":
-            raise UsageError(f"method '{method.name}' needs text: give --calibration auto, FILE, sample or self")
-        return None, (_FROM_WEIGHTS,) if method.refit else ()
-    reads = method.calibration != "none" or bool(request.refit)
-    if not reads and asked != AUTO:
-        raise UsageError(
-            f"method '{method.name}' reads no text: drop --calibration, or add --refit to solve its output "
-            "projections on the text"
-        )
-    if request.calibration_tokens is not None and request.calibration_tokens < 2:
-        raise UsageError(
-            f"--calibration-tokens is {request.calibration_tokens}, expected at least 2: one token alone has "
-            "nothing to attend to"
-        )
-    if asked != AUTO:
-        check_calibration(asked)
-        return asked, ()
-    if not reads:
-        return None, ()
-    if source.has_tokenizer:
-        return (SAMPLE if source.origin.name.startswith("sample:") else AUTO), ()
-    if method.calibration == "needed":
-        raise UsageError(f"method '{method.name}' needs text, and '{source.origin.name}' has no tokenizer for it")
-    return None, (no_text(f"'{source.origin.name}' has no tokenizer"),)
-
-
-def _without_pairs(request: Request, asked: str, reads: str, source: Source) -> str:
-    """Give a sentence on why an encoder-decoder is fitted from its weights where text was asked for; "" where not.
-
-    Raises:
-        UsageError: no source and target can be made of the text.
-    """
-    model_type = source.config["model_type"]
-    if asked == SELF or asked.endswith(TOKEN_FILE):
-        raise UsageError(
-            f"--calibration {asked}: {model_type} is an encoder-decoder, whose source and target are made of text; "
-            "give --calibration auto or FILE"
-        )
-    if reads == "text" or asked not in (AUTO, SAMPLE):
-        return ""
-    if asked != AUTO or request.refit:
-        raise UsageError(
-            f"{model_type} reads {reads}, of which the package has none: give --calibration {EXPECTED}; or "
-            "--calibration none, and no --refit"
-        )
-    return no_text(f"'{source.origin.name}' reads {reads} and --calibration names none", f"give {EXPECTED}")
-
-
-_FROM_WEIGHTS = (
-    "no text (--calibration none): errors are weighed by a guess from the norms alone, which does for small models and "
-    "ruins real ones; give --calibration auto or a text like that which the model will see"
-)
-
-
-def no_text(reason: str, remedy: str = "see the measurement") -> str:
-    """Tell what is to be known where text was wanted and cannot be had."""
-    return f"{reason}, so that layers were fitted from the weights alone, which ruins real models: {remedy}"
-
-
 def default_output(source: Source, request: Request, form: Form) -> Path:
     """./<name>-gqa4 (-gqa2-4 where layers differ), ./<name>-mqa, ./<name>-mla256, or by an experiment's name."""
     to = request.to
@@ -286,7 +210,7 @@ def make_plan(source: Source, request: Request) -> Plan:
             f"--refit mlp solves the projection that ends an MLP, and no single one does in {arch.model_type}: its MLP "
             "is of experts, or has a norm behind it; give --refit"
         )
-    text, unread = _calibration_text(request, method, source)
+    text, unread = calibration_text(request, method, source)
     sizes = geometry(arch, source.config, source.origin.name)
     form = choose_form(request, arch, sizes)
     target = _target(source, arch, sizes, form, request)

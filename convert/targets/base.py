@@ -82,6 +82,29 @@ class Experiment:
     tokens: Callable[[Blueprint], int | None] = lambda blueprint: None
     facts: int = 0
 
+    def fact_bytes(self, sizes: Geometry) -> int:
+        """Count the bytes that `facts` take of a token, in all layers."""
+        return 4 * self.facts * sum(sizes.kv_by_layer)
+
+    def target(self, model_type: str, prefix: str, ending: str, **more: Any) -> Target:
+        """Give the target of a family whose language model has a class of ours beside the stock one.
+
+        Args:
+            model_type: of the family; ours is <model_type>_<ending>.
+            prefix: of its class names; ours have <prefix><Ending>.
+            more: what else the target has.
+        """
+        own, kinds = f"{model_type}_{ending}", ("Model", "ForCausalLM")
+        return Target(
+            name=own,
+            layout="custom",
+            sources=frozenset({model_type}),
+            becomes=own,
+            classes={f"{prefix}{kind}": f"{prefix}{ending.title()}{kind}" for kind in kinds},
+            experiment=self,
+            **more,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:

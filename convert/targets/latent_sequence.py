@@ -3,7 +3,6 @@
 from convert_attn.convert.archs.geometry import Geometry
 from convert_attn.convert.targets.base import Blueprint, Config, Experiment, Target
 
-KINDS = ("Model", "ForCausalLM")
 SINKS = 4
 FACTS = 3  # numbers that are kept of an entry of each key/value head besides: position, mass, received attention
 _TURNS = ("default", "linear", "llama3")  # a frequency for each plane and nothing else
@@ -60,13 +59,4 @@ def latent_sequence(model_type: str, prefix: str) -> Target:
         model_type: of the family; ours is <model_type>_slots.
         prefix: of its class names; ours is <prefix>Slots.
     """
-    own = f"{model_type}_slots"
-    return Target(
-        name=own,
-        layout="custom",
-        sources=frozenset({model_type}),
-        becomes=own,
-        configure=_configure,
-        classes={f"{prefix}{kind}": f"{prefix}Slots{kind}" for kind in KINDS},
-        experiment=SEQUENCE,
-    )
+    return SEQUENCE.target(model_type, prefix, "slots", configure=_configure)

@@ -3,7 +3,6 @@
 from convert_attn.convert.archs.cache_form import LAYER_GATE
 from convert_attn.convert.targets.base import Blueprint, Experiment, Shapes, Target
 
-KINDS = ("Model", "ForCausalLM")
 _GATE = f"norm.{LAYER_GATE}."
 
 
@@ -33,14 +32,4 @@ def layer_mixture(model_type: str, prefix: str) -> Target:
         model_type: of the family; ours is <model_type>_mixture.
         prefix: of its class names; ours is <prefix>Mixture.
     """
-    own = f"{model_type}_mixture"
-    return Target(
-        name=own,
-        layout="custom",
-        sources=frozenset({model_type}),
-        becomes=own,
-        configure=lambda blueprint: {},
-        classes={f"{prefix}{kind}": f"{prefix}Mixture{kind}" for kind in KINDS},
-        experiment=MIXTURE,
-        zeros=_gate,
-    )
+    return MIXTURE.target(model_type, prefix, "mixture", configure=lambda blueprint: {}, zeros=_gate)
