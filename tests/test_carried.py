@@ -46,8 +46,11 @@ GENERATION = {
 
 
 def _homes() -> list[tuple[str, str, str]]:
-    """(source, --to, --layout) for every class that can hold one family of each kind, or one that has tests here."""
-    found = []
+    """(source, --to, --layout) for every class that can hold one family of each kind, or one that has tests here.
+
+    Once for a class: what a config says besides does not hang on how many heads are left.
+    """
+    found, reached = [], set()
     for name in sorted({*KINDS, "gemma", "gpt2", "mistral"}):
         arch = architectures()[name]
         for to, form in (
@@ -57,7 +60,10 @@ def _homes() -> list[tuple[str, str, str]]:
         ):
             if to == "mla" and arch.position != "rope":
                 form = LatentCache.of(16, 0, 2)
-            found += [(name, to, target.layout) for target in fitting(arch, _SIZES, form)]
+            for target in fitting(arch, _SIZES, form):
+                if (name, target.name) not in reached:
+                    found.append((name, to, target.layout))
+                    reached.add((name, target.name))
     return found
 
 
