@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING
 from convert_attn import convert, inspect, verify
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.attention_tensors import join, split
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
@@ -44,15 +45,20 @@ def load_larger(folder: Path) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def facts_of_text(name: str, config: dict[str, Any]) -> Architecture:
+    """The facts of a language model's config, as it has them."""
+    return architectures()[config["model_type"]].of(typed_config(config, name))
+
+
 def equal_heads(model: Any, name: str, groups: int) -> None:
     """Make neighbouring K/V heads of the language model equal, in place."""
     raw = model.config.to_dict()
     within = language_model(raw, name)
     assert within is not None
-    arch, base = architectures()[within.config["model_type"]], place_of(model, name)
-    sizes, state = geometry(arch, within.config, name), model.state_dict()
+    whole, base = facts_of_text(name, within.config), place_of(model, name)
+    sizes, state = geometry(whole, within.config, name), model.state_dict()
     for layer in range(sizes.num_layers):
-        stem = base + arch.block.format(layer=layer)
+        arch, stem = whole.at(layer), base + whole.stem(layer)
         tensors = {local: state[stem + local].clone() for local in arch.tensors if stem + local in state}
         shared = map_kv_heads(split(arch, sizes, tensors), lambda heads: heads[:groups])
         new = {stem + local: part for local, part in join(arch, sizes, replicate_kv_heads(shared, HEADS)).items()}
@@ -86,19 +92,21 @@ def test_equal_heads_convert_without_loss_with_an_image_too(name: str, tmp_path:
     assert type(result) is type(model)
     assert result.config.get_text_config().num_key_value_heads == 2
     before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
-    names = Source.open(resolve(str(tmp_path / "in"))).names
-    inside = {stored for stored in before if f"{names.base}layers." in parameter_of(names, stored)}
-    attention = {stored for stored in inside if "self_attn" in stored}
+    source = Source.open(resolve(str(tmp_path / "in")))
+    names, arch = source.names, facts_of_text(name, source.config)
+    layers = range(source.config["num_hidden_layers"])
+    changed = {f"{names.base}{arch.stem(layer)}{local}" for layer in layers for local in arch.at(layer).tensors}
+    attention = {stored for stored in before if parameter_of(names, stored) in changed}
     others = before.keys() - attention
     assert any("vision" in stored or "visual" in stored for stored in others)
     assert all(torch.equal(before[stored], after[stored]) for stored in others)
     assert_same_logits(logits_with_image(result, name), logits_with_image(model, name))
     # another image gives another text, so that the one above was looked at
-    changed = image_inputs(name) | {"pixel_values": image_inputs(name)["pixel_values"] + 1}
+    other = image_inputs(name) | {"pixel_values": image_inputs(name)["pixel_values"] + 1}
     with torch.no_grad():
-        assert not torch.allclose(result(**changed).logits, logits_with_image(result, name), atol=1e-3)
-    source, made = config_of(tmp_path / "in"), config_of(tmp_path / "out")
-    assert {key for key in source if source[key] != made[key]} <= {"text_config", "transformers_version"}
+        assert not torch.allclose(result(**other).logits, logits_with_image(result, name), atol=1e-3)
+    config, made = config_of(tmp_path / "in"), config_of(tmp_path / "out")
+    assert {key for key in config if config[key] != made[key]} <= {"text_config", "transformers_version"}
     assert json_of(tmp_path / "out" / "preprocessor_config.json") == {"image_mean": [0.5, 0.5, 0.5]}
 
 

@@ -137,6 +137,11 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
             f"The language model ({block['source_model_type']}) inside the {block['inside']} was converted, on text "
             "alone; everything else is the source's."
         )
+    if unmeasured := block.get("unmeasured_layers"):
+        yield (
+            f"Its layers {', '.join(map(str, unmeasured))} look at images alone, and no text goes through them: their "
+            "heads are shared by what\ntheir weights say, and what that costs is in none of the figures here."
+        )
     method = methods().get(block["method"])
     source = f" ({method.source})" if method else ""
     yield f"Method: `{block['method']}`{source}, {calibrated_on(block['calibration'])}, seed {block['seed']}."

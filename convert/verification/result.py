@@ -140,6 +140,8 @@ def run_folder(
         job |= {"encoder": not arch.causal, "inside": _inside(arch)}
     if arch is not None and arch.cross is not None:
         job["sites"] = [[arch.stem(site) + arch.at(site).parts[n] for n in (0, -1)] for site in layers]
+    if arch is not None and arch.seeing is not None:
+        job["seen"] = [arch.seeing.states, arch.seeing.mask]
     if expected.numbers is not None:
         job["numbers"] = [expected.numbers[layer] for layer in layers]
     if expected.source is not None:
