@@ -1,23 +1,27 @@
-"""The base model's class of a config: in one list of transformers, or in that of what larger models alone have."""
+"""The class of a config's base model: by transformers' list, or by its name where only a larger model makes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModel, AutoModelForTextEncoding
+import transformers
+from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
-
-_LISTS: tuple[Any, ...] = (AutoModel, AutoModelForTextEncoding)
-
-
-def _list_of(config: PreTrainedConfig) -> Any:
-    """The first list that has a class for a config; the first of all where none has."""
-    return next((auto for auto in _LISTS if type(config) in auto._model_mapping), AutoModel)
 
 
 def base_class(config: PreTrainedConfig | None) -> Any:
-    """Give the base model's class for a config, or its classes; None where transformers has none."""
-    return None if config is None else _list_of(config)._model_mapping.get(type(config), None)
+    """Give the base model's class for a config, or its classes; None where transformers has none.
+
+    A class that is in no list is called as its config is, with "Model" in the place of "Config".
+    """
+    if config is None:
+        return None
+    known: Any = AutoModel._model_mapping
+    listed = known.get(type(config), None)
+    if listed is not None:
+        return listed
+    named: Any = getattr(transformers, f"{type(config).__name__.removesuffix('Config')}Model", None)
+    return named if getattr(named, "config_class", None) is type(config) else None
 
 
 def make_base(config: PreTrainedConfig, **options: Any) -> Any:
@@ -29,4 +33,7 @@ def make_base(config: PreTrainedConfig, **options: Any) -> Any:
     Raises:
         Exception: whatever the class raises on a config that it refuses.
     """
-    return _list_of(config).from_config(config, **options)
+    if type(config) in AutoModel._model_mapping:
+        return AutoModel.from_config(config, **options)
+    known = base_class(config)
+    return AutoModel.from_config(config, **options) if known is None else known._from_config(config, **options)
