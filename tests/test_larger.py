@@ -234,6 +234,60 @@ def test_a_large_one_is_run_cut_to_some_blocks_of_its_language_model(
     assert result.verified.figures["cached_numbers"] == [2 * 8] * 3
 
 
+def looking_at_images(folder: Path, **text: Any) -> Path:
+    """A model with layers that look at images and at nothing else, and text like that of the samples."""
+    vocabulary = config_of(sample_path("llama"))["vocab_size"]
+    larger_model("mllama", vocab_size=vocabulary, max_position_embeddings=128, **text).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(sample_path("llama") / file, folder)
+    return folder
+
+
+def test_what_no_text_goes_through_is_shared_by_weights_alone_and_the_card_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "SMALL", 0)
+    source = looking_at_images(tmp_path / "in", num_hidden_layers=6, cross_attention_layers=[1, 4])
+    results = {}
+    for folder, calibration in (("text", "auto"), ("weights", None)):
+        tokens = None if calibration is None else 2048
+        options: dict[str, Any] = {"calibration": calibration, "calibration_tokens": tokens, "measure": False}
+        made = convert(source, to="mqa", output=tmp_path / folder, **options)
+        assert any("layers 1, 4 looks at images alone" in warning for warning in made.warnings)
+        assert made.verified is not None
+        assert made.verified.figures["cached_numbers"] == [2 * 8] * 4  # of layers 0, 1, 3 and 5
+        assert made.verified.figures["decodes_seeing"] < 1e-3
+        assert made.plan.cache_bytes == (4 * 6 * 2 * 64, 4 * 6 * 2 * 8)
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "The attention of layers 1, 4 looks at images alone" in card
+        assert "bytes per token of the text and one state of an image" in card
+        results[folder] = tensors_of(tmp_path / folder)
+    differ = {name for name, part in results["text"].items() if not torch.equal(part, results["weights"][name])}
+    assert differ
+    assert all("self_attn" in name for name in differ)
+    assert any("cross_attn.k_proj" in name for name in results["text"])
+    assert not config_of(convert_unchanged(source, tmp_path / "same"))["convert_attn"].get("unmeasured_layers")
+
+
+def convert_unchanged(source: Path, folder: Path) -> Path:
+    """With as many groups as heads."""
+    convert(source, to="gqa", groups=HEADS, output=folder, **QUICK)
+    return folder
+
+
+def test_layers_that_look_at_images_have_no_latent_and_their_model_is_not_alone(tmp_path: Path) -> None:
+    model = larger_model("mllama")
+    model.save_pretrained(tmp_path / "in")
+    with pytest.raises(UsageError, match="mllama_text_model has layers that look at images, and no class with a lat"):
+        plan(tmp_path / "in", to="mla", rank=16)
+    transformers.MllamaForCausalLM(model.config.get_text_config()).save_pretrained(tmp_path / "alone")
+    with pytest.raises(ConvertAttnError, match="is a mllama_text_model by itself, which AutoModelForCausalLM of trans"):
+        plan(tmp_path / "alone", to="mqa")
+    edit_config(tmp_path / "in", text_config=config_of(tmp_path / "in")["text_config"] | {"cross_attention_layers": [0]})
+    with pytest.raises(ConvertAttnError, match="has an attention on images in its first layer"):
+        plan(tmp_path / "in", to="mqa")
+
+
 def test_every_larger_class_here_is_found(slow: bool) -> None:
     """Of all model types of transformers that hold a known family: one module is the language model."""
     if not slow:

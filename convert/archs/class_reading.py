@@ -30,6 +30,11 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
     arch = arch.of(typed_config(raw, name))
+    if 0 in arch.seeing_layers:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has an attention on images in its first layer, whose cache its class takes for "
+            "the text's: such a model cannot be converted"
+        )
     facts = class_facts(raw, name, place_of(arch))
     for layer in range(len(facts.modules)):
         own, of_layer = facts.attention(layer), arch.at(layer)
@@ -58,11 +63,6 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
                 f"{layer} from layer {first}), which this tool cannot convert"
             )
-    if 0 in arch.seeing_layers:
-        raise ConvertAttnError(
-            f"config.json of '{name}' has an attention on images in its first layer, whose cache its class takes for "
-            "the text's: such a model cannot be converted"
-        )
     if facts.causal != arch.causal:
         sees = "only itself and those before it" if facts.causal else "all tokens"
         raise ConvertAttnError(

@@ -185,6 +185,8 @@ def _remedies(plan: Plan) -> list[str]:
         found.append(f"give --calibration {data}, text like that which the model will see")
     if plan.arch.cross is not None and plan.source.auto_class not in WRITES:
         return [*found, *_more_groups(plan), "train it further on your task"]
+    if plan.source.within is not None:  # which neither heal nor a class with a latent takes
+        return [*found, *_more_groups(plan)] or ["train it further on your task"]
     found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data {data}`)")
     if plan.arch.cross is not None:
         return [*found, *_more_groups(plan)]
@@ -212,6 +214,7 @@ def verified_lines(model: str, found: Verified) -> list[str]:
     figures = found.figures
     said = {
         "decodes": "decoding with its cache, alone and padded: differs by at most {:.1e} standard deviations",
+        "decodes_seeing": "decoding with states of an image: differs by at most {:.1e} standard deviations",
         "padding": "a padded batch, against each text alone: differs by at most {:.1e} standard deviations",
         "generates": "generate with and without a cache: logits differ by at most {:.1e} standard deviations",
         "around_attention": "all but attention, against the source: differs by at most {:.1e} standard deviations",

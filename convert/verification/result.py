@@ -62,9 +62,10 @@ class Verified:
     Attributes:
         transformers: the version it was run in.
         figures: what was measured: `decodes` and `generates` (largest difference with and without a cache, in standard
-            deviations), `cached_numbers` (per token, for every layer that was run), of encoders `padding` (largest
-            difference between a text in a padded batch and alone), `block_errors` (relative) and `block_errors_stored`,
-            `around_attention`, `dtype`, `tokenizer`.
+            deviations), `decodes_seeing` (the same with states of images, where layers look at such), `cached_numbers`
+            (per token, for every layer that was run), of encoders `padding` (largest difference between a text in a
+            padded batch and alone), `block_errors` (relative) and `block_errors_stored`, `around_attention`, `dtype`,
+            `tokenizer`.
         notes: what could not be looked at, sentences.
     """
 
