@@ -74,7 +74,7 @@ class CrossAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeing:
+class ImageLayers:
     """Blocks of another kind among a decoder's, whose keys and values are of images: a text alone passes them by.
 
     Attributes:
@@ -161,7 +161,7 @@ class Architecture:
     position: Literal["rope", "learned", "alibi", "relative"]
     table: str = ""
     cross: CrossAttention | None = None
-    seeing: Seeing | None = None
+    seeing: ImageLayers | None = None
     seeing_layers: frozenset[int] = frozenset()
     mlp_output: str | None = "mlp.down_proj"
     variants: tuple[Variant, ...] = ()
@@ -213,8 +213,8 @@ class Architecture:
         """Give the facts of one attention site."""
         cross = self.cross
         if self.seeing is not None and site in self.seeing_layers:
-            other = {"position": "learned", "keys_from": "cross", "seeing_layers": frozenset()}
-            return replace(self, **other, **self.seeing.facts)
+            facts = self.seeing.facts
+            return replace(self, position="learned", keys_from="cross", seeing_layers=frozenset(), **facts)
         if cross is None or site % self.attentions == 0:
             return self
         return replace(
@@ -243,7 +243,7 @@ class Architecture:
         return self.position == "rope"
 
     def of(self, config: PreTrainedConfig) -> Architecture:
-        """Give the facts as one config has them: see `Variant` and `Seeing`."""
+        """Give the facts as one config has them: see `Variant` and `ImageLayers`."""
         found = self
         if self.seeing is not None:
             numbers = getattr(config, self.seeing.layers, None) or ()

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 
-from convert_attn.convert.archs.base import Seeing
+from convert_attn.convert.archs.base import ImageLayers
 from convert_attn.convert.archs.llama import ARCHITECTURE as LLAMA
 from convert_attn.convert.archs.packings import Separate
 
 ARCHITECTURE = replace(
     LLAMA,
     model_type="mllama_text_model",
-    seeing=Seeing(
+    seeing=ImageLayers(
         layers="cross_attention_layers",
         states="cross_attention_states",
         mask="cross_attention_mask",
