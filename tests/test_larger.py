@@ -253,13 +253,13 @@ def test_what_no_text_goes_through_is_shared_by_weights_alone_and_the_card_says_
         tokens = None if calibration is None else 2048
         options: dict[str, Any] = {"calibration": calibration, "calibration_tokens": tokens, "measure": False}
         made = convert(source, to="mqa", output=tmp_path / folder, **options)
-        assert any("layers 1, 4 looks at images alone" in warning for warning in made.warnings)
+        assert any("the attention of layer 1, 4 looks at images alone" in warning for warning in made.warnings)
         assert made.verified is not None
         assert made.verified.figures["cached_numbers"] == [2 * 8] * 4  # of layers 0, 1, 3 and 5
         assert made.verified.figures["decodes_seeing"] < 1e-3
         assert made.plan.cache_bytes == (4 * 6 * 2 * 64, 4 * 6 * 2 * 8)
         card = (tmp_path / folder / "README.md").read_text()
-        assert "The attention of layers 1, 4 looks at images alone" in card
+        assert "The attention of layer 1, 4 looks at images alone" in card
         assert "bytes per token of the text and one state of an image" in card
         results[folder] = tensors_of(tmp_path / folder)
     differ = {name for name, part in results["text"].items() if not torch.equal(part, results["weights"][name])}
@@ -283,7 +283,8 @@ def test_layers_that_look_at_images_have_no_latent_and_their_model_is_not_alone(
     transformers.MllamaForCausalLM(model.config.get_text_config()).save_pretrained(tmp_path / "alone")
     with pytest.raises(ConvertAttnError, match="is a mllama_text_model by itself, which AutoModelForCausalLM of trans"):
         plan(tmp_path / "alone", to="mqa")
-    edit_config(tmp_path / "in", text_config=config_of(tmp_path / "in")["text_config"] | {"cross_attention_layers": [0]})
+    text = config_of(tmp_path / "in")["text_config"]
+    edit_config(tmp_path / "in", text_config=text | {"cross_attention_layers": [0]})
     with pytest.raises(ConvertAttnError, match="has an attention on images in its first layer"):
         plan(tmp_path / "in", to="mqa")
 

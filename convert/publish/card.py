@@ -139,9 +139,9 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
         )
     if unmeasured := block.get("unmeasured_layers"):
         yield (
-            f"The attention of layers {', '.join(map(str, unmeasured))} looks at images alone, and no text goes through "
-            "it: its heads are\nshared by what the weights say, which ruins those of real models, and what that costs is "
-            "in none of the figures here."
+            f"The attention of layer {', '.join(map(str, unmeasured))} looks at images alone, and no text goes through "
+            "it: its heads are\nshared by what the weights say, which ruins those of real models, and what that costs "
+            "is in none of the figures here."
         )
     method = methods().get(block["method"])
     source = f" ({method.source})" if method else ""
