@@ -81,14 +81,12 @@ class ImageLayers:
         layers: the config key that lists the numbers of these blocks.
         states: what the base model calls what they look at, [B, M, D].
         mask: what it calls what is added to their scores, [B, 1, T, M].
-        projection: what makes these states, in the larger model's base: a projection with a bias.
         facts: attributes of an `Architecture` that are others there, by name.
     """
 
     layers: str
     states: str
     mask: str
-    projection: str
     facts: Mapping[str, Any]
 
 

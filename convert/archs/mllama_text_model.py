@@ -13,7 +13,6 @@ ARCHITECTURE = replace(
         layers="cross_attention_layers",
         states="cross_attention_states",
         mask="cross_attention_mask",
-        projection="multi_modal_projector",
         facts={
             "qkv": Separate("cross_attn.q_proj", "cross_attn.k_proj", "cross_attn.v_proj"),
             "output": "cross_attn.o_proj",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,24 +67,14 @@ class Layers:
         return self._behind(self.plan.arch.at(layer).norm, self.plan.parameter(layer, ""))
 
     def prior_of_others(self) -> Moments:
-        """Give the moments that weights alone let one guess of what an encoder gives, or of what images become.
+        """Give the moments that the encoder's last norm alone lets one guess of what it gives.
 
-        That is by the encoder's last norm, or by the projection that all of an image goes through.
+        Of states of images, behind which is no norm: of numbers that are uncorrelated, of size one. (By the projection
+        that makes these states it was as good: attention's output off by 0.724 and 0.726 of its size, the mean of three
+        random models at 4, 2 and 1 heads of 8.)
         """
-        if self.plan.arch.seeing is not None:
-            return self._projected
         cross = self.plan.arch.cross
         return self._behind(None if cross is None else cross.encoder_norm, self.plan.source.names.base)
-
-    @cached_property
-    def _projected(self) -> Moments:
-        """Moments of what a projection W [D, n] with its bias gives of uncorrelated numbers of size one."""
-        seeing, names = self.plan.arch.seeing, self.plan.source.names
-        assert seeing is not None
-        stem = f"{names.base.rstrip('.').rpartition('.')[0]}.{seeing.projection}"
-        weight = names.read(f"{stem}.weight", self._finite).to(torch.float64)
-        bias = names.read(f"{stem}.bias", self._finite).to(torch.float64)
-        return Moments(bias, weight @ weight.T + torch.outer(bias, bias))
 
     def _behind(self, of_norm: Norm | None, stem: str) -> Moments:
         """Moments of what a norm gives, whose name in the source's class begins so."""
