@@ -71,6 +71,21 @@ def _kinds(inputs: Callable[[], dict[str, Tensor]]) -> Callable[[], dict[str, Te
     return marked
 
 
+def _tiles() -> dict[str, Tensor]:
+    """An image of two tiles, of which the first token of the text sees none."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(2, IMAGE, (1, 8), generator=generator)
+    seen = torch.ones(1, 8, 1, 2)
+    seen[:, 0] = 0
+    return {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 1, 2, 3, 16, 16, generator=generator),
+        "aspect_ratio_ids": torch.tensor([[2]]),
+        "aspect_ratio_mask": torch.ones(1, 1, 2, dtype=torch.int64),
+        "cross_attention_mask": seen,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Larger:
     """A larger model's tiny config, and what it reads with an image.
@@ -148,6 +163,27 @@ SETTINGS: dict[str, Larger] = {
         vision=_CLIP | {"image_size": [16, 16], "patch_size": [8, 8]},
         inputs=_pixels(1, 3, 16, 16),
         own={"image_token_id": IMAGE},
+        vision_type=None,
+    ),
+    "mllama": Larger(
+        text="mllama_text_model",
+        vision={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_global_layers": 1,
+            "attention_heads": 4,
+            "image_size": 16,
+            "patch_size": 8,
+            "max_num_tiles": 2,
+            "intermediate_layers_indices": [0, 2],
+            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+            "vision_output_dim": 96,
+        },
+        inputs=_tiles,
+        own={"image_token_index": IMAGE},
+        text_own={"num_hidden_layers": 3, "cross_attention_layers": [1]}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         vision_type=None,
     ),
 }

@@ -19,6 +19,7 @@ from transformers import CONFIG_MAPPING
 from convert_attn import convert, inspect, verify
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.attention_tensors import join, split
+from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
@@ -44,15 +45,20 @@ def load_larger(folder: Path) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+def facts_of_text(name: str, config: dict[str, Any]) -> Architecture:
+    """The facts of a language model's config, as it has them."""
+    return architectures()[config["model_type"]].of(typed_config(config, name))
+
+
 def equal_heads(model: Any, name: str, groups: int) -> None:
     """Make neighbouring K/V heads of the language model equal, in place."""
     raw = model.config.to_dict()
     within = language_model(raw, name)
     assert within is not None
-    arch, base = architectures()[within.config["model_type"]], place_of(model, name)
-    sizes, state = geometry(arch, within.config, name), model.state_dict()
+    whole, base = facts_of_text(name, within.config), place_of(model, name)
+    sizes, state = geometry(whole, within.config, name), model.state_dict()
     for layer in range(sizes.num_layers):
-        stem = base + arch.block.format(layer=layer)
+        arch, stem = whole.at(layer), base + whole.stem(layer)
         tensors = {local: state[stem + local].clone() for local in arch.tensors if stem + local in state}
         shared = map_kv_heads(split(arch, sizes, tensors), lambda heads: heads[:groups])
         new = {stem + local: part for local, part in join(arch, sizes, replicate_kv_heads(shared, HEADS)).items()}
@@ -86,19 +92,21 @@ def test_equal_heads_convert_without_loss_with_an_image_too(name: str, tmp_path:
     assert type(result) is type(model)
     assert result.config.get_text_config().num_key_value_heads == 2
     before, after = tensors_of(tmp_path / "in"), tensors_of(tmp_path / "out")
-    names = Source.open(resolve(str(tmp_path / "in"))).names
-    inside = {stored for stored in before if f"{names.base}layers." in parameter_of(names, stored)}
-    attention = {stored for stored in inside if "self_attn" in stored}
+    source = Source.open(resolve(str(tmp_path / "in")))
+    names, arch = source.names, facts_of_text(name, source.config)
+    layers = range(source.config["num_hidden_layers"])
+    changed = {f"{names.base}{arch.stem(layer)}{local}" for layer in layers for local in arch.at(layer).tensors}
+    attention = {stored for stored in before if parameter_of(names, stored) in changed}
     others = before.keys() - attention
     assert any("vision" in stored or "visual" in stored for stored in others)
     assert all(torch.equal(before[stored], after[stored]) for stored in others)
     assert_same_logits(logits_with_image(result, name), logits_with_image(model, name))
     # another image gives another text, so that the one above was looked at
-    changed = image_inputs(name) | {"pixel_values": image_inputs(name)["pixel_values"] + 1}
+    other = image_inputs(name) | {"pixel_values": image_inputs(name)["pixel_values"] + 1}
     with torch.no_grad():
-        assert not torch.allclose(result(**changed).logits, logits_with_image(result, name), atol=1e-3)
-    source, made = config_of(tmp_path / "in"), config_of(tmp_path / "out")
-    assert {key for key in source if source[key] != made[key]} <= {"text_config", "transformers_version"}
+        assert not torch.allclose(result(**other).logits, logits_with_image(result, name), atol=1e-3)
+    config, made = config_of(tmp_path / "in"), config_of(tmp_path / "out")
+    assert {key for key in config if config[key] != made[key]} <= {"text_config", "transformers_version"}
     assert json_of(tmp_path / "out" / "preprocessor_config.json") == {"image_mean": [0.5, 0.5, 0.5]}
 
 
@@ -224,6 +232,61 @@ def test_a_large_one_is_run_cut_to_some_blocks_of_its_language_model(
     result = convert(tmp_path / "in", to="mqa", output=tmp_path / "out", **QUICK)
     assert result.verified is not None
     assert result.verified.figures["cached_numbers"] == [2 * 8] * 3
+
+
+def looking_at_images(folder: Path, **text: Any) -> Path:
+    """A model with layers that look at images and at nothing else, and text like that of the samples."""
+    vocabulary = config_of(sample_path("llama"))["vocab_size"]
+    larger_model("mllama", vocab_size=vocabulary, max_position_embeddings=128, **text).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(sample_path("llama") / file, folder)
+    return folder
+
+
+def test_what_no_text_goes_through_is_shared_by_weights_alone_and_the_card_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cut, "SMALL", 0)
+    source = looking_at_images(tmp_path / "in", num_hidden_layers=6, cross_attention_layers=[1, 4])
+    results = {}
+    for folder, calibration in (("text", "auto"), ("weights", None)):
+        tokens = None if calibration is None else 2048
+        options: dict[str, Any] = {"calibration": calibration, "calibration_tokens": tokens, "measure": False}
+        made = convert(source, to="mqa", output=tmp_path / folder, **options)
+        assert any("the attention of layer 1, 4 looks at images alone" in warning for warning in made.warnings)
+        assert made.verified is not None
+        assert made.verified.figures["cached_numbers"] == [2 * 8] * 4  # of layers 0, 1, 3 and 5
+        assert made.verified.figures["decodes_seeing"] < 1e-3
+        assert made.plan.cache_bytes == (4 * 6 * 2 * 64, 4 * 6 * 2 * 8)
+        card = (tmp_path / folder / "README.md").read_text()
+        assert "The attention of layer 1, 4 looks at images alone" in card
+        assert "bytes per token of the text and one state of an image" in card
+        results[folder] = tensors_of(tmp_path / folder)
+    differ = {name for name, part in results["text"].items() if not torch.equal(part, results["weights"][name])}
+    assert differ
+    assert all("self_attn" in name for name in differ)
+    assert any("cross_attn.k_proj" in name for name in results["text"])
+    assert not config_of(convert_unchanged(source, tmp_path / "same"))["convert_attn"].get("unmeasured_layers")
+
+
+def convert_unchanged(source: Path, folder: Path) -> Path:
+    """With as many groups as heads."""
+    convert(source, to="gqa", groups=HEADS, output=folder, **QUICK)
+    return folder
+
+
+def test_layers_that_look_at_images_have_no_latent_and_their_model_is_not_alone(tmp_path: Path) -> None:
+    model = larger_model("mllama")
+    model.save_pretrained(tmp_path / "in")
+    with pytest.raises(UsageError, match="mllama_text_model has layers that look at images, and no class with a lat"):
+        plan(tmp_path / "in", to="mla", rank=16)
+    transformers.MllamaForCausalLM(model.config.get_text_config()).save_pretrained(tmp_path / "alone")
+    with pytest.raises(ConvertAttnError, match="is a mllama_text_model by itself, which AutoModelForCausalLM of trans"):
+        plan(tmp_path / "alone", to="mqa")
+    text = config_of(tmp_path / "in")["text_config"]
+    edit_config(tmp_path / "in", text_config=text | {"cross_attention_layers": [0]})
+    with pytest.raises(ConvertAttnError, match="has an attention on images in its first layer"):
+        plan(tmp_path / "in", to="mqa")
 
 
 def test_every_larger_class_here_is_found(slow: bool) -> None:

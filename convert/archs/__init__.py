@@ -31,7 +31,6 @@ UNSUPPORTED = {
     "hunyuan_v1_dense": _NORMED_AFTER,
     "hunyuan_v1_moe": _NORMED_AFTER,
     "nanochat": _NORMED_AFTER,
-    "mllama": "has cross-attention to images with the self-attention's number of K/V heads, which is not converted",
     "deepseek_v2": "caches a latent already",
     "deepseek_v3": "caches a latent already",
 } | {name: "caches a latent already" for name in FAMILIES if name.endswith("_mla")}

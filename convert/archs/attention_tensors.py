@@ -23,7 +23,7 @@ def weight_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> 
 def extra_shapes(arch: Architecture, geometry: Geometry, num_kv_heads: int) -> dict[str, tuple[int, ...]]:
     """Give shape of what the attention has besides its projections, by the tensor's name below the block."""
     shapes: dict[str, tuple[int, ...]] = {arch.sinks: (geometry.num_heads,)} if geometry.sinks else {}
-    if geometry.norm is not None:
+    if geometry.norm is not None and arch.q_norm:
         for name, heads in ((arch.q_norm, geometry.num_heads), (arch.k_norm, num_kv_heads)):
             for kind in geometry.norm.tensors:
                 shapes[f"{name}.{kind}"] = geometry.norm.shape(heads, geometry.head_dim)
@@ -54,7 +54,7 @@ def split(arch: Architecture, geometry: Geometry, tensors: Mapping[str, Tensor])
 
     def of_norm(kind: str) -> tuple[Tensor | None, Tensor | None]:
         norm = geometry.norm
-        if norm is None or kind not in norm.tensors:
+        if norm is None or not arch.q_norm or kind not in norm.tensors:
             return None, None
         sides = ((arch.q_norm, heads), (arch.k_norm, kv_heads))
         found = [norm.read(tensors[f"{name}.{kind}"], count)[:, order] for name, count in sides]

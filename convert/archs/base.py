@@ -74,6 +74,23 @@ class CrossAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageLayers:
+    """Blocks of another kind among a decoder's, whose keys and values are of images: a text alone passes them by.
+
+    Attributes:
+        layers: the config key that lists the numbers of these blocks.
+        states: what the base model calls what they look at, [B, M, D].
+        mask: what it calls what is added to their scores, [B, 1, T, M].
+        facts: attributes of an `Architecture` that are others there, by name.
+    """
+
+    layers: str
+    states: str
+    mask: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The facts of one `model_type`. Tensor names are without ".weight" / ".bias", below the block.
 
@@ -93,6 +110,8 @@ class Architecture:
         table: where position is "relative", the table [buckets, H]; blocks without have the first one's.
         cross: the second attention of an encoder-decoder's blocks. Then attention sites are counted in place of layers:
             2 n is the self-attention of block n and 2 n + 1 this one; see `at` and `stem`.
+        seeing: what blocks that look at images have, where some do.
+        seeing_layers: their numbers, as a config has them: see `of`.
         coarse_slopes: ALiBi's numbers are added before scores are multiplied by the scale, and rounded to bfloat16.
         scale: what scores are multiplied by where the class's attention keeps no number `scaling`: "root", the inverse
             root of a head's size, or "one".
@@ -140,6 +159,8 @@ class Architecture:
     position: Literal["rope", "learned", "alibi", "relative"]
     table: str = ""
     cross: CrossAttention | None = None
+    seeing: ImageLayers | None = None
+    seeing_layers: frozenset[int] = frozenset()
     mlp_output: str | None = "mlp.down_proj"
     variants: tuple[Variant, ...] = ()
     scale: Literal["root", "one"] = "root"
@@ -189,6 +210,9 @@ class Architecture:
     def at(self, site: int) -> Architecture:
         """Give the facts of one attention site."""
         cross = self.cross
+        if self.seeing is not None and site in self.seeing_layers:
+            facts = self.seeing.facts
+            return replace(self, position="learned", keys_from="cross", seeing_layers=frozenset(), **facts)
         if cross is None or site % self.attentions == 0:
             return self
         return replace(
@@ -201,6 +225,12 @@ class Architecture:
             keys_from="cross",
         )
 
+    def first_like(self, site: int) -> int:
+        """Give the first site of the kind that one is of."""
+        if site in self.seeing_layers:
+            return min(self.seeing_layers)
+        return site % self.attentions
+
     def stem(self, site: int) -> str:
         """Give what the names of the block that a site is in begin with, in the base model."""
         return self.block.format(layer=site // self.attentions)
@@ -211,8 +241,11 @@ class Architecture:
         return self.position == "rope"
 
     def of(self, config: PreTrainedConfig) -> Architecture:
-        """Give the facts as one config has them: see `Variant`."""
+        """Give the facts as one config has them: see `Variant` and `ImageLayers`."""
         found = self
+        if self.seeing is not None:
+            numbers = getattr(config, self.seeing.layers, None) or ()
+            found = replace(self, seeing_layers=frozenset(n for n in numbers if n < config.num_hidden_layers))
         for variant in self.variants:
             if variant.meets(config):
                 found = replace(found, **variant.facts)

@@ -30,6 +30,11 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
         ConvertAttnError: the class refuses the config, or is not what the architecture's file says.
     """
     arch = arch.of(typed_config(raw, name))
+    if 0 in arch.seeing_layers:
+        raise ConvertAttnError(
+            f"config.json of '{name}' has an attention on images in its first layer, whose cache its class takes for "
+            "the text's: such a model cannot be converted"
+        )
     facts = class_facts(raw, name, place_of(arch))
     for layer in range(len(facts.modules)):
         own, of_layer = facts.attention(layer), arch.at(layer)
@@ -52,7 +57,7 @@ def facts_of(arch: Architecture, raw: dict[str, Any], name: str) -> ClassFacts:
                 f"{facts.name} has no '{norm}', the norm in front of attention that this tool expects of model type "
                 f"'{arch.model_type}'"
             )
-        first = layer % arch.attentions
+        first = arch.first_like(layer)
         if _besides_heads(of_layer, facts, layer) != _besides_heads(of_layer, facts, first):
             raise ConvertAttnError(
                 f"{facts.name} with the config.json of '{name}' has layers whose attention differs in size (layer "
@@ -98,7 +103,17 @@ def _besides_heads(arch: Architecture, facts: ClassFacts, layer: int) -> dict[st
 def place_of(arch: Architecture) -> Place:
     """Tell where the class has its attention, by the facts of its family."""
     sites = tuple(arch.at(site).parts for site in range(arch.attentions))
-    return Place(block=arch.block, sites=sites, root=arch.scale == "root", stack=arch.stack, hands_on=arch.hands_on)
+    of_images = [arch.at(layer).parts for layer in sorted(arch.seeing_layers)[:1]]
+    return Place(
+        block=arch.block,
+        sites=sites,
+        root=arch.scale == "root",
+        stack=arch.stack,
+        hands_on=arch.hands_on,
+        seeing=arch.seeing_layers,
+        seeing_sites=tuple(of_images),
+        states=arch.seeing.states if arch.seeing is not None and of_images else "",
+    )
 
 
 def class_biases(arch: Architecture, facts: ClassFacts) -> frozenset[str]:
@@ -141,7 +156,7 @@ def position_of(arch: Architecture, rotation: Rotation, heads: int, config: PreT
 
 
 def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], name: str) -> QueryKeyNorm | None:
-    """Give the norms on queries and keys, where the class has them.
+    """Give the norms on queries and keys, where the class has them; of layers that look at images, where some do.
 
     Args:
         heads: head size, query heads and K/V heads.
@@ -149,7 +164,9 @@ def norm_of(arch: Architecture, facts: ClassFacts, heads: tuple[int, int, int], 
     Raises:
         ConvertAttnError: one without the other, two that differ, or weights for no whole head.
     """
-    stem, module = arch.stem(0), arch.mixer
+    layer = min(arch.seeing_layers, default=0)
+    stem, arch = arch.stem(layer), arch.at(layer)
+    module = arch.mixer
     head_dim, *counts = heads
     shapes = [facts.parameters.get(f"{stem}{own}.weight") for own in (arch.q_norm, arch.k_norm) if own]
     if not any(shapes):

@@ -28,7 +28,7 @@ class Geometry:
         num_kv_heads: of every layer; the most of any where layers differ.
         kv_heads: per layer, how many K/V heads it has; empty: `num_kv_heads`, in every layer.
         softcaps: per layer, the size that scores stay below, None: any; empty: any, in every layer.
-        norm: on queries and keys.
+        norm: on queries and keys; where layers look at images (`seeing`), of those alone.
         sinks: every query head may look at something besides its tokens.
         windows: per layer, how many tokens back a token sees, itself included, None: all; empty: all, in every layer.
         scales: per layer, what scores are multiplied by; empty: head_dim^-1/2.
@@ -36,6 +36,7 @@ class Geometry:
         causal: a token sees itself and those before it; else every token sees all, and nothing is cached.
         attentions: sites of attention in a block, which are what is counted as layers here: with 2, each second one
             reads keys and values of what an encoder gives.
+        seeing: layers whose keys and values are of images: a text alone passes them by.
     """
 
     hidden_size: int
@@ -55,10 +56,11 @@ class Geometry:
     outside_biases: bool = False
     causal: bool = True
     attentions: int = 1
+    seeing: frozenset[int] = frozenset()
 
     def across(self, layer: int) -> bool:
-        """Whether a layer, an attention site, reads keys and values of what an encoder gives."""
-        return layer % self.attentions == 1
+        """Whether a layer, an attention site, reads keys and values of what an encoder gives, or of images."""
+        return layer % self.attentions == 1 or layer in self.seeing
 
     @property
     def kv_by_layer(self) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ class Geometry:
             position=self.positions[layer] if self.positions else self.position,
             window=self.windows[layer] if self.windows else None,
             softcap=self.softcaps[layer] if self.softcaps else None,
-            norm=self.norm,
+            norm=None if self.seeing and layer not in self.seeing else self.norm,
             sinks=self.sinks,
             causal=self.causal and not across,
             across=across,
@@ -244,4 +246,5 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         outside_biases=_outside_biases(arch, facts),
         causal=facts.causal,
         attentions=arch.attentions,
+        seeing=arch.seeing_layers,
     )

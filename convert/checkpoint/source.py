@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import CONFIG_MAPPING
 
 from convert_attn import modeling
@@ -137,6 +138,12 @@ class Source:
         """
         shapes = {name: info.shape for name, info in self.weights.infos.items()}
         config = typed_config(self.whole, self.origin.name)
+        modeling.register()
+        if type(config) not in getattr(transformers, self.auto_class)._model_mapping:
+            raise ConvertAttnError(
+                f"'{self.origin.name}' is a {self.whole['model_type']} by itself, which {self.auto_class} of "
+                f"transformers {transformers.__version__} does not load: give the whole model that it is a part of"
+            )
         try:
             return names_in(config, self.auto_class, shapes, None if self.within is None else self.origin.name)
         except ConvertAttnError:

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from convert_attn import modeling
+from convert_attn.convert.classes.base_model import base_class
 from convert_attn.convert.classes.class_facts import typed_config
 
 # of models that write a text and read more than text: their classes by model type
@@ -102,8 +103,7 @@ def attention_for(config: PreTrainedConfig, wanted: str | None) -> str | None:
     Some classes have no sdpa; and transformers up to 5.16 takes sdpa for classes that cap their scores, and forgets
     the cap.
     """
-    known: Any = transformers.AutoModel._model_mapping
-    kind = known.get(type(config), None)
+    kind = base_class(config)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     capped = bool(getattr(config, "attn_logit_softcapping", None))
     without = any(getattr(one, "_supports_sdpa", True) is False for one in kinds)

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.classes.attention_call import BlockCall, EnoughError, handed_on, watch
+from convert_attn.convert.classes.base_model import make_base
 from convert_attn.convert.classes.norm_facts import norm_facts
 from convert_attn.convert.classes.rotation import Rotation, frequencies, rotations
 from convert_attn.convert.errors import ConvertAttnError
@@ -45,6 +46,9 @@ class Place:
         stack: the module of the base model that has the blocks and is called with an encoder's states, "" where that
             is the base model.
         hands_on: see `CrossAttention`.
+        seeing: numbers of blocks that have another attention, on states of images.
+        seeing_sites: their `sites`.
+        states: what the base model calls these states, "" where there are no such blocks.
     """
 
     block: str
@@ -52,6 +56,18 @@ class Place:
     root: bool = True
     stack: str = ""
     hands_on: tuple[int, ...] = ()
+    seeing: frozenset[int] = frozenset()
+    seeing_sites: tuple[tuple[str, ...], ...] = ()
+    states: str = ""
+
+    def sites_of(self, block: int) -> tuple[tuple[str, ...], ...]:
+        """Give the sites of one block."""
+        return self.seeing_sites if block in self.seeing else self.sites
+
+    def others(self, width: int) -> dict[str, Tensor]:
+        """Give what the stack is called with besides its tokens: states of size `width` of an encoder, or of images."""
+        name = "encoder_hidden_states" if self.stack else self.states
+        return {name: torch.zeros(1, _OTHERS, width)} if name else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +85,7 @@ class ClassFacts:
         windows: per layer, how many tokens back a token sees, itself included; None: all.
         rotations: per layer, how queries and keys turn.
         softcaps: per layer, the size that scores stay below, None: any.
-        norms: what norms inside the attention compute, by their names below it, of the first layer.
+        norms: what norms inside the attention compute, by their names below it, of the first layer that has them.
         head_dim: size of a head, None where the class keeps no such number.
     """
 
@@ -140,7 +156,11 @@ def _class_facts(raw: dict[str, Any], name: str, place: Place) -> ClassFacts:
     model, sites = _empty_model(config, name), place.sites
     try:
         stems = [place.block.format(layer=layer).rstrip(".") for layer in range(_count(model, place, config))]
-        named = [(f"{stem}.{first}", *(f"{stem}.{part}" for part in rest)) for stem in stems for first, *rest in sites]
+        named = [
+            (f"{stem}.{first}", *(f"{stem}.{part}" for part in rest))
+            for number, stem in enumerate(stems)
+            for first, *rest in place.sites_of(number)
+        ]
         modules, apart = (tuple((*parts, "")[n] for parts in named) for n in (0, 1))
         blocks = [model.get_submodule(stem) for stem in stems]
         attentions = [model.get_submodule(module) for module in modules]
@@ -172,7 +192,7 @@ def _class_facts(raw: dict[str, Any], name: str, place: Place) -> ClassFacts:
         ),
         rotations=rotations(model, known, calls, seen, name),
         softcaps=tuple(one.softcap for one in seen),
-        norms=_norms(attentions[0]),
+        norms=_norms(attentions),
         head_dim=head_dim if isinstance(head_dim, int) else None,
     )
 
@@ -197,7 +217,7 @@ def _scale(attention: nn.Module, root: bool) -> float:
 def _empty_model(config: PreTrainedConfig, name: str) -> nn.Module:
     try:
         with init_empty_weights(include_buffers=False):
-            model: nn.Module = AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
+            model: nn.Module = make_base(config, attn_implementation="eager", dtype=torch.float32)
     except Exception as error:  # the class decides what it raises
         raise ConvertAttnError(
             f"config.json of '{name}' is refused by its class in transformers: {_words(error)}"
@@ -229,8 +249,7 @@ def _calls(model: nn.Module, blocks: list[nn.Module], place: Place, name: str) -
         with torch.no_grad():
             stack, ids = model.get_submodule(place.stack), torch.zeros(1, _TOKENS, dtype=torch.long)
             width = int(model.config.hidden_size)  # type: ignore[union-attr,arg-type]  # of transformers' models
-            others = {"encoder_hidden_states": torch.zeros(1, _OTHERS, width)} if place.stack else {}
-            stack(input_ids=ids, use_cache=False, **others)
+            stack(input_ids=ids, use_cache=False, **place.others(width))
     except EnoughError:
         return calls
     except Exception as error:  # the class decides what it raises
@@ -306,13 +325,14 @@ def _no_window(name: str) -> ConvertAttnError:
     )
 
 
-def _norms(attention: nn.Module) -> dict[str, HeadNorm]:
-    """Of modules with a weight that are no projections."""
-    return {
-        path: norm_facts(module, path)
-        for path, module in attention.named_children()
-        if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
-    }
+def _norms(attentions: list[nn.Module]) -> dict[str, HeadNorm]:
+    """Of modules with a weight that are no projections, the first of each name."""
+    found: dict[str, HeadNorm] = {}
+    for path, module in (child for attention in attentions for child in attention.named_children()):
+        is_norm = "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None
+        if is_norm and path not in found:
+            found[path] = norm_facts(module, path)
+    return found
 
 
 def _words(error: Exception) -> str:

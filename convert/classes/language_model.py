@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import transformers
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
+from convert_attn.convert.classes.base_model import base_class
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 
@@ -81,8 +81,7 @@ def place_of(model: nn.Module, name: str) -> str:
         ConvertAttnError: none of its modules is of the class that stands for the language model's config, or several.
     """
     config = _text_config(cast(Any, model).config)
-    known: Any = transformers.AutoModel._model_mapping
-    wanted = known.get(type(config), None)
+    wanted = base_class(config)
     found = [path for path, module in model.named_modules() if type(module) is wanted]
     if len(found) != 1 or config is None:
         kind = getattr(wanted, "__name__", getattr(config, "model_type", "its config"))

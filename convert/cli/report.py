@@ -76,6 +76,13 @@ def _counted(sizes: Geometry) -> str:
     return "layers" if sizes.attentions == 1 else "attentions of the decoder, to itself and to the encoder,"
 
 
+def _cached_of(sizes: Geometry) -> str:
+    """What the bytes of a cache are the bytes of."""
+    if sizes.seeing:
+        return "token of the text and one state of an image"
+    return "token" if sizes.attentions == 1 else "token of the target and one of the source"
+
+
 def _gain_row(plan: Plan) -> tuple[str, str, str]:
     """What becomes less: the cache, or of an encoder, which has none, the parameters."""
     causal = plan.geometry.causal
@@ -178,6 +185,8 @@ def _remedies(plan: Plan) -> list[str]:
         found.append(f"give --calibration {data}, text like that which the model will see")
     if plan.arch.cross is not None and plan.source.auto_class not in WRITES:
         return [*found, *_more_groups(plan), "train it further on your task"]
+    if plan.source.within is not None:  # which neither heal nor a class with a latent takes
+        return [*found, *_more_groups(plan)] or ["train it further on your task"]
     found.append(f"heal it (`convert-attn heal {plan.output} --teacher {plan.source.origin.name} --data {data}`)")
     if plan.arch.cross is not None:
         return [*found, *_more_groups(plan)]
@@ -205,6 +214,7 @@ def verified_lines(model: str, found: Verified) -> list[str]:
     figures = found.figures
     said = {
         "decodes": "decoding with its cache, alone and padded: differs by at most {:.1e} standard deviations",
+        "decodes_seeing": "decoding with states of an image: differs by at most {:.1e} standard deviations",
         "padding": "a padded batch, against each text alone: differs by at most {:.1e} standard deviations",
         "generates": "generate with and without a cache: logits differ by at most {:.1e} standard deviations",
         "around_attention": "all but attention, against the source: differs by at most {:.1e} standard deviations",
@@ -254,7 +264,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
     cache = Table(
         "cache as",
         "class (layout)",
-        "bytes per token" if sizes.attentions == 1 else "bytes per token of the target and one of the source",
+        f"bytes per {_cached_of(sizes)}",
         *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS),
     )
     for row in found.rows:

@@ -67,7 +67,12 @@ class Layers:
         return self._behind(self.plan.arch.at(layer).norm, self.plan.parameter(layer, ""))
 
     def prior_of_others(self) -> Moments:
-        """Give the moments that the encoder's last norm alone lets one guess of what it gives."""
+        """Give the moments that the encoder's last norm alone lets one guess of what it gives.
+
+        Of states of images, behind which is no norm: of numbers that are uncorrelated, of size one. (By the projection
+        that makes these states it was as good: attention's output off by 0.724 and 0.726 of its size, the mean of three
+        random models at 4, 2 and 1 heads of 8.)
+        """
         cross = self.plan.arch.cross
         return self._behind(None if cross is None else cross.encoder_norm, self.plan.source.names.base)
 

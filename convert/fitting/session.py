@@ -261,11 +261,13 @@ class _Run:
     def convert(self, layer: int) -> NewLayer:
         """Give the layer's new form."""
         weights, of_layer = self.layers.read(layer), self.layers.plan.form.of_layer(layer)
+        is_read = layer not in self.layers.plan.geometry.seeing  # else no text tells anything of it
 
         def new() -> tuple[Converted, LayerContext]:
-            context = self.layers.context(layer, None if self.known is None else self.known.layer(layer))
+            known = self.known if is_read else None
+            context = self.layers.context(layer, None if known is None else known.layer(layer))
             return self.layers.convert(weights, context, of_layer), context
 
-        if not self.pair.runs:
+        if not self.pair.runs or not is_read:
             return NewLayer(new()[0])
         return self.pair.settle(layer, weights, new, None if self.collected is None else self.collected.watch)

@@ -97,6 +97,8 @@ def _reason(arch: Architecture, to: str) -> str:
         return "no class with fewer K/V heads has its attention"
     if not arch.causal:
         return "an encoder keeps no cache"
+    if arch.seeing is not None:
+        return "no class with a latent has layers that look at images"
     if arch.cross is not None:
         return "no class with a latent has a second attention, on an encoder's states"
     return f"no class with a latent {'has sinks' if arch.sinks else 'takes its blocks'}"

@@ -21,6 +21,7 @@ from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plai
 from convert_attn.convert.checkpoint.resolve import resolve, within
 from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo
 from convert_attn.convert.checkpoint.source import Source
+from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.inspection.for_engine import latent_forms
 from convert_attn.convert.inspection.serving import named, takes
@@ -126,6 +127,7 @@ def inspect(
     asked = None if engine is None else named(engine)
     source = Source.open(resolve(str(model), revision, subfolder, weights=False))
     arch = architecture(source.config["model_type"])
+    arch = arch.of(typed_config(source.config, source.origin.name))
     sizes = geometry(arch, source.config, source.origin.name)
     dtype, parameters = _weights_facts(source, arch)
     return Inspection(
@@ -226,7 +228,7 @@ class _Look:
         facts = facts_of(self.arch, self.source.config, self.source.origin.name)
         return Blueprint(
             arch=self.arch,
-            result_arch=architectures().get(target.becomes or self.arch.model_type, self.arch),
+            result_arch=self.arch if target.becomes is None else architectures().get(target.becomes, self.arch),
             config=self.source.config,
             sizes=self.sizes,
             form=form,

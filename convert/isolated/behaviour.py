@@ -273,13 +273,14 @@ def cached_numbers(model: Any, ids: Tensor) -> list[float]:
 
 
 def attention_modules(model: nn.Module, within: str = "") -> list[nn.Module]:
-    """List the outermost modules whose class name says attention, in the order of the blocks.
+    """List the outermost modules whose class name says attention, and not a layer of it, in the order of the blocks.
 
     Args:
         within: the module in which they are, "" for any.
     """
     model = model.get_submodule(within)
-    names = [name for name, module in model.named_modules() if "Attention" in type(module).__name__]
+    kinds = ((name, type(module).__name__) for name, module in model.named_modules())
+    names = [name for name, kind in kinds if "Attention" in kind and not kind.endswith("Layer")]
     return [
         model.get_submodule(name)
         for name in names

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from . import behaviour, encoder, pairs, tokenizer
 from .behaviour import MisbehaviourError
+from .seeing import Seeing
 
 _EXACT = 1e-3  # relative error of an attention module in float32 against the same arithmetic written another way
 _SAME = 2e-3  # standard deviations, of outputs that the same arithmetic makes of the same numbers in float32
@@ -66,7 +67,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             may cost, by the number of the attention module), `stored_rounding` (what computing in their dtype may
             cost), `numbers` (cached per layer), `encoder` (no cache is asked for), `inside` (see
             `behaviour.attention_outputs`), `source_inside` (the same, of the source), `sites` (of an encoder-decoder:
-            see `pairs.attention_outputs`), `within` (the module that is the language model in a larger model).
+            see `pairs.attention_outputs`), `within` (the module that is the language model in a larger model), `seen`
+            (of a model some of whose layers look at images: what it calls their states, and what is added to scores).
 
     Returns:
         the fields of `Report`.
@@ -156,11 +158,24 @@ def _run_cached(job: dict[str, Any], model: Any, ids: Tensor, report: Report) ->
     kind = pairs if job.get("sites") else behaviour
     with report.step("it decodes"):
         report.figures["decodes"] = kind.check_decode(model if language else _base(model), ids)
+    if job.get("seen"):
+        with report.step("it decodes with an image"):
+            report.figures["decodes_seeing"] = behaviour.check_decode(_seeing(job, model), ids)
     if language:
         with report.step("it generates"):
             report.figures["generates"] = kind.check_generate(model, ids)
     with report.step("its cache is measured"):
-        _cache(job, _base(model), ids, report)
+        _cache(job, _seeing(job, model, count=None) if job.get("seen") else _base(model), ids, report)
+
+
+def _seeing(job: dict[str, Any], model: Any, **options: Any) -> Seeing:
+    """The language model in a model some of whose layers look at images, with states of images."""
+    return Seeing(model.get_submodule(job.get("within", "")), *job["seen"], **options)
+
+
+def _looking(job: dict[str, Any], model: Any) -> Any:
+    """A model that is asked for all of its layers: where some look at images, with states of such."""
+    return Seeing(model, job["seen"][0]) if job.get("seen") else model
 
 
 def _inside(job: dict[str, Any], whose: str = "inside") -> tuple[str, str]:
@@ -171,7 +186,8 @@ def _inside(job: dict[str, Any], whose: str = "inside") -> tuple[str, str]:
 def _around(job: dict[str, Any], model: Any, ids: Tensor, given: list[Tensor], whose: str = "inside") -> Tensor:
     if sites := job.get("sites"):
         return pairs.around_attention(model, ids, given, sites)
-    return behaviour.around_attention(model, _asked(job, ids), given, _inside(job, whose)[1], job.get("within", ""))
+    inside, within = _inside(job, whose)[1], job.get("within", "")
+    return behaviour.around_attention(_looking(job, model), _asked(job, ids), given, inside, within)
 
 
 def _asked(job: dict[str, Any], ids: Tensor) -> Tensor:
@@ -202,6 +218,9 @@ def _compare_blocks(job: dict[str, Any], model: Any, ids: Tensor, allowance: str
     expected, rounding = _probes(job, "y"), job.get(allowance, {})
     if sites := job.get("sites"):
         found = pairs.attention_outputs(model, ids, _probes(job, "x"), _probes(job, "o"), sites)
+    elif job.get("seen"):
+        others = next(iter(_probes(job, "o").values()), None)
+        found = behaviour.attention_outputs(_seeing(job, model, given=others), ids, _probes(job, "x"))
     else:
         within = job.get("within", "")
         found = behaviour.attention_outputs(model, _asked(job, ids), _probes(job, "x"), _inside(job), within)
@@ -266,7 +285,7 @@ def _values(job: dict[str, Any], model: Any, ids: Tensor) -> Tensor:
     """What a model gives, [B, S, V]."""
     if job.get("sites"):
         return pairs.forward(model, pairs.source_of(model, ids), ids)[0].values
-    return behaviour.forward(model, _asked(job, ids)).values
+    return behaviour.forward(_looking(job, model), _asked(job, ids)).values
 
 
 def _tokenizer(job: dict[str, Any], report: Report) -> None:

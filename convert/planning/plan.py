@@ -146,6 +146,8 @@ class Plan:
     @property
     def cached_of(self) -> str:
         """What `cache_bytes` are the bytes of."""
+        if self.geometry.seeing:
+            return "token of the text and one state of an image, together"
         return "token" if self.arch.cross is None else "token of the target and one of the source, together"
 
     @property
@@ -159,8 +161,9 @@ class Plan:
         return self.source.names.base + self.arch.stem(layer) + local
 
     def ends_mlp(self, output: OutputTensor) -> bool:
-        """Tell whether a tensor of the result is the projection that ends a block's MLP."""
-        return self.arch.mlp_output is not None and output.local.rpartition(".")[0] == self.arch.mlp_output
+        """Tell whether a tensor of the result is the projection that ends the MLP of a block that reads text."""
+        ends = self.arch.mlp_output is not None and output.local.rpartition(".")[0] == self.arch.mlp_output
+        return ends and output.layer not in self.geometry.seeing
 
 
 def choose_method(name: str, to: To) -> Method:
@@ -220,7 +223,7 @@ def make_plan(source: Source, request: Request) -> Plan:
     check_attention(arch, facts, source)
     blueprint = Blueprint(
         arch=arch,
-        result_arch=architectures().get(target.becomes or arch.model_type, arch),
+        result_arch=arch if target.becomes is None else architectures().get(target.becomes, arch),
         config=source.config,
         sizes=sizes,
         form=form,
@@ -303,12 +306,24 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
     warnings = plan.source.warnings() + class_config(plan.target, plan.blueprint, plan.source.origin.name)[1]
     if plan.experimental:
         return (*warnings, f"--to {plan.request.to} is experimental: {plan.experimental}")
+    if plan.geometry.seeing and not plan.unchanged:
+        warnings = (*warnings, _unseen(plan.geometry))
     if after <= before:
         return warnings
     return (
         *warnings,
         f"this MLA's cache is larger than the source's: {after:,} bytes per token, {before:,} before; give a smaller "
         "--rank or --rope-dim, or --cache-ratio",
+    )
+
+
+def _unseen(sizes: Geometry) -> str:
+    """What is not known of layers that look at images."""
+    layers = ", ".join(map(str, sorted(sizes.seeing)))
+    return (
+        f"the attention of layer {layers} looks at images alone, and no text goes through it: its heads are shared by "
+        "what the weights say, which ruins those of real models, and what that costs is in no measurement here; try "
+        "the result on images of yours"
     )
 
 

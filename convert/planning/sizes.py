@@ -117,6 +117,11 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
             f"{arch.model_type} is an encoder-decoder, and no class with a latent has the second attention of its "
             "blocks, on the encoder's states; use --to gqa or --to mqa"
         )
+    if request.to == "mla" and arch.seeing_layers:
+        raise UsageError(
+            f"{arch.model_type} has layers that look at images, and no class with a latent has such; use --to gqa or "
+            "--to mqa"
+        )
     if request.to == "mla":
         return choose_latent(request, arch, sizes)
     if request.rank is not None or request.rope_dim is not None:

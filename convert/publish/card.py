@@ -137,6 +137,12 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
             f"The language model ({block['source_model_type']}) inside the {block['inside']} was converted, on text "
             "alone; everything else is the source's."
         )
+    if unmeasured := block.get("unmeasured_layers"):
+        yield (
+            f"The attention of layer {', '.join(map(str, unmeasured))} looks at images alone, and no text goes through "
+            "it: its heads are\nshared by what the weights say, which ruins those of real models, and what that costs "
+            "is in none of the figures here."
+        )
     method = methods().get(block["method"])
     source = f" ({method.source})" if method else ""
     yield f"Method: `{block['method']}`{source}, {calibrated_on(block['calibration'])}, seed {block['seed']}."

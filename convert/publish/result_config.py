@@ -101,6 +101,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_model_type": plan.arch.model_type,
         **({} if plan.request.arch_like is None else {"arch_like": plan.request.arch_like}),
         **({} if plan.source.within is None else {"inside": plan.source.whole["model_type"]}),
+        **({} if plan.unchanged or not plan.geometry.seeing else {"unmeasured_layers": sorted(plan.geometry.seeing)}),
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
         "form": plan.label,
@@ -122,7 +123,7 @@ def gained(plan: Plan) -> dict[str, Any]:
         cache: dict[str, Any] = {"dtype": plan.cache_dtype, "bytes_per_token": [*plan.cache_bytes]}
         if plan.most_tokens is not None:
             cache["most_tokens"] = plan.most_tokens
-        return {"cache": cache} if plan.arch.cross is None else {"cache": cache, "cache_of": plan.cached_of}
+        return {"cache": cache} if plan.cached_of == "token" else {"cache": cache, "cache_of": plan.cached_of}
     return {"cache": None, "parameters": [*plan.parameters]}
 
 

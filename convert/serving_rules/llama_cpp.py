@@ -117,6 +117,7 @@ ENGINE = Engine(
         _READ.takes(_PHIMOE, "src/models/phimoe.cpp#L31", _CONVERT, applies=called("PhiMoEForCausalLM")),
         _READ.refuses(_PHIMOE, _REGISTRY, "it looks for a class named PhiMoEForCausalLM: write that to architectures"),
         *_READ.takes_larger(_LARGER_CLASSES, f"{_CONVERT}, and once more with --mmproj"),
+        _READ.refuses(frozenset({"mllama"}), _REGISTRY, NO_CLASS),
         _READ.leaves_open(LARGER, _REGISTRY, NOT_INSIDE),
         _READ.leaves_open(frozenset({"sarvam_moe"}), "conversion/__init__.py#L249", OTHER_NAMES),
         *_READ.runs_no_code(_REGISTRY, OWN - TRIED_OWN),

@@ -22,7 +22,7 @@ INSIDE = frozenset(name for name in NATIVE if not writes_alone(name))
 SINKS = frozenset(name for name in NATIVE if _KNOWN[name].sinks)
 # models that see too, whose language model converts in its own class
 LARGER = frozenset(
-    {"gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
+    {"gemma3", "idefics3", "internvl", "llava", "llava_next", "mistral3", "mllama", "qwen2_5_vl", "qwen2_vl", "smolvlm"}
 )
 # native classes for what comes from others
 BIGCODE = frozenset({"gpt_bigcode"})

@@ -104,6 +104,7 @@ _LARGER_CLASSES = {
     "gemma3": ("gemma3_mm.py#L194", frozenset({"gemma3_text"})),
     "llava": ("llava.py#L776", frozenset({"llama", "mistral", "qwen2"})),
     "mistral3": ("llava.py#L776", frozenset({"mistral"})),
+    "mllama": ("mllama.py#L837", frozenset({"mllama_text_model"})),
     "qwen2_vl": ("qwen2_vl.py#L483", INSIDE),
     "qwen2_5_vl": ("qwen2_5_vl.py#L625", INSIDE),
 }

@@ -85,6 +85,7 @@ ENGINE = Engine(
             sizes_heads=False,
         ),
         *_READ.takes_larger(dict.fromkeys(("idefics3", "llava_next"), (_OWN + "vlm.py#L1", _AROUND))),
+        *_READ.takes_larger({"mllama": (_OWN + "mllama.py#L928", frozenset({"mllama_text_model"}))}),
         _READ.leaves_open(frozenset({"idefics3", "llava_next"}), _OWN + "vlm.py#L1", NOT_INSIDE),
         _READ.takes(FALCON, _OWN + "flash_rw_modeling.py#L137", applies=one_head),
         _READ.leaves_open(FALCON, _OWN + "flash_rw_modeling.py#L137", _MOST_LAYOUTS),

@@ -183,6 +183,7 @@ ENGINE = Engine(
         _READ.takes(frozenset({"phi"}), "phi.py#L94", _MHA),
         _READ.leaves_open(frozenset({"sarvam_moe"}), "bailing_moe.py#L83", OTHER_NAMES),
         *_READ.takes_larger(_LARGER_CLASSES),
+        _READ.refuses(frozenset({"mllama"}), "registry.py#L780", "it has had no class for it since 0.10.2"),
         _READ.leaves_open(LARGER, "registry.py#L347", NOT_INSIDE),
         _READ.leaves_open(INSIDE, "registry.py#L1174", NOT_ALONE),
         _READ.refuses(TWO_STACKS, _GATE, TWO_ATTENTIONS, keeps_its_attention),

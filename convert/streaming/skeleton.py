@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.attention_call import EnoughError, handed_on
 from convert_attn.convert.classes.auto_classes import attention_for
+from convert_attn.convert.classes.base_model import make_base
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, first_line
 from convert_attn.convert.text.sounds import Sounds
@@ -83,7 +83,7 @@ class Skeleton:
         try:
             with init_empty_weights(include_buffers=False):
                 fitting = attention_for(config, attention)
-                self.model = AutoModel.from_config(config, attn_implementation=fitting, dtype=torch.float32).eval()
+                self.model = make_base(config, attn_implementation=fitting, dtype=torch.float32).eval()
         except Exception as error:  # the class decides what it raises, and what has to be installed for it
             raise ConvertAttnError(
                 f"the class of '{source.origin.name}' cannot be made in transformers: {first_line(error)}"

@@ -160,6 +160,10 @@ class Stream:
         """Whether windows are sources and targets, of which an encoder reads the sources."""
         return self._arch.cross is not None
 
+    def reads(self, layer: int) -> bool:
+        """Tell whether a text goes through a layer."""
+        return layer not in self._sizes.seeing
+
     def length(self, windows: Tensor) -> int:
         """Tell how many tokens of a window [N, T] the blocks read."""
         return self.targets(windows).shape[1]

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from convert_attn import modeling
+from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, LAYER_GATE
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
 from convert_attn.convert.checkpoint.source import Source
@@ -77,12 +78,28 @@ def blocks_of(source: Source) -> Blocks:
 
 
 def checked_layers(config: dict[str, Any], layers: int, nbytes: int) -> tuple[int, ...]:
-    """List the layers that are run: all of a small model, else the first, the middle and the last."""
+    """List the layers that are run: all of a small model, else the first, the middle and the last.
+
+    Where some look at images, the first of them too.
+    """
     if layers <= 3 or nbytes <= SMALL:
         return tuple(range(layers))
     if any(config.get(key) for key in _NUMBERED):
         return 0, 1, 2
-    return 0, layers // 2, layers - 1
+    return tuple(sorted({0, layers // 2, layers - 1, *_seeing(config)[:1]}))
+
+
+def probed_layers(config: dict[str, Any], checked: Sequence[int]) -> list[int]:
+    """List of the layers that are run those whose attention is asked."""
+    return sorted({checked[0], checked[len(checked) // 2], checked[-1], *_seeing(config)[:1]})
+
+
+def _seeing(config: dict[str, Any]) -> list[int]:
+    """The layers that look at images, in order."""
+    arch = architectures().get(config["model_type"])
+    if arch is None or arch.seeing is None:
+        return []
+    return sorted(arch.of(typed_config(config, "the checkpoint")).seeing_layers)
 
 
 def write_cut(
@@ -177,6 +194,10 @@ def cut_config(raw: dict[str, Any], layers: Sequence[int], count: int) -> dict[s
     for key, value in config.items():
         if isinstance(value, list) and len(value) == count and key not in _NOT_BY_LAYER:
             config[key] = [value[layer] for layer in layers]
+    arch = architectures().get(raw["model_type"])
+    if arch is not None and arch.seeing is not None:
+        seeing = _seeing(raw)
+        config[arch.seeing.layers] = [number for number, layer in enumerate(layers) if layer in seeing]
     if "attention_types" in config:  # the same by kinds of layers and how often they come
         config["attention_types"] = [[[typed.attention_layers[layer]], 1] for layer in layers]
     own = typed.attribute_map.get("num_hidden_layers", "num_hidden_layers")

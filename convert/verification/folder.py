@@ -26,7 +26,7 @@ from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.targets.latent import read_latent
-from convert_attn.convert.verification.cut import blocks_of, checked_layers
+from convert_attn.convert.verification.cut import blocks_of, checked_layers, probed_layers
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.result import Answer, Expected, Verified, answer, run_folder, workplace
 from convert_attn.convert.verification.source import Probe, check_source, probe_states
@@ -145,7 +145,7 @@ def _answers(source: Source) -> list[Answer]:
     config, blocks = typed_config(source.config, source.origin.name), blocks_of(source)
     nbytes = sum(info.nbytes for info in source.weights.infos.values())
     layers = checked_layers(source.config, blocks.count, nbytes)
-    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    chosen = probed_layers(source.config, layers)
     return [_latent_answer(source, config, blocks.stem, layer) for layer in chosen]
 
 

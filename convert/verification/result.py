@@ -62,9 +62,10 @@ class Verified:
     Attributes:
         transformers: the version it was run in.
         figures: what was measured: `decodes` and `generates` (largest difference with and without a cache, in standard
-            deviations), `cached_numbers` (per token, for every layer that was run), of encoders `padding` (largest
-            difference between a text in a padded batch and alone), `block_errors` (relative) and `block_errors_stored`,
-            `around_attention`, `dtype`, `tokenizer`.
+            deviations), `decodes_seeing` (the same with states of images, where layers look at such), `cached_numbers`
+            (per token, for every layer that was run), of encoders `padding` (largest difference between a text in a
+            padded batch and alone), `block_errors` (relative) and `block_errors_stored`, `around_attention`, `dtype`,
+            `tokenizer`.
         notes: what could not be looked at, sentences.
     """
 
@@ -140,6 +141,8 @@ def run_folder(
         job |= {"encoder": not arch.causal, "inside": _inside(arch)}
     if arch is not None and arch.cross is not None:
         job["sites"] = [[arch.stem(site) + arch.at(site).parts[n] for n in (0, -1)] for site in layers]
+    if arch is not None and arch.seeing is not None:
+        job["seen"] = [arch.seeing.states, arch.seeing.mask]
     if expected.numbers is not None:
         job["numbers"] = [expected.numbers[layer] for layer in layers]
     if expected.source is not None:

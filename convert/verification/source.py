@@ -26,7 +26,7 @@ from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.streaming.rules import layer_rule
 from convert_attn.convert.streaming.skeleton import Skeleton, adding_nothing
-from convert_attn.convert.verification.cut import checked_layers
+from convert_attn.convert.verification.cut import checked_layers, probed_layers
 from convert_attn.convert.verification.other_readings import other_readings
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.functional import Attention, Rule, across, keys, queries
@@ -85,7 +85,7 @@ def check_source(plan: Plan, progress: Progress = silent) -> tuple[Probe, ...]:
     nbytes = sum(info.nbytes for info in plan.source.weights.infos.values())
     per_block = plan.geometry.attentions
     layers = checked_layers(plan.source.config, plan.geometry.num_layers // per_block, nbytes)
-    blocks = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    blocks = probed_layers(plan.source.config, layers)
     chosen = [block * per_block + site for block in blocks for site in range(per_block)]
     with _one_error(plan), torch.no_grad():
         progress("check source", 0, len(chosen))
@@ -206,7 +206,9 @@ class _Judge:
         width = getattr(self._skeleton.model.get_input_embeddings(), "embedding_dim", x.shape[-1])
         embedded = torch.randn(*x.shape[:-1], width, generator=torch.Generator().manual_seed(1)).to(dtype)
         names = [*self._outside, *self._skeleton.makes_first(number), *names]
-        others = {} if given.others is None else {"encoder_hidden_states": given.others.to(dtype)}
+        seeing = self._plan.arch.seeing
+        states = "encoder_hidden_states" if seeing is None else seeing.states
+        others = {} if given.others is None else {states: given.others.to(dtype)}
         try:
             with self._skeleton.filled(names, dtype), self._skeleton.passing_before(number), self._silent_before(layer):
                 self._skeleton.stack(inputs_embeds=embedded, use_cache=False, **others)
@@ -228,8 +230,8 @@ class _Judge:
     @contextmanager
     def _silent_before(self, layer: int) -> Iterator[None]:
         """The attention in front of that of a layer in its block gives nothing."""
-        across, per_block = self._plan.geometry.across(layer), self._plan.geometry.attentions
-        if not across:
+        per_block = self._plan.geometry.attentions
+        if layer % per_block == 0:
             yield
             return
         block, arch = self._skeleton.blocks[layer // per_block], self._plan.arch
