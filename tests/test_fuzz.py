@@ -22,6 +22,7 @@ from convert_attn import ConvertAttnError
 from convert_attn.convert.checkpoint.safetensors_format import SIZES, build_header, read_header
 from convert_attn.convert.checkpoint.shards import open_weights
 from convert_attn.convert.cli import commands as cli
+from convert_attn.convert.stored_numbers import DTYPES
 
 Test = Callable[..., None]
 
