@@ -77,7 +77,8 @@ def test_rows_of_several_runs_make_a_page(tmp_path: Path) -> None:
     assert "cores 2." in text
     assert "Alone on it." in text
     assert "- mla in 30 s: not measured" in text
-    assert "mergekit was not installed and is not compared." in text
+    assert "- mla, --jobs 2 in 30 s: not measured" in text
+    assert "mergekit: not measured" in text
 
 
 def test_nothing_to_measure_is_refused() -> None:

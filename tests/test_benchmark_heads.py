@@ -31,6 +31,8 @@ def test_figures_and_page(tmp_path: Path) -> None:
         assert ("met" in row) == (row["form"] != "MHA")
     assert [row["model"] for row in figures["steps"]] == [" ".join(form) for form in forms]
     assert len(figures["prefills"]) == len(forms)
+    assert [row["form"] for row in figures["arithmetic"]] == 2 * ["MQA", "MLA(16+8)", "square"]
+    assert figures["arithmetic"][1]["operations"] == 4 * 4 * 16 * 24  # heads, tokens, numbers of an entry
     for row in figures["attention"]:
         if "met" in row:
             row["step"]["median_ms"], row["allowed_ms"], row["met"] = 3.0, 2.0, False

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convert_attn import ConvertAttnError
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, build_header, read_header
+from convert_attn.convert.checkpoint.safetensors_format import SIZES, build_header, read_header
 from convert_attn.convert.checkpoint.shards import open_weights
 from convert_attn.convert.cli import commands as cli
+from convert_attn.convert.stored_numbers import DTYPES
 
 Test = Callable[..., None]
 
@@ -34,7 +35,7 @@ COUNTS = st.integers(0, 40) | st.integers() | st.sampled_from([2**31, 2**63, 2**
 ENTRIES = st.fixed_dictionaries(
     {},
     optional={
-        "dtype": st.sampled_from([*DTYPES, "F8_E4M3", "f32", ""]) | JSON,
+        "dtype": st.sampled_from([*SIZES, "F8_E4M3", "f32", ""]) | JSON,
         "shape": st.lists(COUNTS, max_size=4) | JSON,
         "data_offsets": st.tuples(COUNTS, COUNTS) | JSON,
         "more": JSON,
@@ -95,9 +96,13 @@ def test_a_header_of_any_json_is_read_or_refused(tmp_path: Path, slow: bool) -> 
 NAMES = st.text(max_size=12)
 TENSORS = st.dictionaries(
     NAMES.filter(lambda name: name != "__metadata__"),
-    st.tuples(st.sampled_from(list(DTYPES)), st.lists(st.integers(0, 3), max_size=3)),
+    st.tuples(st.sampled_from(list(SIZES)), st.lists(st.integers(0, 3), max_size=3)),
     max_size=5,
 )
+
+
+def test_sizes_of_numbers_are_those_of_torch() -> None:
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == SIZES
 
 
 def test_what_is_written_is_read_back(tmp_path: Path, slow: bool) -> None:

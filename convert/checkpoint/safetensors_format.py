@@ -2,7 +2,8 @@
 
 safetensors' own reader maps whole files, which counts as resident memory, and its writer wants all tensors at
 once; a streaming conversion needs byte ranges. Format: 8 bytes little-endian header length, a JSON header,
-then the tensors' bytes without gaps.
+then the tensors' bytes without gaps. Nothing large is imported: what torch makes of the bytes is in
+`convert.stored_numbers`.
 """
 
 from __future__ import annotations
@@ -11,39 +12,35 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
+SIZES = {  # bytes of a number
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+    "F8_E4M3": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2": 1,
+    "F8_E5M2FNUZ": 1,
+    "F8_E8M0": 1,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -70,7 +67,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * SIZES[self.dtype]
 
 
 def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
@@ -126,7 +123,7 @@ def _tensor_info(name: str, entry: dict[str, Any], file: str, start: int) -> Ten
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
         raise ValueError(f"tensor '{name}' has a shape or offsets that are no counts")
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in SIZES:
         packed = ": its weights are quantised" if str(entry["dtype"]).startswith(("F4", "F6", "I4", "U4")) else ""
         raise UsageError(
             f"tensor '{name}' in shard '{file}' has dtype {entry['dtype']}, which cannot be converted{packed}; "
@@ -215,32 +212,3 @@ def _fill(buffer: memoryview, file: FileIO, path: Path) -> None:
         if not count:
             raise ConvertAttnError(f"shard '{path.name}' became shorter while it was read")
         buffer = buffer[count:]
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Give a tensor's bytes without a copy (it is made contiguous first)."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Tell whether a tensor has no NaN and no infinity."""
-    if not tensor.numel() or not tensor.is_floating_point():
-        return True
-    # one pass, and no tensor of its size: the least and the largest number are NaN where any is
-    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all())
-
-
-def finite_chunks(info: TensorInfo, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Pass a tensor's bytes on, piece by piece, each when its numbers have been looked at.
-
-    Raises:
-        ConvertAttnError: one that is not finite.
-    """
-    for chunk in chunks:
-        if info.dtype in FLOATS and not is_finite(torch.frombuffer(chunk, dtype=DTYPES[info.dtype])):
-            raise ConvertAttnError(
-                f"tensor '{info.name}' has values that are NaN or infinite: the source checkpoint is broken "
-                f"(download it again) or its numbers do not fit {info.dtype} (give another --dtype)"
-            )
-        yield chunk

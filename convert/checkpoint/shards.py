@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,15 @@ from convert_attn.convert.checkpoint.files import listing, own_file, read_json
 from convert_attn.convert.checkpoint.formats import no_weights
 from convert_attn.convert.checkpoint.safetensors_format import (
     CHUNK,
-    DTYPE_NAMES,
-    DTYPES,
+    FLOATS,
     TensorInfo,
     file_chunks,
     read_header,
     read_into,
     reason,
-    tensor_bytes,
 )
 from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.stored_numbers import DTYPE_NAMES, DTYPES, is_finite, tensor_bytes
 
 WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -221,3 +220,18 @@ def open_weights(folder: Path) -> Weights:
             files, weight_map = _index_files(folder, own_file(folder, index_name))
             return kind(folder, files, weight_map)
     raise no_weights(listing(folder), str(folder))
+
+
+def finite_chunks(info: TensorInfo, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Pass a tensor's bytes on, piece by piece, each when its numbers have been looked at.
+
+    Raises:
+        ConvertAttnError: one that is not finite.
+    """
+    for chunk in chunks:
+        if info.dtype in FLOATS and not is_finite(torch.frombuffer(chunk, dtype=DTYPES[info.dtype])):
+            raise ConvertAttnError(
+                f"tensor '{info.name}' has values that are NaN or infinite: the source checkpoint is broken "
+                f"(download it again) or its numbers do not fit {info.dtype} (give another --dtype)"
+            )
+        yield chunk

@@ -10,13 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convert_attn.convert.checkpoint.safetensors_format import (
-    DTYPES,
-    TensorInfo,
-    finite_chunks,
-    is_finite,
-    tensor_bytes,
-)
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
+from convert_attn.convert.checkpoint.shards import finite_chunks
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
 from convert_attn.convert.conversion.in_order import in_order
 from convert_attn.convert.errors import ConvertAttnError
@@ -29,6 +24,7 @@ from convert_attn.convert.planning.outputs import OutputTensor
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress, silent
 from convert_attn.convert.publish.result_config import write_side_files
+from convert_attn.convert.stored_numbers import DTYPES, is_finite, tensor_bytes
 from convert_attn.convert.targets.base import Blueprint
 from convert_attn.convert.verification.process import ISOLATED
 from convert_attn.convert.verification.result import Answer, Verified, answer, verify_conversion

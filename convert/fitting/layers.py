@@ -12,13 +12,13 @@ from convert_attn.convert.archs.attention_tensors import split
 from convert_attn.convert.archs.base import Norm
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.calibration.statistics import LayerStatistics
-from convert_attn.convert.checkpoint.safetensors_format import is_finite
 from convert_attn.convert.errors import ConvertAttnError, UsageError
 from convert_attn.convert.maths.moments import Moments, moments_from_norm
 from convert_attn.convert.maths.normed_latent import NormedLatent
 from convert_attn.convert.maths.rotary import RotaryPlanes, prior_offsets
 from convert_attn.convert.methods.base import LayerContext
 from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.stored_numbers import is_finite
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.weights.attention import AttentionWeights
 from convert_attn.convert.weights.latent import LatentSizes

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.calibration.calibrate import Calibration, Collecting, calibrate, collecting, kept
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers
@@ -25,6 +24,7 @@ from convert_attn.convert.planning.calibration_text import no_text
 from convert_attn.convert.planning.plan import Plan, replan
 from convert_attn.convert.planning.provenance import public
 from convert_attn.convert.progress import Progress
+from convert_attn.convert.stored_numbers import DTYPES
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.text import windows as calibration_text

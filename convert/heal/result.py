@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, tensor_bytes
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_space, whole_or_nothing
 from convert_attn.convert.errors import ConvertAttnError
@@ -22,6 +21,7 @@ from convert_attn.convert.planning.provenance import versions
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.publish.card import write_card
 from convert_attn.convert.publish.result_config import carry_files
+from convert_attn.convert.stored_numbers import DTYPES, tensor_bytes
 from convert_attn.convert.verification.folder import cached_by_layer
 from convert_attn.convert.verification.result import Expected, run_folder, workplace
 from convert_attn.convert.verification.stored import verify_folder

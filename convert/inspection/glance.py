@@ -1,20 +1,19 @@
 """What config.json and the headers of a local folder say, in one line, before anything large is imported.
 
-Nothing is checked here and no class is asked: whoever looks closely says what is wrong.
+Only headers are checked here and no class is asked: whoever looks closely says what is wrong.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from convert_attn.convert.checkpoint.files import own_file, read_json
+from convert_attn.convert.checkpoint.safetensors_format import read_header
 from convert_attn.convert.errors import ConvertAttnError
 
-_MOST = 100_000_000  # bytes of a header, as in the format's reference implementation
 # what is told, and the keys that families have for it
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
@@ -48,14 +47,9 @@ def _of_headers(folder: Path) -> str:
     """Tensors, parameters, dtypes and bytes; nothing where there are no safetensors."""
     tensors, nbytes, numbers = 0, 0, Counter[str]()
     for path in sorted(folder.glob("model*.safetensors")):
-        with own_file(folder, path.name).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, _MOST)))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            tensors, nbytes = tensors + 1, nbytes + entry["data_offsets"][1] - entry["data_offsets"][0]
-            numbers[entry["dtype"]] += math.prod(entry["shape"])
+        for info in read_header(own_file(folder, path.name))[0]:
+            tensors, nbytes = tensors + 1, nbytes + info.nbytes
+            numbers[info.dtype] += math.prod(info.shape)
     if not tensors:
         return ""
     dtypes = ", ".join(dtype for dtype, _ in numbers.most_common())

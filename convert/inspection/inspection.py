@@ -19,7 +19,7 @@ from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import check_names_of_blocks
 from convert_attn.convert.checkpoint.quantised import QuantisedError, check_plain, leftover_warning
 from convert_attn.convert.checkpoint.resolve import resolve, within
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, TensorInfo
+from convert_attn.convert.checkpoint.safetensors_format import SIZES, TensorInfo
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError, UsageError
@@ -138,7 +138,7 @@ def inspect(
         sizes=sizes,
         dtype=dtype,
         parameters=parameters,
-        rows=tuple(_rows(_Look(source, arch, sizes, asked), DTYPES[dtype].itemsize)),
+        rows=tuple(_rows(_Look(source, arch, sizes, asked), SIZES[dtype])),
         warnings=(leftover_warning(source.leftovers, parameters is not None),) if source.leftovers else (),
     )
 
@@ -185,7 +185,7 @@ def _hub_tensors(source: Source) -> list[TensorInfo]:
         TensorInfo(name=name, dtype=str(info.dtype), shape=tuple(info.shape), file=file, offset=0)
         for file, one in metadata.files_metadata.items()
         for name, info in one.tensors.items()
-        if info.dtype in DTYPES
+        if info.dtype in SIZES
     ]
 
 

@@ -14,7 +14,6 @@ from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.class_reading import class_biases, facts_of
 from convert_attn.convert.archs.geometry import Geometry, geometry
 from convert_attn.convert.checkpoint.names import check_names_of_blocks
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import UsageError
@@ -27,6 +26,7 @@ from convert_attn.convert.planning.outputs import OutputTensor, result_tensors
 from convert_attn.convert.planning.own_tensors import check_attention
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, EXPERIMENTS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
+from convert_attn.convert.stored_numbers import DTYPES
 from convert_attn.convert.targets import choose, choose_experiment, fitting
 from convert_attn.convert.targets.base import Blueprint, Target
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.cache_form import HEADS_BY_LAYER, LAYER_GATE
-from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
 from convert_attn.convert.checkpoint.source import Source
 from convert_attn.convert.checkpoint.writer import ShardWriter
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.classes.language_model import with_language_model
+from convert_attn.convert.stored_numbers import tensor_bytes
 
 SMALL = 100_000_000  # bytes: a model of this size is run whole
 _BLOCK = re.compile(r"^(.*?\.)(\d+)(\..*)$|^()(\d+)(\..*)$")

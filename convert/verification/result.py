@@ -20,12 +20,13 @@ from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.geometry import geometry
-from convert_attn.convert.checkpoint.safetensors_format import DTYPES, FLOATS
+from convert_attn.convert.checkpoint.safetensors_format import FLOATS
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.provenance import solved_mlp
 from convert_attn.convert.progress import Progress, silent
+from convert_attn.convert.stored_numbers import DTYPES
 from convert_attn.convert.targets.base import Converted
 from convert_attn.convert.verification.cut import Changed, blocks_of, checked_layers, write_cut
 from convert_attn.convert.verification.process import ISOLATED

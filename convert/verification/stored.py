@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from convert_attn import modeling
-from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, finite_chunks
-from convert_attn.convert.checkpoint.shards import SafetensorsWeights, Weights, open_weights
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
+from convert_attn.convert.checkpoint.shards import SafetensorsWeights, Weights, finite_chunks, open_weights
 from convert_attn.convert.classes.stored_names import Group, names_in
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.progress import Progress

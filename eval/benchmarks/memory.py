@@ -23,11 +23,12 @@ import click
 import numpy as np
 import torch
 
-from convert_attn.convert.checkpoint.safetensors_format import TensorInfo, tensor_bytes
+from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
 from convert_attn.convert.checkpoint.source import Origin, Source
 from convert_attn.convert.checkpoint.writer import ShardWriter
 from convert_attn.convert.planning.plan import make_plan
 from convert_attn.convert.planning.request import Request
+from convert_attn.convert.stored_numbers import tensor_bytes
 
 _BASELINE = "import convert_attn, convert_attn.convert.cli, transformers.models.llama.modeling_llama"
 _SHARD_BYTES = 1_000_000_000

@@ -112,8 +112,8 @@ def main(
         "name": f"layer {hidden}, {heads} heads over {kv_heads}: {form}",
         "runs": 1,
         "seconds": seconds,
-        "lower_quartile": seconds,
-        "upper_quartile": seconds,
+        "least": seconds,
+        "most": seconds,
         "processor_seconds": processor,
         "peak_bytes": peak,
     }

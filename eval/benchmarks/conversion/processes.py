@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import click
@@ -88,15 +88,14 @@ def _resident(process: psutil.Process) -> int:
 
 
 def row(name: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """Give median and quartiles of the seconds, the median of the processor's, the largest peak."""
-    walls = sorted(one.wall for one in runs)
-    low, _, high = quantiles(walls, n=4, method="inclusive") if len(walls) > 1 else walls * 3
+    """Give median, least and most of the seconds, the median of the processor's, the largest peak."""
+    walls = [one.wall for one in runs]
     return {
         "name": name,
         "runs": len(runs),
         "seconds": median(walls),
-        "lower_quartile": low,
-        "upper_quartile": high,
+        "least": min(walls),
+        "most": max(walls),
         "processor_seconds": median(one.processor for one in runs),
         "peak_bytes": max(one.peak for one in runs),
     }

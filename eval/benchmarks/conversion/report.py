@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 COPY, START, MEAN, SUBSPACE, LATENT, MERGEKIT = "cp -r", "start-up", "mean", "subspace", "mla", "mergekit"
+SUBSPACE_2, LATENT_2, DURABLE = f"{SUBSPACE}, --jobs 2", f"{LATENT}, --jobs 2", f"{COPY}, sync"
 HELP, GLANCE, INSPECT = "--help", "inspect, first line", "inspect, all"
 _NEAR_COPY, _OVER_MERGEKIT = 1.5, 3.0  # times
 _LARGE, _LARGER = "layer 4096, 32 heads over 32: GQA-8", "layer 8192, 64 heads over 8: GQA-4"
-_SECONDS = {SUBSPACE: 20.0, LATENT: 30.0, HELP: 0.3, GLANCE: 1.0, INSPECT: 1.0, _LARGE: 60.0}
+_SECONDS = {
+    SUBSPACE: 20.0,
+    SUBSPACE_2: 20.0,
+    LATENT: 30.0,
+    LATENT_2: 30.0,
+    HELP: 0.3,
+    GLANCE: 1.0,
+    INSPECT: 1.0,
+    _LARGE: 60.0,
+}
 _DRAWN = 0.5  # seconds: bars of less are not seen
 _BYTES = {_LARGER: 24e9}
 
@@ -17,14 +27,14 @@ _BYTES = {_LARGER: 24e9}
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Give the rows as a Markdown table."""
     lines = [
-        "| | seconds (quartiles) | processor seconds | peak memory, GB | times cp |",
+        "| | seconds (least to most) | processor seconds | peak memory, GB | times cp |",
         "|---|--:|--:|--:|--:|",
     ]
     copied = next((row["seconds"] for row in rows if row["name"] == COPY), None)
     for row in rows:
         times = "-" if copied is None else f"{row['seconds'] / copied:.2f}"
         lines.append(
-            f"| {row['name']} | {row['seconds']:.2f} ({row['lower_quartile']:.2f} to {row['upper_quartile']:.2f}) "
+            f"| {row['name']} | {row['seconds']:.2f} ({row['least']:.2f} to {row['most']:.2f}) "
             f"| {row['processor_seconds']:.2f} | {row['peak_bytes'] / 1e9:.2f} | {times} |"
         )
     return "\n".join(lines)
@@ -75,9 +85,10 @@ def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
         f"{machine}.",
         "",
         f"A Llama of random bf16 weights, {figures['source_bytes'] / 1e9:.2f} GB, in memory (page cache) before a run;",
-        "processes of their own that take turns; medians, quartiles in brackets. `start-up` is `--method mean` of a",
-        "model of 33 MB. Peak memory is that of all processes of a command together, with the one in which the result",
-        "is run. Rows of layers are one run of the method alone, without reading, writing and the start of a process.",
+        "processes of their own that take turns; medians, least and most in brackets. `start-up` is `--method mean`",
+        "of a model of 33 MB. Peak memory is that of all processes of a command together, with the one in which the",
+        "result is run. `cp -r, sync` waits for the disk, as a conversion does before its result appears. Rows of",
+        "layers are one run of the method alone, without reading, writing and the start of a process.",
         "",
         *([] if note is None else [note, ""]),
         markdown(figures["rows"]),
@@ -86,14 +97,14 @@ def page(figures: dict[str, Any], png: Path | None, note: str | None) -> str:
         *(f"- {name} in {limit:g} s: not measured" for name, limit in _SECONDS.items() if name not in measured),
     ]
     if MERGEKIT not in measured:
-        lines += ["", "mergekit was not installed and is not compared."]
+        lines += ["", "mergekit: not measured (give --mergekit PYTHON of an environment that has it)."]
     if png is not None:
         lines += ["", f"![seconds of each]({png.name})"]
     return "\n".join(lines) + "\n"
 
 
 def draw(figures: dict[str, Any], file: Path) -> None:
-    """A bar of seconds for each row, with its quartiles, the processor's seconds beside it."""
+    """A bar of seconds for each row, with the least and the most, the processor's seconds beside it."""
     from matplotlib.figure import Figure  # of an extra
 
     rows = [row for row in figures["rows"] if row["seconds"] >= _DRAWN]
@@ -102,8 +113,8 @@ def draw(figures: dict[str, Any], file: Path) -> None:
     places = range(len(rows))
     seconds = [row["seconds"] for row in rows]
     around = [
-        [row["seconds"] - row["lower_quartile"] for row in rows],
-        [row["upper_quartile"] - row["seconds"] for row in rows],
+        [row["seconds"] - row["least"] for row in rows],
+        [row["most"] - row["seconds"] for row in rows],
     ]
     panel.barh([place - 0.2 for place in places], seconds, 0.4, xerr=around, color="tab:blue", label="wall clock")
     processor = [row["processor_seconds"] for row in rows]
@@ -115,5 +126,5 @@ def draw(figures: dict[str, Any], file: Path) -> None:
     panel.set_axisbelow(True)
     panel.legend()
     conditions = ", ".join(f"{key} {value}" for key, value in figures["environment"].items())
-    figure.suptitle(f"medians, quartiles as lines; {conditions}", fontsize="x-small", wrap=True)
+    figure.suptitle(f"medians, least to most as lines; {conditions}", fontsize="x-small", wrap=True)
     figure.savefig(file, dpi=150)

@@ -21,7 +21,7 @@ import transformers
 from convert_attn.convert.option_types import Numbers
 from convert_attn.eval.benchmarks.common import file_options
 from convert_attn.eval.benchmarks.decode import device_option, dtypes_option, environment
-from convert_attn.eval.benchmarks.heads.attention import Shape, attention_rows
+from convert_attn.eval.benchmarks.heads.attention import Shape, arithmetic_rows, attention_rows
 from convert_attn.eval.benchmarks.heads.models import make, model_rows
 from convert_attn.eval.benchmarks.heads.report import draw, page
 
@@ -39,7 +39,9 @@ def _size_options(command: Any) -> Any:
 @click.option("--contexts", type=Numbers("512,8192", least=1), default="8192", show_default=True, help="Attention.")
 @click.option("--batches", type=Numbers("1,16", least=1), default="1", show_default=True, help="Attention.")
 @click.option("--model-contexts", type=Numbers("128,512", least=1), default="128,2048,8192", show_default=True)
-@click.option("--prompts", type=Numbers("512", least=1), default="512", show_default=True, help="Prefill, in tokens.")
+@click.option(
+    "--prompts", type=Numbers("512", least=1), default="128,1024,4096", show_default=True, help="Prefill, in tokens."
+)
 @click.option("--layers", type=click.IntRange(0), default=1, show_default=True, help="Of whole models; 0: none.")
 @click.option("--repeats", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--note", default="", help="What else the figures depend on: a sentence for the page.")
@@ -75,11 +77,13 @@ def main(
         "layers": layers,
         "note": note,
         "attention": [],
+        "arithmetic": [],
         "steps": [],
         "prefills": [],
     }
     for dtype in dtypes:
         for context in contexts:
+            figures["arithmetic"] += arithmetic_rows(shape, context, dtype=dtype, device=device, repeats=repeats)
             for batch in batches:
                 figures["attention"] += attention_rows(
                     shape, context, batch, dtype=dtype, device=device, repeats=repeats

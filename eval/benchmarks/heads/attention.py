@@ -19,6 +19,7 @@ from convert_attn.modeling.latent_kernel_plain import run_plain
 from convert_attn.modeling.latent_kernel_triton import run_triton
 from convert_attn.modeling.latent_kernels import mix
 
+SQUARE = 1024  # rows and columns of the product that shows what the processor can
 FACTOR = 1.5  # of the share of the cache that a step may take of MHA's time
 
 
@@ -97,6 +98,38 @@ def _row(labels: dict[str, Any], nbytes: int, found: Spread, whole: Spread, all_
     target = {} if share == 1 else {"allowed_ms": allowed, "met": found.median_ms <= allowed}
     speed = {"gigabytes_per_second": nbytes / found.median_ms / 1e6}
     return labels | {"cache_bytes": nbytes, "share": share, "step": asdict(found)} | target | speed
+
+
+@torch.inference_mode()
+def arithmetic_rows(
+    shape: Shape, context: int, *, dtype: torch.dtype, device: torch.device, repeats: int
+) -> list[dict[str, Any]]:
+    """What the processor reaches in plain products: those two of MQA and of the latent alone, and a square one.
+
+    The time that is left for a form's arithmetic at the square product's speed is a floor that no kernel gets below.
+    """
+    made: dict[str, tuple[float, Callable[[], object]]] = {}
+    for form, width in (("MQA", shape.head_dim), (shape.latent, shape.rank + shape.rope_dim)):
+        entries = torch.randn(context, width, device=device, dtype=dtype)
+        query = torch.randn(shape.heads, width, device=device, dtype=dtype)
+        weights = torch.rand(shape.heads, context, device=device, dtype=dtype)
+        operations = 4.0 * shape.heads * context * width
+        made[form] = operations, partial(_two_products, query, weights, entries)
+    square = torch.randn(SQUARE, SQUARE, device=device, dtype=dtype)
+    made["square"] = 2.0 * SQUARE**3, partial(torch.mm, square, square)
+    times = take_turns({name: Timed(call) for name, (_, call) in made.items()}, repeats, device)
+    labels = {"dtype": str(dtype).removeprefix("torch."), "context": context}
+    best = made["square"][0] / times["square"].median_ms
+    return [
+        labels
+        | {"form": name, "operations": operations, "step": asdict(times[name])}
+        | {"gigaflops": operations / times[name].median_ms / 1e6, "floor_ms": operations / best}
+        for name, (operations, _) in made.items()
+    ]
+
+
+def _two_products(query: torch.Tensor, weights: torch.Tensor, entries: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return query @ entries.mT, weights @ entries
 
 
 @torch.inference_mode()

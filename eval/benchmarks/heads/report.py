@@ -41,6 +41,17 @@ def attention_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def arithmetic_table(rows: list[dict[str, Any]]) -> str:
+    """Plain products: a line for each form."""
+    lines = ["| dtype | context | products of | ms | GFLOP/s | floor, ms |", "|---|--:|---|--:|--:|--:|"]
+    lines += [
+        f"| {row['dtype']} | {row['context']} | {row['form']} | {_time(row['step'])} | {row['gigaflops']:.1f} "
+        f"| {row['floor_ms']:.2f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def model_table(rows: list[dict[str, Any]], what: str) -> str:
     """Whole models: a line for each context and model."""
     lines = [f"| dtype | {what} | model | ms | target |", "|---|--:|---|--:|---|"]
@@ -69,6 +80,13 @@ def page(figures: dict[str, Any]) -> str:
         "## Attention alone, one new token",
         attention_table(figures["attention"]),
     ]
+    if figures.get("arithmetic"):
+        parts += [
+            "## The arithmetic alone",
+            "The two products of MQA and of the latent without a softmax, and a square product of 1,024. The floor is "
+            "the time that a form's products take at the square one's speed.",
+            arithmetic_table(figures["arithmetic"]),
+        ]
     if figures["steps"]:
         parts += [
             f"## Decode step of a whole model of {figures['layers']} layer; target: not slower than the original",
