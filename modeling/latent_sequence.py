@@ -30,7 +30,7 @@ Letters in shapes:
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -350,7 +350,7 @@ class SlotAttention(nn.Module):
 def layer_among(given: Iterable[Any], layer_idx: int) -> SlotLayer | None:
     """Find the layer of a latent sequence that is among what an attention is given."""
     caches = (one for one in given if isinstance(one, LatentSequenceCache))
-    layer: Any = next((cache.layers[layer_idx] for cache in caches), None)
+    layer: SlotLayer | None = next((cast("SlotLayer", cache.layers[layer_idx]) for cache in caches), None)
     return layer
 
 

@@ -20,7 +20,8 @@ class SlotLatentAttention(LatentAttention):
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx, dropout=config.attention_dropout)
         self.layer: SlotLayer | None = None
-        self.asked = self.bias = torch.empty(0)
+        self.asked: torch.Tensor = torch.empty(0)
+        self.bias: torch.Tensor | None = None
 
     def forward(
         self,
@@ -40,8 +41,7 @@ class SlotLatentAttention(LatentAttention):
         inv_freq = hidden_states.new_zeros(0) if self.rotary is None else self.rotary.inv_freq
         masks = (attention_mask, self.bias)
         layer.settle(self.asked, masks, scaling=self.scaling, position_ids=position_ids, inv_freq=inv_freq)
-        self.layer = None
-        self.asked = self.bias = torch.empty(0)
+        self.layer, self.asked, self.bias = None, torch.empty(0), None
         return found
 
     def mask(self, given: torch.Tensor | None, query: torch.Tensor, keys: int, pages: bool) -> Any:

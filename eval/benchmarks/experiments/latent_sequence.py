@@ -35,7 +35,7 @@ from convert_attn import convert
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.option_types import Words
-from convert_attn.eval.benchmarks.common import file_options, load_model
+from convert_attn.eval.benchmarks.common import load_model, result_options
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.eval.measures.passages import documents_of, make_passages
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
@@ -92,7 +92,7 @@ class Reading:
 
 def jobs(windows: Tensor, slots: int, kinds: Sequence[str]) -> Iterator[Reading]:
     """Give the lengths that a window has room for."""
-    for length in (times * slots for times in TIMES):
+    for length in (times * slots for times in TIMES if {"loss", "copy"} & {*kinds}):
         if PLACE + 2 * ASKED <= length <= windows.shape[1] - ASKED:
             texts = windows[:, :length]
             asked = {"loss": windows[:, length : length + ASKED], "copy": texts[:, PLACE : PLACE + ASKED]}
@@ -109,8 +109,9 @@ def copied(cache: LatentSequenceCache) -> LatentSequenceCache:
 def shrunk(whole: LatentSequenceCache, empty: LatentSequenceCache, inv_freq: Tensor) -> LatentSequenceCache:
     """Give what an empty cache would hold had it been given the text that a whole one was given at once."""
     for own, other in zip(empty.layers, whole.layers, strict=True):
+        assert isinstance(own, SlotLayer)
         own.__dict__ |= {name: value for name, value in vars(other).items() if name != "sizes"}
-        if own.keys.shape[2] > own.sizes.whole:
+        if own.held()[0].shape[2] > own.sizes.whole:
             own._shrink(inv_freq)
     return empty
 
@@ -151,7 +152,7 @@ def streamed(model: Any, cache: Any, tokens: Tensor) -> Tensor:
 
 def row(what: str, contender: str, values: Tensor, whole: Tensor) -> dict[str, Any]:
     """Give means over windows with their standard errors: of the loss, and of what is lost more than by the whole."""
-    found: dict[str, Any] = {"what": what, "contender": contender}
+    found: dict[str, Any] = {"what": what, "contender": contender, "windows": len(values)}
     for name, of in (("mean", values), ("more", values - whole)):
         found |= {
             name: float(of.mean()),
@@ -181,9 +182,8 @@ def with_kvpress(python: str, folder: Path, work: list[Reading], kept: int) -> l
     """
     with tempfile.TemporaryDirectory() as place:
         for number, job in enumerate(work):
-            np.savez(
-                Path(place, f"{number}.npz"), texts=job.texts.numpy(), **{w: t.numpy() for w, t in job.asked.items()}
-            )
+            given: dict[str, Any] = {what: tokens.numpy() for what, tokens in job.asked.items()}
+            np.savez(Path(place, f"{number}.npz"), texts=job.texts.numpy(), **given)
         told = {"model": str(folder), "jobs": len(work), "presses": PRESSES, "kept": kept, "batch": _BATCH}
         Path(place, "job.json").write_text(json.dumps(told))
         ran = subprocess.run([python, str(_SIDE), place], capture_output=True, text=True, check=False)
@@ -222,32 +222,33 @@ def draw(found: dict[str, Any], png: Path) -> None:
     """Draw bytes by length, and what is lost more than with the whole cache: by position, behind texts, in copies."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    size, *others = figure.subplots(2, 2).flat
-    for name, of in (("whole", "whole cache"), ("slots", "slots")):
-        size.plot([r["tokens"] for r in found["bytes"]], [r[name] / 1e3 for r in found["bytes"]], label=of)
-    size.set(xlabel="tokens", ylabel="cache, kB (a tiny model)", yscale="log", title="bytes")
     titles = {
         "stream": f"loss by position, {PIECE} tokens at a time",
         "loss": f"loss of the {ASKED} tokens behind a text",
         "copy": f"loss of a passage that stood at {PLACE}",
     }
-    for axes, (what, title) in zip(others, titles.items(), strict=True):
+    figure = Figure(figsize=(17, 5), layout="constrained")
+    places = list(figure.subplots(1, len(titles) + bool(found["bytes"])).flat)
+    for axes, (what, title) in zip(places, titles.items(), strict=False):
         rows = [row for row in found["rows"] if row["what"] == what and row["contender"] != FULL]
         for name in dict.fromkeys(row["contender"] for row in rows):
             own = [row for row in rows if row["contender"] == name]
-            places = [(row.get("from", row["length"]) + row["length"]) / 2 for row in own]
+            middles = [(row.get("from", row["length"]) + row["length"]) / 2 for row in own]
             style = {"linestyle": ":", "marker": "."} if name.startswith("kvpress") else {"marker": "o"}
             axes.errorbar(
-                places, [r["more"] for r in own], [r["more_error"] for r in own], label=name, capsize=2, **style
+                middles, [r["more"] for r in own], [r["more_error"] for r in own], label=name, capsize=2, **style
             )
         axes.set(
             xlabel="position" if what == "stream" else "tokens before",
             ylabel="nats more than the whole cache",
             title=title,
         )
-    for axes in (size, *others):
         axes.legend(fontsize=7)
+    for size in places[len(titles) :]:
+        for name, of in (("whole", "whole cache"), ("slots", "slots")):
+            size.plot([r["tokens"] for r in found["bytes"]], [r[name] / 1e3 for r in found["bytes"]], label=of)
+        size.set(xlabel="tokens", ylabel="cache, kB (a tiny model)", yscale="log", title="bytes")
+        size.legend(fontsize=7)
     figure.savefig(png, dpi=100)
 
 
@@ -267,7 +268,7 @@ def windows_of(folder: Path, text: str | None, length: int, count: int) -> Tenso
 @click.option("--bytes", "longest", default=65536, show_default=True, help="Tokens up to which bytes are measured.")
 @click.option("--what", "kinds", type=Words(), default="loss,copy,stream", show_default=True, help="What is measured.")
 @click.option("--kvpress", "python", help="Interpreter of an environment that has kvpress.")
-@file_options("bytes, loss by position and copies")
+@result_options("bytes, loss by position and copies")
 def main(
     *,
     model: str,
@@ -278,6 +279,7 @@ def main(
     longest: int,
     kinds: Sequence[str],
     python: str | None,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     png: Path | None,
 ) -> None:
@@ -290,7 +292,7 @@ def main(
         made = convert(model, to="latent-sequence", slots=slots, output=Path(directory) / "made")
         loaded = load_model(made.output)
     rows = [] if longest == 0 else sizes(slots, longest)
-    found: dict[str, Any] = {"model": Path(model).name, "slots": slots, "windows": len(windows), "bytes": rows}
+    found: dict[str, Any] = {"model": Path(model).name, "slots": slots, "bytes": rows}
     measured = [losses(loaded, job) for job in work]
     if python is not None:
         others = with_kvpress(python, folder, work, kept(loaded.config))
@@ -303,6 +305,7 @@ def main(
     found["rows"] += streams(loaded, windows, slots) if "stream" in kinds else ()
     for one in found["rows"]:
         click.echo(json.dumps(one))
+    found["rows"] = [one for file in earlier for one in json.loads(file.read_text())["rows"]] + found["rows"]
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2) + "\n")
     if png is not None:
