@@ -227,6 +227,7 @@ def draw(found: dict[str, Any], png: Path) -> None:
         "loss": f"loss of the {ASKED} tokens behind a text",
         "copy": f"loss of a passage that stood at {PLACE}",
     }
+    titles = {what: title for what, title in titles.items() if any(row["what"] == what for row in found["rows"])}
     figure = Figure(figsize=(17, 5), layout="constrained")
     places = list(figure.subplots(1, len(titles) + bool(found["bytes"])).flat)
     for axes, (what, title) in zip(places, titles.items(), strict=False):
