@@ -83,20 +83,20 @@ def caches(config: Any) -> dict[str, Callable[[], LatentSequenceCache]]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LongTexts:
     """Texts [n, length] that are read, and what is predicted behind each, by name: [n, ASKED]."""
 
     texts: Tensor
     asked: dict[str, Tensor]
 
 
-def jobs(windows: Tensor, slots: int, kinds: Sequence[str]) -> Iterator[Reading]:
+def jobs(windows: Tensor, slots: int, kinds: Sequence[str]) -> Iterator[LongTexts]:
     """Give the lengths that a window has room for."""
     for length in (times * slots for times in TIMES if {"loss", "copy"} & {*kinds}):
         if PLACE + 2 * ASKED <= length <= windows.shape[1] - ASKED:
             texts = windows[:, :length]
             asked = {"loss": windows[:, length : length + ASKED], "copy": texts[:, PLACE : PLACE + ASKED]}
-            yield Reading(texts, {what: tokens for what, tokens in asked.items() if what in kinds})
+            yield LongTexts(texts, {what: tokens for what, tokens in asked.items() if what in kinds})
 
 
 def copied(cache: LatentSequenceCache) -> LatentSequenceCache:
@@ -117,7 +117,7 @@ def shrunk(whole: LatentSequenceCache, empty: LatentSequenceCache, inv_freq: Ten
 
 
 @torch.no_grad()
-def losses(model: Any, job: Reading) -> dict[tuple[str, str], Tensor]:
+def losses(model: Any, job: LongTexts) -> dict[tuple[str, str], Tensor]:
     """Mean loss [n] of what is predicted but its first token, by (what, contender)."""
     found: dict[tuple[str, str], list[Tensor]] = {}
     makers, inv_freq = caches(model.config), model.model.rotary_emb.inv_freq
@@ -174,7 +174,7 @@ def streams(model: Any, windows: Tensor, slots: int) -> Iterator[dict[str, Any]]
             yield row("stream", name, *values) | {"from": start, "length": end}
 
 
-def with_kvpress(python: str, folder: Path, work: list[Reading], kept: int) -> list[dict[tuple[str, str], Tensor]]:
+def with_kvpress(python: str, folder: Path, work: list[LongTexts], kept: int) -> list[dict[tuple[str, str], Tensor]]:
     """Losses as of `losses` for each job, measured by another interpreter.
 
     Raises:
