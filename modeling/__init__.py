@@ -134,6 +134,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_mixture": Family("Qwen2Mixture", LANGUAGE_MODELS[:2]),
     "qwen3_mixture": Family("Qwen3Mixture", LANGUAGE_MODELS[:2]),
     "llama_slots": Family("LlamaSlots", LANGUAGE_MODELS[:2]),
+    "llama_mla_slots": Family("LlamaMLASlots", LANGUAGE_MODELS[:2]),
+    "mistral_slots": Family("MistralSlots", LANGUAGE_MODELS[:2]),
     "qwen2_slots": Family("Qwen2Slots", LANGUAGE_MODELS[:2]),
     "qwen3_slots": Family("Qwen3Slots", LANGUAGE_MODELS[:2]),
     "persimmon_gqa": Family("PersimmonGQA", LANGUAGE_MODELS[:2]),

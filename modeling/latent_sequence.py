@@ -14,6 +14,9 @@ merged key is turned to its mean position. log m makes a slot of m equal keys co
 of keys that differ it says too little (the exponential is convex). Received attention is that of the last 32 queries of
 each call. A prompt is attended to whole, however long, and merged when that is done.
 
+Where the cache holds latents (latent_slots.py) an entry is a latent and its rotary key, in the place of the keys, for
+all heads together: G = 1, d = r + R, of which the last R turn, and the values have no columns.
+
 What came before: sinks and a window (arXiv:2309.17453), received attention (arXiv:2306.14048), merging by similarity
 with log of the size as a bias (ToMe, arXiv:2210.09461, "proportional attention").
 
@@ -24,9 +27,10 @@ Letters in shapes:
     d  size of one head
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -106,24 +110,53 @@ class SlotLayer(CacheLayerMixin):
         are slots; arguments: of the attention function by name, with position_ids [B or 1, S].
         """
         function = attention_function(module)
-        bias = self._bias(mask, query) if self.merged else mask
+        bias = self.bias(mask, query)
         keys, values, _ = self.held()
         found = function(module, query, keys, values, bias, **arguments)
-        with torch.no_grad():
-            self._note(mask, arguments["position_ids"], query.shape[2])
-            self._count(query, bias, arguments["scaling"])
-            if keys.shape[2] > self.sizes.whole:
-                self._shrink(module.rotary[0].inv_freq)
+        self.settle(
+            query,
+            (mask, bias),
+            scaling=arguments["scaling"],
+            position_ids=arguments["position_ids"],
+            inv_freq=module.rotary[0].inv_freq,
+        )
         return found
 
-    def _bias(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
-        """[B, H, S, T]: log of the masses that are held, and the mask of the new tokens."""
+    @torch.no_grad()
+    def settle(
+        self,
+        query: torch.Tensor,
+        masks: tuple[torch.Tensor | None, torch.Tensor | None],
+        *,
+        scaling: float,
+        position_ids: torch.Tensor,
+        inv_freq: torch.Tensor,
+    ) -> None:
+        """Note what new tokens are and what they attend to, and merge what is too much.
+
+        query: of the last of the new tokens, [B, H, up to S, d]; masks: the one that transformers made, and the one
+        that attention had; scaling: of scores; position_ids: [B or 1, S].
+        """
+        self._note(masks[0], position_ids, position_ids.shape[-1])
+        self._count(query, masks[1], scaling)
+        if self.held()[0].shape[2] > self.sizes.whole:
+            self._shrink(inv_freq)
+
+    def bias(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+        """[B, H, S, T]: log of the masses that are held, and the mask of the new tokens; that alone before any merge.
+
+        H is 1 where all heads share an entry.
+        """
+        if not self.merged:
+            return mask
         new = query.shape[2]
         if mask is not None and mask.shape[-1] != new:
             raise ValueError(f"beyond {self.sizes.whole} tokens a mask must be of the {new} new ones: give a 2D mask")
         least = torch.finfo(query.dtype).min
         masses = self.held()[2][..., MASS].log().clamp_min(least).to(query.dtype)
-        held = masses.repeat_interleave(query.shape[1] // masses.shape[1], 1)[:, :, None].expand(-1, -1, new, -1)
+        if masses.shape[1] > 1:
+            masses = masses.repeat_interleave(query.shape[1] // masses.shape[1], 1)
+        held = masses[:, :, None].expand(-1, -1, new, -1)
         if mask is None:
             mask = torch.ones(new, new, dtype=torch.bool, device=query.device).tril()[None, None]
         return torch.cat([held, additive(mask, query.dtype).expand(held.shape[0], held.shape[1], -1, -1)], -1)
@@ -254,9 +287,14 @@ def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def attention_function(module: Any) -> Any:
     """Give the attention function that the model's config names."""
     name = module.model_config._attn_implementation
+    check_learns_of_masses(name)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+
+
+def check_learns_of_masses(name: str) -> None:
+    """Refuse an attention function that would not add them to scores: ValueError."""
     if name not in ("eager", "sdpa"):
         raise ValueError(f"{name!r} learns of no masses of slots: use eager or sdpa")
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
 
 
 def slot_attention(
@@ -305,11 +343,15 @@ class SlotAttention(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the stock class."""
-        caches = (given for given in (*args, *kwargs.values()) if isinstance(given, LatentSequenceCache))
-        cache = next(caches, None)
-        layer: Any = None if cache is None else cache.layers[self.layer_idx]
-        self.layer = layer
+        self.layer = layer_among((*args, *kwargs.values()), self.layer_idx)
         return super().forward(*args, **kwargs)
+
+
+def layer_among(given: Iterable[Any], layer_idx: int) -> SlotLayer | None:
+    """Find the layer of a latent sequence that is among what an attention is given."""
+    caches = (one for one in given if isinstance(one, LatentSequenceCache))
+    layer: SlotLayer | None = next((cast("SlotLayer", cache.layers[layer_idx]) for cache in caches), None)
+    return layer
 
 
 class SlotModel(ReplacedParts):
@@ -347,4 +389,14 @@ def makes_its_cache(forward: Any) -> Any:
     return run
 
 
-__all__ = ["LatentSequenceCache", "SlotAttention", "SlotLayer", "SlotModel", "makes_its_cache", "slot_attention"]
+__all__ = [
+    "OBSERVED",
+    "LatentSequenceCache",
+    "SlotAttention",
+    "SlotLayer",
+    "SlotModel",
+    "check_learns_of_masses",
+    "layer_among",
+    "makes_its_cache",
+    "slot_attention",
+]

@@ -13,11 +13,15 @@ _LEAST = 1e-6  # received attention that everything has: among what nobody looke
 
 
 def turned(keys: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, back: bool = False) -> torch.Tensor:
-    """Turn keys [..., d] to positions [...], or back from them; dimension p turns with dimension p + d / 2."""
+    """Turn keys [..., d] to positions [...], or back from them: the last 2 P dimensions for P frequencies.
+
+    Dimension p of these turns with dimension p + P; in front of them is a latent, or nothing.
+    """
+    planes = len(inv_freq)
     angles = positions[..., None] * inv_freq.float()
     cos, sin = angles.cos(), -angles.sin() if back else angles.sin()
-    first, second = keys.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    still, first, second = keys.split([keys.shape[-1] - 2 * planes, planes, planes], -1)
+    return torch.cat([still, first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def merge(

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Command, config_of, save_tiny, tensors_of
+from families import build
 from tiny import SIZES, load, tiny_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from convert_attn import UsageError, convert, heal, inspect
+from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Experiment, Target
 from convert_attn.convert.verification.folder import verify
@@ -35,6 +37,8 @@ def experiment(target: Target) -> Experiment:
 
 GATED = [target for target in FOUND if not experiment(target).facts]
 SLOTTED = [target for target in FOUND if experiment(target).facts]
+LATENTS = [target for target in FOUND if target.form is LatentCache]
+UNCHANGED = [target for target in FOUND if target not in LATENTS]  # every weight of the source is there as it was
 by_name = {"ids": lambda target: target.name}
 
 
@@ -54,7 +58,10 @@ def ids(batch: int = 2, length: int = 40) -> Tensor:
 def made(name: str) -> tuple[Any, Any]:
     """The original and a model of the experimental class with its weights, and a gate that does something."""
     target = next(target for target in FOUND if target.name == name)
-    original = tiny_model(source_type(target), kv_heads=4, initializer_range=0.2)
+    if target in LATENTS:
+        original = build(str(target.becomes).removesuffix("_slots"), vocab_size=97)
+    else:
+        original = tiny_model(source_type(target), kv_heads=4, initializer_range=0.2)
     sizes = experiment(target).facts and {"cache_slots": SLOTS}
     config = original.config.to_dict() | {"model_type": target.becomes} | (sizes or {})
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
@@ -83,7 +90,7 @@ def stepwise(model: Any, tokens: Tensor, pieces: list[int], padding: int = 0) ->
 # --- through the conversion
 
 
-@pytest.mark.parametrize("target", FOUND, **by_name)
+@pytest.mark.parametrize("target", UNCHANGED, **by_name)
 def test_a_conversion_is_the_original_bit_for_bit_and_says_that_it_is_experimental(
     target: Target, tmp_path: Path
 ) -> None:
@@ -105,6 +112,25 @@ def test_a_conversion_is_the_original_bit_for_bit_and_says_that_it_is_experiment
     assert all(not new[name].any() for name in new.keys() - old.keys())
 
 
+@pytest.mark.parametrize("target", LATENTS, **by_name)
+def test_a_latent_with_slots_is_the_latent_without_while_a_text_fits(target: Target, tmp_path: Path) -> None:
+    source, tokens = save_tiny(tmp_path / "in", source_type(target)), ids(length=12)
+    latent: dict[str, Any] = {"to": "mla", "rank": 24, "rope_dim": 8, "calibration": None, "measure": False}
+    plain = convert(source, **latent, output=tmp_path / "plain").output
+    result = convert(source, **latent, slots=SLOTS, output=tmp_path / "out")
+    assert any("--to mla --slots is experimental" in warning for warning in result.warnings)
+    assert "Every tensor of the source" not in (result.output / "README.md").read_text()
+    old, new = tensors_of(plain), tensors_of(result.output)
+    assert old.keys() == new.keys()
+    assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
+    before, after = load(plain), load(result.output)
+    assert torch.equal(after(tokens).logits, before(tokens).logits)
+    assert config_of(result.output)["cache_slots"] == SLOTS
+    assert verify(result.output, source).figures["around_attention"] == 0
+    with pytest.raises(UsageError, match="has no class for gpt2"):
+        convert("sample:gpt2", **latent | {"rope_dim": None}, slots=SLOTS, output=tmp_path / "gpt2")
+
+
 def test_one_of_each_verifies(tmp_path: Path) -> None:
     for target in (GATED[0], SLOTTED[0]):
         source = save_tiny(tmp_path / target.name / "in", source_type(target))
@@ -117,6 +143,7 @@ def test_one_of_each_verifies(tmp_path: Path) -> None:
     [
         ({"to": "latent-sequence"}, "needs --slots N"),
         ({"to": "latent-sequence", "slots": 2}, "at least 8"),
+        ({"to": "mla", "rank": 16, "slots": 2}, "at least 8"),
         ({"to": "mqa", "slots": 8}, "--slots is for --to latent-sequence"),
         ({"to": "mixture-of-layers", "slots": 8}, "--slots is for --to latent-sequence"),
         ({"to": "mixture-of-layers", "groups": 2}, "drop --groups"),
@@ -132,7 +159,7 @@ def test_what_makes_no_sense_is_refused(given: dict[str, Any], says: str, tmp_pa
 
 
 def test_families_without_a_class_are_refused(tmp_path: Path) -> None:
-    for to in sorted({experiment(target).to for target in FOUND}):
+    for to in sorted({experiment(target).to for target in UNCHANGED}):
         with pytest.raises(UsageError, match="is experimental and has no class for gpt2; there is one for"):
             convert("sample:gpt2", to=to, slots=8 if "sequence" in to else None, output=tmp_path / "out")  # type: ignore[arg-type]
 
@@ -242,6 +269,17 @@ def test_beyond_what_fits_a_padded_batch_is_each_text_alone(target: Target) -> N
         torch.testing.assert_close(facts[..., MASS].sum(-1), torch.full((2, facts.shape[1]), 40.0))
 
 
+@pytest.mark.parametrize("target", LATENTS, **by_name)
+def test_both_ways_to_attend_to_latents_merge_the_same(target: Target) -> None:
+    _, model = made(target.name)
+    found = []
+    for mode in ("absorb", "expand"):
+        model.config.latent_attention_mode = mode
+        found.append(stepwise(model, ids(), [30, 1, 9])[0])
+    model.config.latent_attention_mode = "auto"
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
 def test_generate_makes_the_cache_takes_one_and_searches_with_beams() -> None:
     _, model = made(SLOTTED[0].name)
     settings: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30, "do_sample": False, "pad_token_id": 0}
@@ -281,6 +319,15 @@ def test_keys_are_merged_before_their_rotation_and_turned_to_the_mean_position()
     expected = turned(plain, known[0, 0, place, 0], inv_freq)
     torch.testing.assert_close(made_keys[0, 0, place], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(made_keys[0, 0, 1 - place], keys[0, 0, 1])  # what was not merged keeps its bits
+
+
+def test_of_a_latent_with_its_rotary_key_the_last_dimensions_turn_back_and_forth() -> None:
+    torch.manual_seed(0)
+    entries, inv_freq, positions = torch.randn(1, 1, 3, 9), torch.tensor([1.0, 0.2]), torch.tensor([2.0, 5.0, 9.0])
+    there = turned(entries, positions, inv_freq)
+    assert torch.equal(there[..., :5], entries[..., :5])
+    assert (there[..., 5:] - entries[..., 5:]).abs().amax(-1).min() > 1e-2
+    torch.testing.assert_close(turned(there, positions, inv_freq, back=True), entries)
 
 
 def test_what_is_merged_is_not_taken_back() -> None:

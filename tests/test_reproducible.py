@@ -29,6 +29,7 @@ FORMS: list[dict[str, Any]] = [
     {"to": "mqa"},
     {"to": "mla", "rank": 24, "rope_dim": 16},
     {"to": "mla", "rank": 32},
+    {"to": "mla", "rank": 24, "rope_dim": 16, "slots": 8},
     {"to": "mixture-of-layers"},
     {"to": "latent-sequence", "slots": 8},
 ]

@@ -71,7 +71,10 @@ def cli() -> None:
     "--rope-dim", type=ByLayer(), metavar="D", help="MLA on RoPE models: size of the rotary key (qk_rope_head_dim)."
 )
 @click.option(
-    "--slots", type=int, metavar="N", help="latent-sequence: slots that hold what has left the window of the last N."
+    "--slots",
+    type=int,
+    metavar="N",
+    help="latent-sequence, and MLA (experimental there too): slots that hold what has left the window of the last N.",
 )
 @click.option(
     "--latent-norm",

@@ -242,13 +242,13 @@ class _Look:
         found = experiments(self.arch) if self.source.within is None and self.engine is None else []
         for target in found:
             experiment = target.experiment
-            if experiment is None or experiment.refused(self.sizes):
+            if experiment is None or experiment.refused(self.sizes) or target.form is not SharedHeads:
                 continue
             blueprint = self._blueprint(target, form)
             yield CacheRow(
                 name=f"{experiment.label(blueprint)} (experimental)",
                 holders=(f"{target.becomes} ({target.layout})",),
-                bytes_per_token=form.cache_numbers(self.sizes) * itemsize + experiment.fact_bytes(self.sizes),
+                bytes_per_token=form.cache_numbers(self.sizes) * itemsize + experiment.fact_bytes(form),
                 most=experiment.tokens(blueprint),
                 experimental=experiment.told(blueprint),
             )

@@ -140,7 +140,7 @@ class Plan:
             return 0, 0
         sizes, itemsize = self.geometry, DTYPES[self.cache_dtype].itemsize
         after = self.form.cache_numbers(sizes) + sizes.num_layers * self.target.extra_latent
-        facts = 0 if self.target.experiment is None else self.target.experiment.fact_bytes(sizes)
+        facts = 0 if self.target.experiment is None else self.target.experiment.fact_bytes(self.form)
         return SharedHeads(sizes.kv_by_layer).cache_numbers(sizes) * itemsize, after * itemsize + facts
 
     @property
@@ -188,7 +188,8 @@ def default_output(source: Source, request: Request, form: Form) -> Path:
     if to in EXPERIMENTS:
         return Path(f"{source.origin.short_name}-{to}{request.slots or ''}")
     size = "" if to == "mqa" else form.rank if isinstance(form, LatentCache) else span(form.groups).replace("..", "-")
-    return Path(f"{source.origin.short_name}-{to}{size}")
+    slots = "" if request.slots is None else f"-slots{request.slots}"
+    return Path(f"{source.origin.short_name}-{to}{size}{slots}")
 
 
 def make_plan(source: Source, request: Request) -> Plan:
@@ -271,7 +272,9 @@ def _target(source: Source, arch: Architecture, sizes: Geometry, form: Form, req
     if request.to not in EXPERIMENTS:
         if source.within is not None:
             return _in_place(source, arch, sizes, form)
-        return choose(arch, sizes, form, request.layout)
+        plain = choose(arch, sizes, form, request.layout)
+        if request.slots is None:
+            return plain
     if source.within is not None:
         raise UsageError(
             f"--to {request.to} is experimental and takes language models alone: that of '{source.origin.name}' is "
@@ -304,8 +307,8 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
     """What the user should know of a plan that can be carried out."""
     before, after = plan.cache_bytes
     warnings = plan.source.warnings() + class_config(plan.target, plan.blueprint, plan.source.origin.name)[1]
-    if plan.experimental:
-        return (*warnings, f"--to {plan.request.to} is experimental: {plan.experimental}")
+    if plan.target.experiment is not None:
+        return (*warnings, f"{plan.target.experiment.asked} is experimental: {plan.experimental}")
     if plan.geometry.seeing and not plan.unchanged:
         warnings = (*warnings, _unseen(plan.geometry))
     if after <= before:

@@ -29,7 +29,7 @@ class Request:
         cache_ratio: share of the source's cache to keep.
         rank: size of MLA's latent.
         rope_dim: size of MLA's shared rotary key.
-        slots: of a latent sequence.
+        slots: of a latent sequence, or of MLA's cache where that is to be one.
         latent_norm: an RMSNorm on MLA's latent, which changes what the model computes.
         calibration: text: "auto" (what the package has for any model; for a bundled sample its own), "sample", "self",
             or what `read_documents` takes; "none" or None: weights only.

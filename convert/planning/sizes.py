@@ -105,8 +105,7 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     Raises:
         UsageError: options that do not fit each other or the model.
     """
-    if request.slots is not None and request.to != "latent-sequence":
-        raise UsageError(f"--slots is for --to latent-sequence: drop it for --to {request.to}")
+    _check_slots(request)
     if request.to in EXPERIMENTS:
         _check_unchanged(request)
         return SharedHeads(sizes.kv_by_layer)
@@ -131,6 +130,21 @@ def choose_form(request: Request, arch: Architecture, sizes: Geometry) -> Form:
     return SharedHeads(choose_groups(request, sizes))
 
 
+def _check_slots(request: Request) -> None:
+    """Refuse slots that are not there, too few, or for what has none.
+
+    Raises:
+        UsageError: see above.
+    """
+    if request.slots is None and request.to != "latent-sequence":
+        return
+    if request.to not in ("latent-sequence", "mla"):
+        raise UsageError(f"--slots is for --to latent-sequence and --to mla: drop it for --to {request.to}")
+    if request.slots is None or request.slots < 8:
+        found = "" if request.slots is None else f", at least 8 (it is {request.slots})"
+        raise UsageError(f"--to {request.to} needs --slots N{found}: 256 is a beginning")
+
+
 def _check_unchanged(request: Request) -> None:
     """Refuse what would change weights.
 
@@ -148,9 +162,6 @@ def _check_unchanged(request: Request) -> None:
     for option, value in typed.items():
         if value is not None:
             raise UsageError(f"--to {request.to} leaves every weight as it is: drop {option}")
-    if request.to == "latent-sequence" and (request.slots is None or request.slots < 8):
-        found = "" if request.slots is None else f", at least 8 (it is {request.slots})"
-        raise UsageError(f"--to latent-sequence needs --slots N{found}: 256 is a beginning")
 
 
 def _check_encoder(request: Request, arch: Architecture) -> None:

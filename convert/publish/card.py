@@ -20,6 +20,7 @@ from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.classes.language_model import language_config
 from convert_attn.convert.methods import methods
 from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.planning.request import EXPERIMENTS
 
 _BEGIN, _END = "<!-- convert-attn: begin -->", "<!-- convert-attn: end -->"
 _RENDERED = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n?", re.DOTALL)
@@ -116,7 +117,7 @@ def _made(config: Mapping[str, Any], name: str) -> Iterator[str]:
     yield ""
     yield f"`{block['source']}`{below}{commit}, converted by convert-attn {block['version']}"
     if block.get("experimental"):
-        yield f"to what is experimental, a {block['form']}: {block['experimental']}."
+        yield f"to what is experimental ({block['form']}): {block['experimental']}."
     else:
         yield f"to {form.label(heads)}: {form.sentence(heads, before)}."
     yield ""
@@ -153,7 +154,7 @@ def _differs(block: Mapping[str, Any]) -> str:
     """Which tensors are not the source's."""
     if block.get("heal"):
         return "It was trained after the conversion, so that other tensors than the attention's may differ, too."
-    if block.get("experimental"):
+    if block["to"] in EXPERIMENTS:
         return "No training followed the conversion. Every tensor of the source is there as it was."
     if (block["calibration"] or {}).get("refit") == "mlp":
         arch = architectures().get(block.get("source_model_type", ""))

@@ -13,9 +13,9 @@ _MADE = frozenset(target.becomes for target in targets() if target.becomes)
 OWN = frozenset(modeling.FAMILIES)
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
 TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
-LATENT = OWN & {target.becomes for target in targets() if target.form is LatentCache}
-GROUPED = OWN - ENCODERS - TWO_STACKS - LATENT
 EXPERIMENTS = frozenset(str(target.becomes) for target in targets() if target.experiment)
+LATENT = (OWN & {target.becomes for target in targets() if target.form is LatentCache}) - EXPERIMENTS
+GROUPED = OWN - ENCODERS - TWO_STACKS - LATENT
 # families that convert to fewer heads in their own class, and those of them that are in larger models only
 NATIVE = frozenset(name for name, arch in _KNOWN.items() if arch.config_kv_heads is not None) - _MADE - OWN
 INSIDE = frozenset(name for name in NATIVE if not writes_alone(name))

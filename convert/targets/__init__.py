@@ -43,7 +43,8 @@ def _of_kind(arch: Architecture, form: Form) -> list[Target]:
 def latent_targets(arch: Architecture) -> list[Target]:
     """Give the classes with a latent that take this architecture, of whatever sizes."""
     own = _own_classes()
-    return [target for target in targets() if target.form is LatentCache and _accepts(target, arch, own)]
+    plain = (target for target in targets() if target.experiment is None)
+    return [target for target in plain if target.form is LatentCache and _accepts(target, arch, own)]
 
 
 def experiments(arch: Architecture) -> list[Target]:
@@ -58,16 +59,17 @@ def choose_experiment(arch: Architecture, sizes: Geometry, to: str, layout: str)
     Raises:
         UsageError: there is none for this family, these sizes, or this layout.
     """
-    kind = [target for target in targets() if target.experiment is not None and target.experiment.to == to]
-    found = next((target for target in kind if target in experiments(arch)), None)
-    if found is None:
-        taken = ", ".join(sorted({source for target in kind for source in target.sources}))
-        raise UsageError(f"--to {to} is experimental and has no class for {arch.model_type}; there is one for {taken}")
+    kind = [(target, one) for target in targets() if (one := target.experiment) is not None and one.to == to]
+    asked, known = kind[0][1].asked, experiments(arch)
+    found, experiment = next(((target, one) for target, one in kind if target in known), (None, None))
+    if found is None or experiment is None:
+        taken = ", ".join(sorted({source for target, _ in kind for source in target.sources}))
+        raise UsageError(f"{asked} is experimental and has no class for {arch.model_type}; there is one for {taken}")
     if layout not in ("auto", found.layout):
-        raise UsageError(f"--to {to} needs our class, {found.becomes}: drop --layout {layout}")
-    reason = "" if found.experiment is None else found.experiment.refused(sizes)
+        raise UsageError(f"{asked} needs our class, {found.becomes}: drop --layout {layout}")
+    reason = experiment.refused(sizes)
     if reason:
-        raise UsageError(f"--to {to} cannot hold this {arch.model_type}: {reason}")
+        raise UsageError(f"{asked} cannot hold this {arch.model_type}: {reason}")
     return found
 
 

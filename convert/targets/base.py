@@ -68,23 +68,36 @@ class Experiment:
 
     Attributes:
         to: that value.
+        option: what is given besides, with a blank in front, where `to` alone is no experiment.
         label: names the result in a word or two.
         told: says what the result is, as the rest of a sentence.
         refused: says why a model of these sizes cannot be made one, "" where it can.
         tokens: how many tokens the cache holds at most; None: as many as there are.
-        facts: float32 numbers that it holds of a token for each key/value head, besides keys and values.
+        facts: float32 numbers that it holds of a token for each key/value head, or latent, besides what is cached of
+            it anyway.
     """
 
     to: str
+    option: str = ""
     label: Callable[[Blueprint], str]
     told: Callable[[Blueprint], str]
     refused: Callable[[Geometry], str] = lambda sizes: ""
     tokens: Callable[[Blueprint], int | None] = lambda blueprint: None
     facts: int = 0
 
-    def fact_bytes(self, sizes: Geometry) -> int:
+    @property
+    def asked(self) -> str:
+        """How it is asked for."""
+        return f"--to {self.to}{self.option}"
+
+    def facts_by_layer(self, form: Form) -> list[int]:
+        """Count the `facts` of a token in each layer."""
+        entries = form.groups if isinstance(form, SharedHeads) else (1,) * len(form.ranks)
+        return [self.facts * count for count in entries]
+
+    def fact_bytes(self, form: Form) -> int:
         """Count the bytes that `facts` take of a token, in all layers."""
-        return 4 * self.facts * sum(sizes.kv_by_layer)
+        return 4 * sum(self.facts_by_layer(form))
 
     def target(self, model_type: str, prefix: str, ending: str, **more: Any) -> Target:
         """Give the target of a family whose language model has a class of ours beside the stock one.

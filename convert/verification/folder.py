@@ -10,7 +10,7 @@ import torch
 from convert_attn import modeling
 from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
-from convert_attn.convert.archs.cache_form import LatentCache, SharedHeads, form_of
+from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, form_of
 from convert_attn.convert.archs.geometry import geometry
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.checkpoint.source import Source
@@ -119,19 +119,21 @@ def other_code(source: Source) -> str | None:
 def cached_by_layer(source: Source) -> list[int] | None:
     """Count numbers cached per token in each layer, by the sizes in config.json; None where the class is not known."""
     config = typed_config(source.config, source.origin.name)
-    rank = getattr(config, "kv_lora_rank", None)
-    if rank:
+    form: Form
+    if getattr(config, "kv_lora_rank", None):
         form = form_of(config)
         assert isinstance(form, LatentCache)
-        return [one + two + form.key_sizes for one, two in zip(form.ranks, form.rope_dims, strict=True)]
-    arch = _facts(config)
-    if arch is None:
-        return None
-    sizes = geometry(arch, source.config, source.origin.name)
-    known = next((t for t in targets() if t.experiment and t.becomes == config.model_type), None)
-    facts = 0 if known is None or known.experiment is None else known.experiment.facts
-    numbers = zip(SharedHeads(sizes.kv_by_layer).numbers_by_layer(sizes), sizes.kv_by_layer, strict=True)
-    return [count + facts * heads for count, heads in numbers]
+        cached = [one + two + form.key_sizes for one, two in zip(form.ranks, form.rope_dims, strict=True)]
+    else:
+        arch = _facts(config)
+        if arch is None:
+            return None
+        sizes = geometry(arch, source.config, source.origin.name)
+        form = SharedHeads(sizes.kv_by_layer)
+        cached = form.numbers_by_layer(sizes)
+    known = next((t.experiment for t in targets() if t.experiment and t.becomes == config.model_type), None)
+    facts = [0] * len(cached) if known is None else known.facts_by_layer(form)
+    return [count + of for count, of in zip(cached, facts, strict=True)]
 
 
 def _answers(source: Source) -> list[Answer]:

@@ -236,14 +236,14 @@ def verify_conversion(
         ConvertAttnError: it does not do what it should; saying what.
     """
     extra, experiment = plan.target.extra_latent, plan.target.experiment
-    facts = 0 if experiment is None else experiment.facts
-    numbers = zip(plan.form.numbers_by_layer(plan.geometry), plan.geometry.kv_by_layer, strict=True)
+    cached = plan.form.numbers_by_layer(plan.geometry)
+    facts = [0] * len(cached) if experiment is None else experiment.facts_by_layer(plan.form)
     expected = Expected(
         source=plan.source,
         same_outside=True,
         trust_tokenizer=plan.request.trust_remote_code,
         answers=answers,
-        numbers=[count + extra + facts * heads for count, heads in numbers],
+        numbers=[count + extra + known for count, known in zip(cached, facts, strict=True)],
     )
     with workplace(folder) as work:
         return run_folder(

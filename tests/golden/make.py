@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from tiny import OWN, load, source_of, tiny_model
 
 from convert_attn import convert
+from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.targets import targets
 
 HERE = Path(__file__).parent
@@ -74,7 +75,12 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{source}_gqa": (source, {"to": "gqa", "groups": 2}) for source in TWO_STACKS},
     **{name: (native_type(name), {"to": "mla", "rank": 10}) for name in LATENTS},
     **{
-        str(target.becomes): (min(target.sources), {"to": experiment.to} | ({"slots": 16} if experiment.facts else {}))
+        str(target.becomes): (
+            min(target.sources & {"llama"} or target.sources),
+            {"to": experiment.to}
+            | ({"slots": 16} if experiment.facts else {})
+            | ({"rank": 10} if target.form is LatentCache else {}),
+        )
         for target in targets()
         if (experiment := target.experiment)
     },

@@ -1,11 +1,12 @@
 """A cache of fixed length against what keeps as many bytes: loss behind long texts, copies from far back, its size.
 
-    python -m convert_attn.eval.benchmarks.experiments.latent_sequence MODEL --windows test.npy --slots 64
+    python -m convert_attn.eval.benchmarks.experiments.latent_sequence MODEL --text test.txt --slots 64
 
-A text of N, 2 N, 4 N, 8 N tokens (N slots) is read whole; the cache then keeps as many bytes as N slots, N last tokens
+A text of N, 2 N, ... 16 N tokens (N slots) is read whole; the cache then keeps as many bytes as N slots, N last tokens
 and 4 first ones take, and the next 32 tokens are predicted: of the text that goes on ("loss"), or of a passage that
 stood at its beginning ("copy"; the passage begins 64 tokens into the text, behind what sinks keep). "stream" is the
-loss by position where tokens come 16 at a time, so that nothing that is gone is ever seen again.
+loss by position where tokens come 16 at a time, so that nothing that is gone is ever seen again. "more" is what a
+contender loses more than the whole cache, text by text.
 
 Contenders: the whole cache; slots; first and last tokens (Xiao et al., arXiv:2309.17453) of the same bytes; and, with
 --kvpress PYTHON, NVIDIA's kvpress. It asks for transformers < 5.3 and this package for 5.16, so that PYTHON is the
@@ -18,6 +19,8 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,14 +35,17 @@ from convert_attn import convert
 from convert_attn.convert.checkpoint.resolve import resolve
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.option_types import Words
-from convert_attn.eval.benchmarks.common import file_options, load_model, token_windows
+from convert_attn.eval.benchmarks.common import load_model, result_options
 from convert_attn.eval.measures.decoding import cache_of, with_cache
+from convert_attn.eval.measures.passages import documents_of, make_passages
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
 
 ASKED, PIECE, PLACE = 32, 16, 64  # predicted tokens; of a stream at a time; where a passage begins
+TIMES = (1, 2, 4, 8, 16)  # as many tokens as slots
 FULL, SLOTS, WINDOW = "whole cache", "slots", "first and last tokens"
-PRESSES = ("StreamingLLMPress", "SnapKVPress", "ExpectedAttentionPress", "TOVAPress")
+PRESSES = ("StreamingLLM", "Knorm", "KeyDiff", "TOVA", "SnapKV", "ExpectedAttention", "Merging SnapKV")
 _SIDE = Path(__file__).with_name("kvpress_side.py")
+_BATCH, _READ = 8, 1_000_000  # texts at a time; tokens of a text among which windows are spread
 
 
 class FirstAndLast(SlotLayer):
@@ -53,15 +59,19 @@ class FirstAndLast(SlotLayer):
         self.merged = True
 
 
-def caches(config: Any) -> dict[str, Callable[[], Any]]:
-    """Give what makes the cache of each contender, of as many bytes; None: the whole one."""
-    slots = SlotSizes(config.cache_sinks, config.cache_slots, config.cache_window)
+def kept(config: Any) -> int:
+    """How many tokens alone take the bytes of the slots, of which each has its facts."""
     entry = 2 * config.head_dim * 4  # in float32, as models are loaded here
-    kept = slots.whole * (entry + 12) // entry  # a slot's facts have their price
+    return int((config.cache_sinks + config.cache_slots + config.cache_window) * (entry + 12) // entry)
+
+
+def caches(config: Any) -> dict[str, Callable[[], LatentSequenceCache]]:
+    """Give what makes the cache of each contender, of as many bytes, and the whole one."""
 
     def window() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [FirstAndLast(SlotSizes(slots.sinks, 0, kept - slots.sinks)) for _ in made.layers]
+        sizes = SlotSizes(config.cache_sinks, 0, kept(config) - config.cache_sinks)
+        made.layers = [FirstAndLast(sizes) for _ in made.layers]
         return made
 
     def whole() -> LatentSequenceCache:
@@ -72,31 +82,60 @@ def caches(config: Any) -> dict[str, Callable[[], Any]]:
     return {FULL: whole, SLOTS: lambda: LatentSequenceCache(config), WINDOW: window}
 
 
-def jobs(windows: Tensor, slots: int, count: int) -> Iterator[tuple[str, int, Tensor]]:
-    """Give (what, length, tokens [n, length + ASKED]): the last ASKED tokens are predicted."""
-    for times in (1, 2, 4, 8):
-        length = times * slots
-        if length < PLACE + 2 * ASKED or length + ASKED > windows.shape[1]:
-            continue
-        yield "loss", length, windows[:count, : length + ASKED]
-        text = windows[:count, :length]
-        yield "copy", length, torch.cat([text, text[:, PLACE : PLACE + ASKED]], 1)
+@dataclass(frozen=True)
+class LongTexts:
+    """Texts [n, length] that are read, and what is predicted behind each, by name: [n, ASKED]."""
+
+    texts: Tensor
+    asked: dict[str, Tensor]
+
+
+def jobs(windows: Tensor, slots: int, kinds: Sequence[str]) -> Iterator[LongTexts]:
+    """Give the lengths that a window has room for."""
+    for length in (times * slots for times in TIMES if {"loss", "copy"} & {*kinds}):
+        if PLACE + 2 * ASKED <= length <= windows.shape[1] - ASKED:
+            texts = windows[:, :length]
+            asked = {"loss": windows[:, length : length + ASKED], "copy": texts[:, PLACE : PLACE + ASKED]}
+            yield LongTexts(texts, {what: tokens for what, tokens in asked.items() if what in kinds})
+
+
+def copied(cache: LatentSequenceCache) -> LatentSequenceCache:
+    """Give a cache of its own with the same content; no tensor of one is ever written to."""
+    made = copy(cache)
+    made.layers = [copy(layer) for layer in cache.layers]
+    return made
+
+
+def shrunk(whole: LatentSequenceCache, empty: LatentSequenceCache, inv_freq: Tensor) -> LatentSequenceCache:
+    """Give what an empty cache would hold had it been given the text that a whole one was given at once."""
+    for own, other in zip(empty.layers, whole.layers, strict=True):
+        assert isinstance(own, SlotLayer)
+        own.__dict__ |= {name: value for name, value in vars(other).items() if name != "sizes"}
+        if own.held()[0].shape[2] > own.sizes.whole:
+            own._shrink(inv_freq)
+    return empty
 
 
 @torch.no_grad()
-def losses(model: Any, cache: Any, tokens: Tensor) -> Tensor:
-    """Mean loss [n] of the last ASKED tokens but the first, behind what the cache keeps of those before."""
-    length = tokens.shape[1] - ASKED
-    first = model(tokens[:, :length], **with_cache(model, cache), use_cache=True, logits_to_keep=1)
-    logits = model(tokens[:, length:], **with_cache(model, cache_of(first)), use_cache=True).logits[:, :-1]
-    return token_loss(logits, tokens[:, length + 1 :]).mean(1)
+def losses(model: Any, job: LongTexts) -> dict[tuple[str, str], Tensor]:
+    """Mean loss [n] of what is predicted but its first token, by (what, contender)."""
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    makers, inv_freq = caches(model.config), model.model.rotary_emb.inv_freq
+    for start in range(0, len(job.texts), _BATCH):
+        part = slice(start, start + _BATCH)
+        read = model(job.texts[part], **with_cache(model, makers[FULL]()), use_cache=True, logits_to_keep=1)
+        for name, make in makers.items():
+            held = shrunk(cache_of(read), make(), inv_freq)
+            for what, tokens in job.asked.items():
+                logits = model(tokens[part], **with_cache(model, copied(held)), use_cache=True).logits[:, :-1]
+                found.setdefault((what, name), []).append(token_loss(logits, tokens[part, 1:]).mean(1))
+    return {key: torch.cat(values) for key, values in found.items()}
 
 
 def token_loss(logits: Tensor, target: Tensor) -> Tensor:
     """[n, T, V] and [n, T] -> nats, [n, T]."""
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none").view_as(
-        target
-    )
+    loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten(), reduction="none")
+    return loss.view_as(target)
 
 
 @torch.no_grad()
@@ -111,33 +150,42 @@ def streamed(model: Any, cache: Any, tokens: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-def estimate(values: Tensor) -> dict[str, float]:
-    """Mean over windows and its standard error."""
-    return {"mean": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)}
+def row(what: str, contender: str, values: Tensor, whole: Tensor) -> dict[str, Any]:
+    """Give means over windows with their standard errors: of the loss, and of what is lost more than by the whole."""
+    found: dict[str, Any] = {"what": what, "contender": contender, "windows": len(values)}
+    for name, of in (("mean", values), ("more", values - whole)):
+        found |= {
+            name: float(of.mean()),
+            "error" if name == "mean" else f"{name}_error": float(of.std() / len(of) ** 0.5),
+        }
+    return found
 
 
 def streams(model: Any, windows: Tensor, slots: int) -> Iterator[dict[str, Any]]:
     """Loss by position of each contender that this package runs."""
-    edges = [0, *(slots * times for times in (1, 2, 3, 4, 5, 6, 7, 8))]
+    edges = [0, *(slots * times for times in range(1, TIMES[-1] + 1) if slots * times < windows.shape[1])]
     tokens = windows[:, : edges[-1] + 1]
+    whole = None
     for name, make in caches(model.config).items():
-        found = torch.cat([streamed(model, make(), part) for part in tokens.split(8)])
+        found = torch.cat([streamed(model, make(), part) for part in tokens.split(_BATCH)])
+        whole = found if whole is None else whole
         for start, end in pairwise(edges):
-            row = {"what": "stream", "contender": name, "from": start, "length": end}
-            yield row | estimate(found[:, start:end].mean(1))
+            values = [losses[:, start:end].mean(1) for losses in (found, whole)]
+            yield row("stream", name, *values) | {"from": start, "length": end}
 
 
-def with_kvpress(python: str, folder: Path, work: list[tuple[str, int, Tensor]], kept: int) -> list[dict[str, Any]]:
-    """Rows of kvpress, measured by another interpreter.
+def with_kvpress(python: str, folder: Path, work: list[LongTexts], kept: int) -> list[dict[tuple[str, str], Tensor]]:
+    """Losses as of `losses` for each job, measured by another interpreter.
 
     Raises:
         UsageError: it has none, or fails.
     """
     with tempfile.TemporaryDirectory() as place:
-        for number, (_, _, tokens) in enumerate(work):
-            np.save(Path(place, f"{number}.npy"), tokens.numpy())
-        job = {"model": str(folder), "jobs": len(work), "presses": PRESSES, "kept": kept, "asked": ASKED}
-        Path(place, "job.json").write_text(json.dumps(job))
+        for number, job in enumerate(work):
+            given: dict[str, Any] = {what: tokens.numpy() for what, tokens in job.asked.items()}
+            np.savez(Path(place, f"{number}.npz"), texts=job.texts.numpy(), **given)
+        told = {"model": str(folder), "jobs": len(work), "presses": PRESSES, "kept": kept, "batch": _BATCH}
+        Path(place, "job.json").write_text(json.dumps(told))
         ran = subprocess.run([python, str(_SIDE), place], capture_output=True, text=True, check=False)
         if ran.returncode:
             last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -146,11 +194,10 @@ def with_kvpress(python: str, folder: Path, work: list[tuple[str, int, Tensor]],
                 "own with `pip install kvpress`, which asks for transformers < 5.3"
             )
         rows = json.loads(Path(place, "found.json").read_text())
-    return [
-        {"what": work[row["job"]][0], "contender": f"kvpress {row['press']}", "length": work[row["job"]][1]}
-        | estimate(torch.tensor(row["losses"]))
-        for row in rows
-    ]
+    found: list[dict[tuple[str, str], Tensor]] = [{} for _ in work]
+    for one in rows:
+        found[one["job"]][one["what"], f"kvpress {one['press']}"] = torch.tensor(one["losses"])
+    return found
 
 
 def sizes(slots: int, tokens: int, piece: int = 512) -> list[dict[str, Any]]:
@@ -172,70 +219,94 @@ def sizes(slots: int, tokens: int, piece: int = 512) -> list[dict[str, Any]]:
 
 
 def draw(found: dict[str, Any], png: Path) -> None:
-    """Draw bytes by length, loss by position, and copies."""
+    """Draw bytes by length, and what is lost more than with the whole cache: by position, behind texts, in copies."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    size, stream, copies = figure.subplots(1, 3)
-    for name, of in (("whole", "whole cache"), ("slots", "slots")):
-        size.plot([r["tokens"] for r in found["bytes"]], [r[name] / 1e3 for r in found["bytes"]], label=of)
-    size.set(xlabel="tokens", ylabel="cache, kB (a tiny model)", yscale="log", title="bytes")
-    for axes, what in ((stream, "stream"), (copies, "copy")):
-        rows = [row for row in found["rows"] if row["what"] == what]
+    titles = {
+        "stream": f"loss by position, {PIECE} tokens at a time",
+        "loss": f"loss of the {ASKED} tokens behind a text",
+        "copy": f"loss of a passage that stood at {PLACE}",
+    }
+    titles = {what: title for what, title in titles.items() if any(row["what"] == what for row in found["rows"])}
+    figure = Figure(figsize=(17, 5), layout="constrained")
+    places = list(figure.subplots(1, len(titles) + bool(found["bytes"])).flat)
+    for axes, (what, title) in zip(places, titles.items(), strict=False):
+        rows = [row for row in found["rows"] if row["what"] == what and row["contender"] != FULL]
         for name in dict.fromkeys(row["contender"] for row in rows):
             own = [row for row in rows if row["contender"] == name]
-            places = [(row.get("from", row["length"]) + row["length"]) / 2 for row in own]
-            axes.errorbar(places, [r["mean"] for r in own], [r["error"] for r in own], label=name, capsize=2)
-    stream.set(xlabel="position", ylabel="loss, nats per token", title="loss by position, 16 tokens at a time")
-    copies.set(xlabel="tokens before", ylabel="loss of the repeat, nats per token", title="copy of a passage at 64")
-    for axes in (size, stream, copies):
+            middles = [(row.get("from", row["length"]) + row["length"]) / 2 for row in own]
+            style = {"linestyle": ":", "marker": "."} if name.startswith("kvpress") else {"marker": "o"}
+            axes.errorbar(
+                middles, [r["more"] for r in own], [r["more_error"] for r in own], label=name, capsize=2, **style
+            )
+        axes.set(
+            xlabel="position" if what == "stream" else "tokens before",
+            ylabel="nats more than the whole cache",
+            title=title,
+        )
         axes.legend(fontsize=7)
-    figure.savefig(png, dpi=110)
+    for size in places[len(titles) :]:
+        for name, of in (("whole", "whole cache"), ("slots", "slots")):
+            size.plot([r["tokens"] for r in found["bytes"]], [r[name] / 1e3 for r in found["bytes"]], label=of)
+        size.set(xlabel="tokens", ylabel="cache, kB (a tiny model)", yscale="log", title="bytes")
+        size.legend(fontsize=7)
+    figure.savefig(png, dpi=100)
+
+
+def windows_of(folder: Path, text: str | None, length: int, count: int) -> Tensor:
+    """Give windows [count, length], spread evenly over a text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    found = make_passages(tokenizer, documents_of(text), length, _READ).windows
+    return found[:: max(1, len(found) // count)][:count]
 
 
 @click.command()
 @click.argument("model")
-@click.option("--windows", type=click.Path(exists=True, path_type=Path), required=True, help="Token ids [n, length].")
+@click.option("--text", help="File or dataset [default: the bundled held-out text].")
 @click.option("--slots", default=64, show_default=True)
-@click.option("--limit", default=32, show_default=True, help="At most this many windows.")
+@click.option("--windows", "count", default=32, show_default=True, help="How many, spread over the text.")
+@click.option("--length", default=0, help="Tokens of a window [default: 16 times the slots, and what is predicted].")
 @click.option("--bytes", "longest", default=65536, show_default=True, help="Tokens up to which bytes are measured.")
 @click.option("--what", "kinds", type=Words(), default="loss,copy,stream", show_default=True, help="What is measured.")
 @click.option("--kvpress", "python", help="Interpreter of an environment that has kvpress.")
-@file_options("bytes, loss by position and copies")
+@result_options("bytes, loss by position and copies")
 def main(
     *,
     model: str,
-    windows: Path,
+    text: str | None,
     slots: int,
-    limit: int,
+    count: int,
+    length: int,
     longest: int,
     kinds: Sequence[str],
     python: str | None,
+    earlier: tuple[Path, ...],
     json_file: Path | None,
     png: Path | None,
 ) -> None:
     """Measure a latent sequence of MODEL."""
     transformers.logging.set_verbosity_error()
-    tokens = token_windows(windows, limit)
-    work = [job for job in jobs(tokens, slots, limit) if job[0] in kinds]
+    folder = resolve(model).folder
+    windows = windows_of(folder, text, length or TIMES[-1] * slots + ASKED, count)
+    work = list(jobs(windows, slots, kinds))
     with tempfile.TemporaryDirectory() as directory:
         made = convert(model, to="latent-sequence", slots=slots, output=Path(directory) / "made")
         loaded = load_model(made.output)
     rows = [] if longest == 0 else sizes(slots, longest)
-    found: dict[str, Any] = {"model": Path(model).name, "slots": slots, "windows": len(tokens), "bytes": rows}
-    found["rows"] = [
-        {"what": what, "contender": name, "length": length}
-        | estimate(torch.cat([losses(loaded, make(), part) for part in text.split(8)]))
-        for what, length, text in work
-        for name, make in caches(loaded.config).items()
-    ]
-    found["rows"] += streams(loaded, tokens, slots) if "stream" in kinds else ()
+    found: dict[str, Any] = {"model": Path(model).name, "slots": slots, "bytes": rows}
+    measured = [losses(loaded, job) for job in work]
     if python is not None:
-        entry = 2 * loaded.config.head_dim * 4
-        kept = (4 + 2 * slots) * (entry + 12) // entry
-        found["rows"] += with_kvpress(python, resolve(model).folder, work, kept)
-    for row in found["rows"]:
-        click.echo(json.dumps(row))
+        others = with_kvpress(python, folder, work, kept(loaded.config))
+        measured = [own | other for own, other in zip(measured, others, strict=True)]
+    found["rows"] = [
+        row(what, name, values, of[what, FULL]) | {"length": job.texts.shape[1]}
+        for job, of in zip(work, measured, strict=True)
+        for (what, name), values in of.items()
+    ]
+    found["rows"] += streams(loaded, windows, slots) if "stream" in kinds else ()
+    for one in found["rows"]:
+        click.echo(json.dumps(one))
+    found["rows"] = [one for file in earlier for one in json.loads(file.read_text())["rows"]] + found["rows"]
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2) + "\n")
     if png is not None:
