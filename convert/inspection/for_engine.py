@@ -68,7 +68,8 @@ def _check_latent(source: Source, request: Request, engine: Engine) -> None:
 
 def _keeps_latents(engine: Engine) -> bool:
     """Whether an engine keeps any latent that a conversion makes."""
-    made = {target.becomes for target in targets() if target.form is LatentCache}
+    plain = (target for target in targets() if target.experiment is None)
+    made = {target.becomes for target in plain if target.form is LatentCache}
     return any(rule.kept and rule.types & made for rule in engine.rules)
 
 
