@@ -38,7 +38,8 @@ from convert_attn.convert.option_types import Words
 from convert_attn.eval.benchmarks.common import load_model, result_options
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.eval.measures.passages import documents_of, make_passages
-from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
+from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer
+from convert_attn.modeling.slot_merging import SlotSizes
 
 ASKED, PIECE, PLACE = 32, 16, 64  # predicted tokens; of a stream at a time; where a passage begins
 TIMES = (1, 2, 4, 8, 16)  # as many tokens as slots
@@ -51,7 +52,7 @@ _BATCH, _READ = 8, 1_000_000  # texts at a time; tokens of a text among which wi
 class FirstAndLast(SlotLayer):
     """First and last tokens alone: what leaves the window is gone."""
 
-    def _shrink(self, inv_freq: Tensor) -> None:
+    def shrink(self, inv_freq: Tensor) -> None:
         if not self.merged:
             self._put_sinks_first()
         first, last = self.sizes.sinks, self.sizes.window
@@ -112,7 +113,7 @@ def shrunk(whole: LatentSequenceCache, empty: LatentSequenceCache, inv_freq: Ten
         assert isinstance(own, SlotLayer)
         own.__dict__ |= {name: value for name, value in vars(other).items() if name != "sizes"}
         if own.held()[0].shape[2] > own.sizes.whole:
-            own._shrink(inv_freq)
+            own.shrink(inv_freq)
     return empty
 
 
