@@ -19,8 +19,8 @@ class MergeRule:
     """What a layer's merging weighs, each from 0 to 1; what is not 0 was chosen on text.
 
     Attributes:
-        turned_key: share in a merged key of the mean of keys as they are turned; the rest: the mean of keys before their
-            rotation, turned to the mean position. The first gives the mean of scores, the second keeps its length.
+        turned_key: share in a merged key of the mean of keys as they are turned, which gives the mean of scores; the
+            rest: the mean of keys before their rotation, turned to the mean position, which keeps more of its length.
         turned_distance: share of the distance between turned keys in how far apart two are; the rest: unturned ones.
         received_value: share of the mean by received attention in a merged value; the rest: the mean by mass.
     """

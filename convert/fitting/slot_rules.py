@@ -4,7 +4,7 @@ The converted model reads texts with a cache that keeps all. For the tokens that
 computed once more for each rule, on slots made by it of what the layer had read, and compared with what it gave: by
 squared errors of the attention's output. Layers are compared one at a time, on the states of the original.
 
-That is done with `SLOTS` slots at most and texts of 8 times as many tokens, however many slots the result has: with
+That is done with `SLOTS` slots at most and texts of 7 times as many tokens, however many slots the result has: with
 more of both it would take hours.
 """
 
@@ -24,13 +24,14 @@ from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.progress import Progress
+from convert_attn.convert.targets.latent_sequence import SINKS
 from convert_attn.convert.text.windows import AUTO, AUTO_TOKENS, calibration_windows
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotAttention, SlotLayer
 from convert_attn.modeling.latent_slots import SlotLatentAttention
 from convert_attn.modeling.slot_merging import MergeRule, SlotSizes
 
 SLOTS, ASKED, TEXTS = 32, 32, 8  # slots that are tried at most; tokens that ask; texts
-_TIMES = 7  # as many tokens as slots are read
+_TIMES = 7  # as many tokens as slots are read at most
 RULES = (
     MergeRule(),
     MergeRule(0.0, 0.0, 1.0),
@@ -64,8 +65,9 @@ def slot_texts(plan: Plan) -> Tensor | None:
         if request.calibration != AUTO:
             raise
         return None
-    length = _TIMES * min(request.slots, SLOTS) + ASKED
-    return windows[:TEXTS, :length] if windows.shape[1] >= length else None
+    slots = min(request.slots, SLOTS)
+    texts = windows[:TEXTS, : _TIMES * slots + ASKED]
+    return texts if texts.shape[1] >= SINKS + 3 * slots + ASKED else None  # else hardly anything is merged
 
 
 def write_rules(plan: Plan, folder: Path, texts: Tensor, progress: Progress) -> None:
