@@ -369,6 +369,10 @@ def test_the_rule_of_each_layer_is_that_which_loses_least_on_text(target: Target
     plain = convert(source, **given, calibration="none", output=tmp_path / "plain").output
     assert config_of(plain).get("cache_merging") is None
     folder = convert(source, **given, calibration=str(tmp_path / "text.npy"), output=tmp_path / "out").output
+    np.save(tmp_path / "short.npy", texts[:, :40].numpy())
+    short = convert(source, **given, calibration=str(tmp_path / "short.npy"), output=tmp_path / "short")
+    assert any("short.npy has no windows of 60 tokens" in warning for warning in short.warnings)
+    assert config_of(short.output).get("cache_merging") is None
     model, found = load(folder), config_of(folder)["cache_merging"]
     held = LatentSequenceCache(model.config)
     assert [layer.sizes.rule for layer in held.layers if isinstance(layer, SlotLayer)] == [MergeRule(*r) for r in found]

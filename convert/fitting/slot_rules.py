@@ -23,6 +23,7 @@ from convert_attn.convert.checkpoint.loading import load_language_model
 from convert_attn.convert.classes.class_facts import typed_config
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.planning.plan import Plan
+from convert_attn.convert.planning.provenance import public
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.targets.latent_sequence import SINKS
 from convert_attn.convert.text.windows import AUTO, AUTO_TOKENS, calibration_windows
@@ -43,7 +44,7 @@ RULES = (
 
 
 def slot_texts(plan: Plan) -> Tensor | None:
-    """Give texts [n, T] of token ids to choose on; None where the plan has no slots, no text, or none that is long.
+    """Give texts [n, T] of token ids to choose on; None where the plan has no slots, no text, or none of some length.
 
     Raises:
         ConvertAttnError: text that was asked for by name cannot be read.
@@ -67,7 +68,23 @@ def slot_texts(plan: Plan) -> Tensor | None:
         return None
     slots = min(request.slots, SLOTS)
     texts = windows[:TEXTS, : _TIMES * slots + ASKED]
-    return texts if texts.shape[1] >= SINKS + 3 * slots + ASKED else None  # else hardly anything is merged
+    return texts if texts.shape[1] >= _least(slots) else None
+
+
+def _least(slots: int) -> int:
+    """Tokens that a text must have, or hardly anything is merged."""
+    return SINKS + 3 * slots + ASKED
+
+
+def unchosen(plan: Plan) -> tuple[str, ...]:
+    """Tell what it means that `slot_texts` has none where text was asked for by name."""
+    asked, slots = plan.request.calibration, plan.request.slots
+    if slots is None or plan.text is None or asked == AUTO:
+        return ()
+    return (
+        f"--calibration {public(asked)} has no windows of {_least(min(slots, SLOTS))} tokens, on which the way to "
+        "merge is chosen: all layers merge by the same rule",
+    )
 
 
 def write_rules(plan: Plan, folder: Path, texts: Tensor, progress: Progress) -> None:
