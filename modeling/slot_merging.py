@@ -21,18 +21,16 @@ class MergeRule:
     Attributes:
         turned_key: share in a merged key of the mean of keys as they are turned, which gives the mean of scores; the
             rest: the mean of keys before their rotation, turned to the mean position, which keeps more of its length.
-        turned_distance: share of the distance between turned keys in how far apart two are; the rest: unturned ones.
         received_value: share of the mean by received attention in a merged value; the rest: the mean by mass.
     """
 
     turned_key: float = 0.0
-    turned_distance: float = 0.0
     received_value: float = 0.0
 
     def __post_init__(self) -> None:
-        found = (self.turned_key, self.turned_distance, self.received_value)
+        found = (self.turned_key, self.received_value)
         if not all(0 <= share <= 1 for share in found):
-            raise ValueError(f"the three shares of a layer in cache_merging must be from 0 to 1, got {[*found]}")
+            raise ValueError(f"the two shares of a layer in cache_merging must be from 0 to 1, got {[*found]}")
 
 
 @dataclass(frozen=True)
@@ -101,20 +99,13 @@ class _Pool:
         self.coming = torch.cat([keys.float(), plain, values.float(), facts, unchanged], -1)
         self.rows = self.coming[:, :, : slots + 1].clone()
         self.free = torch.full(keys.shape[:2], slots, device=keys.device)  # [B, G]
-        compared = self._compared(self.rows)
-        far = torch.cdist(compared, compared, compute_mode="donot_use_mm_for_euclid_dist")
+        plain = self._plain(self.rows)
+        far = torch.cdist(plain, plain, compute_mode="donot_use_mm_for_euclid_dist")
         self.distances = far.square()  # [B, G, P, P]
         self.distances.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
 
     def _plain(self, rows: torch.Tensor) -> torch.Tensor:
         return rows[..., self.size : 2 * self.size]
-
-    def _compared(self, rows: torch.Tensor) -> torch.Tensor:
-        """What distances are between: their squares are means of those of keys before and after their rotation."""
-        share = self.rule.turned_distance
-        if share in (0, 1):
-            return rows[..., : self.size] if share else self._plain(rows)
-        return torch.cat([(1 - share) ** 0.5 * self._plain(rows), share**0.5 * rows[..., : self.size]], -1)
 
     def _fact(self, rows: torch.Tensor, fact: int) -> torch.Tensor:
         return rows[..., rows.shape[-1] - 1 - LAST + fact]
@@ -127,7 +118,7 @@ class _Pool:
     def _put(self, place: torch.Tensor, row: torch.Tensor) -> None:
         """Write an entry [B, G, 1, ...] to a place [B, G], and how far it is from the others."""
         self.rows.scatter_(2, place[..., None, None].expand_as(row), row)
-        far = (self._compared(self.rows) - self._compared(row)).square().sum(-1)  # [B, G, P]
+        far = (self._plain(self.rows) - self._plain(row)).square().sum(-1)  # [B, G, P]
         far.scatter_(2, place[..., None], torch.inf)
         self.distances.scatter_(2, place[..., None, None].expand(-1, -1, 1, far.shape[2]), far[:, :, None])
         self.distances.scatter_(3, place[..., None, None].expand(-1, -1, far.shape[2], 1), far[..., None])

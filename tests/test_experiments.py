@@ -43,7 +43,7 @@ SLOTTED = [target for target in FOUND if experiment(target).facts]
 LATENTS = [target for target in FOUND if target.form is LatentCache]
 UNCHANGED = [target for target in FOUND if target not in LATENTS]  # every weight of the source is there as it was
 by_name = {"ids": lambda target: target.name}
-CHOSEN = (1.0, 0.5, 1.0)  # shares of a MergeRule as text may choose them
+CHOSEN = (0.5, 1.0)  # shares of a MergeRule as text may choose them
 by_rule = pytest.mark.parametrize("rule", [(), CHOSEN], ids=["the rule", "a chosen one"])
 
 
@@ -339,25 +339,10 @@ def test_keys_are_merged_before_their_rotation_and_turned_to_the_mean_position()
     expected = turned(plain, known[0, 0, place, 0], inv_freq)
     torch.testing.assert_close(made_keys[0, 0, place], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(made_keys[0, 0, 1 - place], keys[0, 0, 1])  # what was not merged keeps its bits
-    made_keys, made_values, _ = merge(keys, keys, facts, slots=2, inv_freq=inv_freq, rule=MergeRule(1.0, 0.0, 1.0))
+    made_keys, made_values, _ = merge(keys, keys, facts, slots=2, inv_freq=inv_freq, rule=MergeRule(1.0, 1.0))
     mean = (keys[0, 0, 0] + 3 * keys[0, 0, 2]) / 4  # by received attention, of keys as they are turned
     torch.testing.assert_close(made_keys[0, 0, place], mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(made_values[0, 0, place], mean, atol=1e-5, rtol=1e-5)
-
-
-def test_distances_between_turned_keys_choose_another_pair() -> None:
-    """Of three equal keys the first and last are turned half a circle apart, two neighbours are less."""
-    inv_freq, positions = torch.tensor([1.0]), torch.tensor([0.0, 3.1, 3.2])
-    keys = turned(torch.tensor([[1.0, 0.0], [1.2, 0.0], [1.0, 0.0]])[None, None], positions[None, None], inv_freq)
-    facts = torch.zeros(1, 1, 3, LAST)
-    facts[..., 0], facts[..., MASS] = positions, 1
-    for share, merged in ((0.0, {0.0, 3.2}), (1.0, {3.1, 3.2})):
-        made_keys, _, known = merge(
-            keys, keys, facts, slots=2, inv_freq=inv_freq, rule=MergeRule(turned_distance=share)
-        )
-        (left,) = {0.0, 3.1, 3.2} - merged
-        assert math.isclose(float(known[0, 0, :, 0][known[0, 0, :, MASS] == 1]), left, rel_tol=1e-5)
-        assert made_keys.shape[2] == 2
 
 
 @pytest.mark.parametrize("target", [SLOTTED[-1], LATENTS[0]], **by_name)

@@ -33,14 +33,7 @@ from convert_attn.modeling.slot_merging import MergeRule, SlotSizes
 
 SLOTS, ASKED, TEXTS = 32, 32, 8  # slots that are tried at most; tokens that ask; texts
 _TIMES = 7  # as many tokens as slots are read at most
-RULES = (
-    MergeRule(),
-    MergeRule(0.0, 0.0, 1.0),
-    MergeRule(1.0, 0.0, 1.0),
-    MergeRule(0.5, 0.5, 1.0),
-    MergeRule(1.0, 0.5, 1.0),
-    MergeRule(1.0, 1.0, 1.0),
-)
+RULES = (MergeRule(), MergeRule(1.0, 0.0), MergeRule(0.0, 1.0), MergeRule(0.5, 1.0), MergeRule(1.0, 1.0))
 
 
 def slot_texts(plan: Plan) -> Tensor | None:
