@@ -131,6 +131,7 @@ def test_a_latent_with_slots_is_the_latent_without_while_a_text_fits(target: Tar
     before, after = load(plain), load(result.output)
     assert torch.equal(after(tokens).logits, before(tokens).logits)
     assert config_of(result.output)["cache_slots"] == SLOTS
+    assert config_of(result.output).get("cache_merging") is None  # no text
     assert verify(result.output, source).figures["around_attention"] == 0
     with pytest.raises(UsageError, match="has no class for gpt2"):
         convert("sample:gpt2", **latent | {"rope_dim": None}, slots=SLOTS, output=tmp_path / "gpt2")
@@ -351,18 +352,24 @@ def test_the_rule_of_each_layer_is_that_which_loses_least_on_text(target: Target
     np.save(tmp_path / "text.npy", texts.numpy())
     given: dict[str, Any] = {"to": experiment(target).to, "slots": SLOTS, "measure": False}
     given |= {"rank": 24, "rope_dim": 8} if target in LATENTS else {}
-    plain = convert(source, **given, calibration="none", output=tmp_path / "plain").output
-    assert config_of(plain).get("cache_merging") is None
     folder = convert(source, **given, calibration=str(tmp_path / "text.npy"), output=tmp_path / "out").output
-    np.save(tmp_path / "short.npy", texts[:, :40].numpy())
-    short = convert(source, **given, calibration=str(tmp_path / "short.npy"), output=tmp_path / "short")
-    assert any("short.npy has no windows of 60 tokens" in warning for warning in short.warnings)
-    assert config_of(short.output).get("cache_merging") is None
     model, found = load(folder), config_of(folder)["cache_merging"]
     held = LatentSequenceCache(model.config)
     assert [layer.sizes.rule for layer in held.layers if isinstance(layer, SlotLayer)] == [MergeRule(*r) for r in found]
     best = rule_errors(model, texts[:1], silent).argmin(0)
     assert [MergeRule(*rule) for rule in found] == [RULES[number] for number in best]
+
+
+def test_on_a_text_too_short_to_choose_on_all_layers_merge_by_one_rule(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "in", "llama")
+    np.save(tmp_path / "short.npy", ids(2, 40).numpy())
+    short = convert(
+        source, to="latent-sequence", slots=SLOTS, calibration=str(tmp_path / "short.npy"), output=tmp_path / "out"
+    )
+    assert any("short.npy has no windows of 60 tokens" in warning for warning in short.warnings)
+    config = config_of(short.output)
+    assert config.get("cache_merging") is None
+    assert config["convert_attn"]["calibration"] is None
 
 
 @pytest.mark.parametrize("target", [SLOTTED[-1], LATENTS[0]], **by_name)
