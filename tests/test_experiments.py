@@ -138,7 +138,7 @@ def test_a_latent_with_slots_is_the_latent_without_while_a_text_fits(target: Tar
 
 
 def test_one_of_each_verifies(tmp_path: Path) -> None:
-    for target in (GATED[0], SLOTTED[0]):
+    for target in (GATED[0], next(target for target in SLOTTED if target not in LATENTS)):
         source = save_tiny(tmp_path / target.name / "in", source_type(target))
         folder = convert(source, **options(target), output=tmp_path / target.name / "out").output
         assert verify(folder, source).figures["around_attention"] == 0

@@ -84,7 +84,8 @@ def caches(config: Any) -> dict[str, Callable[[], LatentSequenceCache]]:
 
     def by_rule() -> LatentSequenceCache:
         made = LatentSequenceCache(config)
-        made.layers = [SlotLayer(replace(layer.sizes, rule=MergeRule())) for layer in made.layers]  # type: ignore[attr-defined]
+        layers = [layer for layer in made.layers if isinstance(layer, SlotLayer)]
+        made.layers = [SlotLayer(replace(layer.sizes, rule=MergeRule())) for layer in layers]
         return made
 
     chosen = {BY_RULE: by_rule} if config.cache_merging else {}
