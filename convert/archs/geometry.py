@@ -56,7 +56,7 @@ class Geometry:
     outside_biases: bool = False
     causal: bool = True
     attentions: int = 1
-    seeing: frozenset[int] = frozenset()
+    seeing: tuple[int, ...] = ()
 
     def across(self, layer: int) -> bool:
         """Whether a layer, an attention site, reads keys and values of what an encoder gives, or of images."""
@@ -246,5 +246,5 @@ def geometry(arch: Architecture, raw: dict[str, Any], name: str) -> Geometry:
         outside_biases=_outside_biases(arch, facts),
         causal=facts.causal,
         attentions=arch.attentions,
-        seeing=arch.seeing_layers,
+        seeing=tuple(sorted(arch.seeing_layers)),
     )

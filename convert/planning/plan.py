@@ -323,7 +323,7 @@ def _warnings(plan: Plan) -> tuple[str, ...]:
 
 def _unseen(sizes: Geometry) -> str:
     """What is not known of layers that look at images."""
-    layers = ", ".join(map(str, sorted(sizes.seeing)))
+    layers = ", ".join(map(str, sizes.seeing))
     return (
         f"the attention of layer {layers} looks at images alone, and no text goes through it: its heads are shared by "
         "what the weights say, which ruins those of real models, and what that costs is in no measurement here; try "

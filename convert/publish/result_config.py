@@ -101,7 +101,7 @@ def provenance(plan: Plan, made: Made = UNMEASURED) -> dict[str, Any]:
         "source_model_type": plan.arch.model_type,
         **({} if plan.request.arch_like is None else {"arch_like": plan.request.arch_like}),
         **({} if plan.source.within is None else {"inside": plan.source.whole["model_type"]}),
-        **({} if plan.unchanged or not plan.geometry.seeing else {"unmeasured_layers": sorted(plan.geometry.seeing)}),
+        **({} if plan.unchanged or not plan.geometry.seeing else {"unmeasured_layers": [*plan.geometry.seeing]}),
         "source_num_key_value_heads": told(plan.geometry.kv_by_layer),
         "to": plan.request.to,
         "form": plan.label,
