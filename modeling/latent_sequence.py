@@ -12,7 +12,8 @@ become one. For each key/value head by itself:
 Here k is the key before its rotation, w the attention that a slot has received so far, m the number of its tokens. A
 merged key is turned to its mean position. log m makes a slot of m equal keys count as m of them, so that it is exact;
 of keys that differ it says too little (the exponential is convex). Received attention is that of the last 32 queries of
-each call. A prompt is attended to whole, however long, and merged when that is done.
+each call. A prompt is attended to whole, however long, and merged when that is done. What of this a layer does in
+another way, where that was seen to lose less on text, is its MergeRule.
 
 Where the cache holds latents (latent_slots.py) an entry is a latent and its rotary key, in the place of the keys, for
 all heads together: G = 1, d = r + R, of which the last R turn, and the values have no columns.
@@ -28,7 +29,6 @@ Letters in shapes:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, cast
 
@@ -40,25 +40,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from .replaced_parts import ReplacedParts  # noqa: TID251 - beside this file in a checkpoint, too
-from .slot_merging import LAST, MASS, RECEIVED, merge  # noqa: TID251
+from .slot_merging import LAST, MASS, RECEIVED, MergeRule, SlotSizes, merge  # noqa: TID251
 from .transformers_api import CACHE_NAME, cache_argument  # noqa: TID251
 
 OBSERVED = 32  # queries of a call whose attention is counted
 _NAME = "latent_sequence"
-
-
-@dataclass(frozen=True)
-class SlotSizes:
-    """How many first tokens, slots and last tokens there are."""
-
-    sinks: int
-    slots: int
-    window: int
-
-    @property
-    def whole(self) -> int:
-        """Tokens that fit."""
-        return self.sinks + self.slots + self.window
 
 
 class SlotLayer(CacheLayerMixin):
@@ -140,7 +126,7 @@ class SlotLayer(CacheLayerMixin):
         self._note(masks[0], position_ids, position_ids.shape[-1])
         self._count(query, masks[1], scaling)
         if self.held()[0].shape[2] > self.sizes.whole:
-            self._shrink(inv_freq)
+            self.shrink(inv_freq)
 
     def bias(self, mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
         """[B, H, S, T]: log of the masses that are held, and the mask of the new tokens; that alone before any merge.
@@ -191,7 +177,7 @@ class SlotLayer(CacheLayerMixin):
         weights = scores.softmax(-1).sum(2) * real[..., None]
         facts[..., RECEIVED] += weights.sum(2) * (facts[..., MASS] > 0)
 
-    def _shrink(self, inv_freq: torch.Tensor) -> None:
+    def shrink(self, inv_freq: torch.Tensor) -> None:
         """Merge what is neither among the first tokens nor in the window until the slots hold it."""
         if not self.merged:
             self._put_sinks_first()
@@ -199,7 +185,7 @@ class SlotLayer(CacheLayerMixin):
         sinks, last = self.sizes.sinks, keys.shape[2] - self.sizes.window
         inside = slice(sinks, last)
         parts = (keys[:, :, inside], values[:, :, inside], facts[:, :, inside])
-        made = merge(*parts, slots=self.sizes.slots, inv_freq=inv_freq)
+        made = merge(*parts, slots=self.sizes.slots, inv_freq=inv_freq, rule=self.sizes.rule)
         self.keys, self.values, self.facts = (
             torch.cat([old[:, :, :sinks], new, old[:, :, last:]], 2)
             for old, new in zip((keys, values, facts), made, strict=True)
@@ -268,8 +254,9 @@ class LatentSequenceCache(Cache):
     """The cache of a model of fixed length, made from its config; `generate` and `forward` make one by themselves."""
 
     def __init__(self, config: Any) -> None:
-        sizes = SlotSizes(config.cache_sinks, config.cache_slots, config.cache_window)
-        super().__init__(layers=[SlotLayer(sizes) for _ in range(config.num_hidden_layers)])
+        sizes = (config.cache_sinks, config.cache_slots, config.cache_window)
+        rules = config.cache_merging or [()] * config.num_hidden_layers
+        super().__init__(layers=[SlotLayer(SlotSizes(*sizes, MergeRule(*rule))) for rule in rules])
 
     @property
     def nbytes(self) -> int:

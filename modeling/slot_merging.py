@@ -6,10 +6,46 @@ Letters in shapes:
     d  size of one head         P  N + 1
 """
 
+from dataclasses import dataclass
+
 import torch
 
 POSITION, MASS, RECEIVED, LAST = 0, 1, 2, 3  # of what is known of an entry; LAST: how many there are
 _LEAST = 1e-6  # received attention that everything has: among what nobody looked at distance decides
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """What a layer's merging weighs, each from 0 to 1; what is not 0 was chosen on text.
+
+    Attributes:
+        turned_key: share in a merged key of the mean of keys as they are turned, which gives the mean of scores; the
+            rest: the mean of keys before their rotation, turned to the mean position, which keeps more of its length.
+        received_value: share of the mean by received attention in a merged value; the rest: the mean by mass.
+    """
+
+    turned_key: float = 0.0
+    received_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        found = (self.turned_key, self.received_value)
+        if not all(0 <= share <= 1 for share in found):
+            raise ValueError(f"the two shares of a layer in cache_merging must be from 0 to 1, got {[*found]}")
+
+
+@dataclass(frozen=True)
+class SlotSizes:
+    """How many first tokens, slots and last tokens there are, and how slots are merged."""
+
+    sinks: int
+    slots: int
+    window: int
+    rule: MergeRule = MergeRule()
+
+    @property
+    def whole(self) -> int:
+        """Tokens that fit."""
+        return self.sinks + self.slots + self.window
 
 
 def turned(keys: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, back: bool = False) -> torch.Tensor:
@@ -25,13 +61,19 @@ def turned(keys: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, 
 
 
 def merge(
-    keys: torch.Tensor, values: torch.Tensor, facts: torch.Tensor, slots: int, inv_freq: torch.Tensor
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    facts: torch.Tensor,
+    *,
+    slots: int,
+    inv_freq: torch.Tensor,
+    rule: MergeRule = MergeRule(),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Merge entries, keys and values [B, G, M, d] and facts [B, G, M, 3], to N = `slots` of them.
 
     The first N are taken as they are; each further one takes a place, and the pair of least cost becomes one.
     """
-    pool = _Pool(keys, values, facts, slots, inv_freq)
+    pool = _Pool(keys, values, facts, slots=slots, inv_freq=inv_freq, rule=rule)
     for number in range(slots, keys.shape[2]):
         pool.add(number)
     kept_keys, kept_values, kept_facts = pool.entries()
@@ -42,9 +84,16 @@ class _Pool:
     """N + 1 places, one of them free. An entry is a row: key as it was turned, key unturned, value, facts, changed."""
 
     def __init__(
-        self, keys: torch.Tensor, values: torch.Tensor, facts: torch.Tensor, slots: int, inv_freq: torch.Tensor
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        facts: torch.Tensor,
+        *,
+        slots: int,
+        inv_freq: torch.Tensor,
+        rule: MergeRule,
     ) -> None:
-        self.size, self.inv_freq = keys.shape[3], inv_freq
+        self.size, self.inv_freq, self.rule = keys.shape[3], inv_freq, rule
         plain = turned(keys.float(), facts[..., POSITION], inv_freq, back=True)
         unchanged = torch.zeros_like(facts[..., :1])
         self.coming = torch.cat([keys.float(), plain, values.float(), facts, unchanged], -1)
@@ -100,6 +149,7 @@ class _Pool:
         both = (masses[0] > 0) & (masses[1] > 0)
         share = (weights[0] / (weights[0] + weights[1]).clamp_min(1e-30)).masked_fill(masses[1] == 0, 1.0)
         by_mass = (masses[0] / (masses[0] + masses[1]).clamp_min(1e-30)).masked_fill(masses[1] == 0, 1.0)
+        by_mass = torch.lerp(by_mass, share, self.rule.received_value)
         keys = share * one[..., : 2 * self.size] + (1 - share) * other[..., : 2 * self.size]
         start = one.shape[-1] - 1 - LAST
         values = by_mass * one[..., 2 * self.size : start] + (1 - by_mass) * other[..., 2 * self.size : start]
@@ -114,9 +164,10 @@ class _Pool:
         rows = self.rows.scatter(2, self.free[..., None, None].expand_as(last), last)[:, :, :-1]
         facts = rows[..., -1 - LAST : -1]
         keys = turned(self._plain(rows), facts[..., POSITION], self.inv_freq)
+        keys = torch.lerp(keys, rows[..., : self.size], self.rule.turned_key)
         keys = torch.where(rows[..., -1:] > 0, keys, rows[..., : self.size])
         values = rows[..., 2 * self.size : rows.shape[-1] - 1 - LAST]
         return keys, values, facts.contiguous()
 
 
-__all__ = ["LAST", "MASS", "POSITION", "RECEIVED", "merge", "turned"]
+__all__ = ["LAST", "MASS", "POSITION", "RECEIVED", "MergeRule", "SlotSizes", "merge", "turned"]

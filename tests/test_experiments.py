@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from convert_attn import UsageError, convert, heal, inspect
 from convert_attn.convert.archs.cache_form import LatentCache
+from convert_attn.convert.fitting.slot_rules import ASKED, RULES, rule_errors
+from convert_attn.convert.progress import silent
 from convert_attn.convert.targets import targets
 from convert_attn.convert.targets.base import Experiment, Target
 from convert_attn.convert.verification.folder import verify
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer
-from convert_attn.modeling.slot_merging import LAST, MASS, RECEIVED, merge, turned
+from convert_attn.modeling.slot_merging import LAST, MASS, RECEIVED, MergeRule, merge, turned
 
 SLOTS = 8
 FOUND = [target for target in targets() if target.experiment is not None]
@@ -40,6 +43,8 @@ SLOTTED = [target for target in FOUND if experiment(target).facts]
 LATENTS = [target for target in FOUND if target.form is LatentCache]
 UNCHANGED = [target for target in FOUND if target not in LATENTS]  # every weight of the source is there as it was
 by_name = {"ids": lambda target: target.name}
+CHOSEN = (0.5, 1.0)  # shares of a MergeRule as text may choose them
+by_rule = pytest.mark.parametrize("rule", [(), CHOSEN], ids=["the rule", "a chosen one"])
 
 
 def options(target: Target) -> dict[str, Any]:
@@ -126,6 +131,7 @@ def test_a_latent_with_slots_is_the_latent_without_while_a_text_fits(target: Tar
     before, after = load(plain), load(result.output)
     assert torch.equal(after(tokens).logits, before(tokens).logits)
     assert config_of(result.output)["cache_slots"] == SLOTS
+    assert config_of(result.output).get("cache_merging") is None  # no text
     assert verify(result.output, source).figures["around_attention"] == 0
     with pytest.raises(UsageError, match="has no class for gpt2"):
         convert("sample:gpt2", **latent | {"rope_dim": None}, slots=SLOTS, output=tmp_path / "gpt2")
@@ -242,10 +248,18 @@ def test_heal_trains_the_gate_alone(tmp_path: Path) -> None:
 # --- a cache of fixed length
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def rules(model: Any, rule: tuple[float, ...]) -> list[list[float]] | None:
+    """The same for every layer; None for ()."""
+    return [[*rule] for _ in range(model.config.num_hidden_layers)] if rule else None
+
+
+@pytest.mark.parametrize(("attention", "rule"), [("sdpa", ()), ("eager", CHOSEN)], ids=["sdpa", "eager, chosen"])
 @pytest.mark.parametrize("target", SLOTTED, **by_name)
-def test_slots_are_exact_while_a_text_fits_and_constant_beyond(target: Target, attention: str) -> None:
+def test_slots_are_exact_while_a_text_fits_and_constant_beyond(
+    target: Target, attention: str, rule: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original, model = made(target.name)
+    monkeypatch.setattr(model.config, "cache_merging", rules(model, rule))
     for one in (original, model):
         one.set_attn_implementation(attention)
     fits, tokens = 4 + 2 * SLOTS, ids()
@@ -257,9 +271,13 @@ def test_slots_are_exact_while_a_text_fits_and_constant_beyond(target: Target, a
     assert len(set(held_at)) == 1
 
 
+@by_rule
 @pytest.mark.parametrize("target", SLOTTED, **by_name)
-def test_beyond_what_fits_a_padded_batch_is_each_text_alone(target: Target) -> None:
+def test_beyond_what_fits_a_padded_batch_is_each_text_alone(
+    target: Target, rule: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, model = made(target.name)
+    monkeypatch.setattr(model.config, "cache_merging", rules(model, rule))
     alone, held = stepwise(model, ids(), [10, *[1] * 10, 17, 3])
     padded = torch.cat([torch.zeros(2, 6, dtype=torch.long), ids()], 1)
     found, also = stepwise(model, padded, [16, *[1] * 10, 17, 3], padding=6)
@@ -289,7 +307,8 @@ def test_generate_makes_the_cache_takes_one_and_searches_with_beams() -> None:
     assert model.generate(tokens, **settings, num_beams=2).shape == (2, 39)
 
 
-def test_a_slot_of_equal_tokens_is_exact() -> None:
+@by_rule
+def test_a_slot_of_equal_tokens_is_exact(rule: tuple[float, ...]) -> None:
     """m equal keys and values as one of mass m give what they give apart."""
     torch.manual_seed(0)
     key, value = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
@@ -297,7 +316,9 @@ def test_a_slot_of_equal_tokens_is_exact() -> None:
     facts = torch.zeros(1, 2, 8, LAST)
     facts[..., MASS], facts[..., RECEIVED] = 1, torch.rand(1, 2, 8)
     still = torch.zeros(4)  # nothing turns
-    keys, values, known = merge(key[:, :, order], value[:, :, order], facts, 3, still)
+    keys, values, known = merge(
+        key[:, :, order], value[:, :, order], facts, slots=3, inv_freq=still, rule=MergeRule(*rule)
+    )
     assert sorted(known[0, 0, :, MASS].tolist()) == [2, 2, 4]
     query = torch.randn(1, 2, 1, 8)
     apart = (query @ key[:, :, order].mT).softmax(-1) @ value[:, :, order]
@@ -313,12 +334,69 @@ def test_keys_are_merged_before_their_rotation_and_turned_to_the_mean_position()
     keys = turned(torch.stack([plain, other, plain])[None, None], positions[None, None], inv_freq)
     facts = torch.zeros(1, 1, 3, LAST)
     facts[..., 0], facts[..., MASS], facts[..., RECEIVED] = positions, 1, torch.tensor([1.0, 1.0, 3.0])
-    made_keys, _, known = merge(keys, keys, facts, 2, inv_freq)
+    made_keys, _, known = merge(keys, keys, facts, slots=2, inv_freq=inv_freq)
     (place,) = (known[0, 0, :, MASS] == 2).nonzero()[0].tolist()
     assert math.isclose(float(known[0, 0, place, 0]), (3 + 3 * 5) / 4, rel_tol=1e-4)
     expected = turned(plain, known[0, 0, place, 0], inv_freq)
     torch.testing.assert_close(made_keys[0, 0, place], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(made_keys[0, 0, 1 - place], keys[0, 0, 1])  # what was not merged keeps its bits
+    made_keys, made_values, _ = merge(keys, keys, facts, slots=2, inv_freq=inv_freq, rule=MergeRule(1.0, 1.0))
+    mean = (keys[0, 0, 0] + 3 * keys[0, 0, 2]) / 4  # by received attention, of keys as they are turned
+    torch.testing.assert_close(made_keys[0, 0, place], mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(made_values[0, 0, place], mean, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", [SLOTTED[-1], LATENTS[0]], **by_name)
+def test_the_rule_of_each_layer_is_that_which_loses_least_on_text(target: Target, tmp_path: Path) -> None:
+    source, texts = save_tiny(tmp_path / "in", source_type(target)), ids(2, 64)
+    np.save(tmp_path / "text.npy", texts.numpy())
+    given: dict[str, Any] = {"to": experiment(target).to, "slots": SLOTS, "measure": False}
+    given |= {"rank": 24, "rope_dim": 8} if target in LATENTS else {}
+    folder = convert(source, **given, calibration=str(tmp_path / "text.npy"), output=tmp_path / "out").output
+    model, found = load(folder), config_of(folder)["cache_merging"]
+    held = LatentSequenceCache(model.config)
+    assert [layer.sizes.rule for layer in held.layers if isinstance(layer, SlotLayer)] == [MergeRule(*r) for r in found]
+    best = rule_errors(model, texts[:1], silent).argmin(0)
+    assert [MergeRule(*rule) for rule in found] == [RULES[number] for number in best]
+
+
+def test_on_a_text_too_short_to_choose_on_all_layers_merge_by_one_rule(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "in", "llama")
+    np.save(tmp_path / "short.npy", ids(2, 40).numpy())
+    short = convert(
+        source, to="latent-sequence", slots=SLOTS, calibration=str(tmp_path / "short.npy"), output=tmp_path / "out"
+    )
+    assert any("short.npy has no windows of 60 tokens" in warning for warning in short.warnings)
+    config = config_of(short.output)
+    assert config.get("cache_merging") is None
+    assert config["convert_attn"]["calibration"] is None
+
+
+@pytest.mark.parametrize("target", [SLOTTED[-1], LATENTS[0]], **by_name)
+def test_errors_of_rules_are_those_of_a_cache_with_slots(target: Target) -> None:
+    _, model = made(target.name)
+    texts = ids(2, 64)
+    found = rule_errors(model, texts, silent)
+    outputs: list[Tensor] = []
+    hook = model.model.layers[0].self_attn.register_forward_hook(
+        lambda module, given, output: outputs.append(output[0])
+    )
+    try:
+        for rule in RULES:
+            held = LatentSequenceCache(model.config)
+            for layer in held.layers:
+                layer.sizes = replace(layer.sizes, rule=rule)  # type: ignore[union-attr]
+            for part in (texts[:, :-ASKED], texts[:, -ASKED:]):
+                with torch.no_grad():
+                    model(part, **with_cache(model, held), use_cache=True)
+        with torch.no_grad():
+            model(texts, use_cache=False)
+    finally:
+        hook.remove()
+    whole = outputs[-1][:, -ASKED:]
+    errors = torch.stack([(output - whole).square().sum() for output in outputs[1:-1:2]]) / whole.square().sum()
+    torch.testing.assert_close(found[:, 0], errors, atol=1e-6, rtol=1e-3)
+    assert errors.max() > 1.1 * errors.min()
 
 
 def test_of_a_latent_with_its_rotary_key_the_last_dimensions_turn_back_and_forth() -> None:

@@ -19,6 +19,7 @@ from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
 from convert_attn.convert.fitting.refit import NewLayer
 from convert_attn.convert.fitting.session import Fitting, fitting
+from convert_attn.convert.fitting.slot_rules import slot_texts, unchosen, write_rules
 from convert_attn.convert.heap import keep_large_blocks
 from convert_attn.convert.planning.outputs import OutputTensor
 from convert_attn.convert.planning.plan import Plan
@@ -70,8 +71,14 @@ def execute(plan: Plan, progress: Progress = silent) -> Result:
         plan = found.plan
         blueprint, answers = _write_weights(found, folder, probes, progress)
         measured = found.measure()
-        made = Made(tokens=found.tokens, measured=measured)
-        warnings = plan.warnings + found.warnings + write_side_files(plan, folder, blueprint, made)
+        texts = slot_texts(plan)
+        warnings = plan.warnings + found.warnings + (() if texts is not None else unchosen(plan))
+        if texts is None and plan.unchanged:
+            plan = replace(plan, text=None)
+        made = Made(tokens=found.tokens or (0 if texts is None else texts.numel()), measured=measured)
+        warnings += write_side_files(plan, folder, blueprint, made)
+        if texts is not None:
+            write_rules(plan, folder, texts, progress)
         verify_folder(folder, plan.source.auto_class, progress, numbers=False)
         verified = verify_conversion(plan, folder, plan.source.auto_class, answers, progress)
     nbytes = sum(output.info.nbytes for output in plan.outputs)

@@ -35,7 +35,7 @@ def calibration_text(request: Request, method: Method, source: Source) -> tuple[
         if method.calibration == "needed":
             raise UsageError(f"method '{method.name}' needs text: give --calibration auto, FILE, sample or self")
         return None, (_FROM_WEIGHTS,) if method.refit else ()
-    reads = method.calibration != "none" or bool(request.refit)
+    reads = method.calibration != "none" or bool(request.refit) or request.slots is not None
     if not reads and asked != AUTO:
         raise UsageError(
             f"method '{method.name}' reads no text: drop --calibration, or add --refit to solve its output "

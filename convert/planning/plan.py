@@ -246,7 +246,8 @@ def make_plan(source: Source, request: Request) -> Plan:
         text=text,
     )
     unread = () if plan.unchanged else unread
-    return replace(plan, text=None if plan.unchanged else text, warnings=_warnings(plan) + unread)
+    reads = not plan.unchanged or request.slots is not None  # how slots are merged is chosen on it
+    return replace(plan, text=text if reads else None, warnings=_warnings(plan) + unread)
 
 
 def _check_key_bias(blueprint: Blueprint) -> None:

@@ -8,9 +8,10 @@ stood at its beginning ("copy"; the passage begins 64 tokens into the text, behi
 loss by position where tokens come 16 at a time, so that nothing that is gone is ever seen again. "more" is what a
 contender loses more than the whole cache, text by text.
 
-Contenders: the whole cache; slots; first and last tokens (Xiao et al., arXiv:2309.17453) of the same bytes; and, with
---kvpress PYTHON, NVIDIA's kvpress. It asks for transformers < 5.3 and this package for 5.16, so that PYTHON is the
-interpreter of another environment, into which kvpress is installed.
+Contenders: the whole cache; slots, and slots by the one rule that all layers have where no text was read ("gain" is
+what is lost less than by that one, text by text); first and last tokens (Xiao et al., arXiv:2309.17453) of the same
+bytes; and, with --kvpress PYTHON, NVIDIA's kvpress. It asks for transformers < 5.3 and this package for 5.16, so that
+PYTHON is the interpreter of another environment, into which kvpress is installed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ from convert_attn.convert.option_types import Words
 from convert_attn.eval.benchmarks.common import load_model, result_options
 from convert_attn.eval.measures.decoding import cache_of, with_cache
 from convert_attn.eval.measures.passages import documents_of, make_passages
-from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer, SlotSizes
+from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotLayer
+from convert_attn.modeling.slot_merging import MergeRule, SlotSizes
 
 ASKED, PIECE, PLACE = 32, 16, 64  # predicted tokens; of a stream at a time; where a passage begins
 TIMES = (1, 2, 4, 8, 16)  # as many tokens as slots
 FULL, SLOTS, WINDOW = "whole cache", "slots", "first and last tokens"
+BY_RULE = "slots, one rule"  # where those of "slots" were chosen on text
 PRESSES = ("StreamingLLM", "Knorm", "KeyDiff", "TOVA", "SnapKV", "ExpectedAttention", "Merging SnapKV")
 _SIDE = Path(__file__).with_name("kvpress_side.py")
 _BATCH, _READ = 8, 1_000_000  # texts at a time; tokens of a text among which windows are spread
@@ -51,7 +54,7 @@ _BATCH, _READ = 8, 1_000_000  # texts at a time; tokens of a text among which wi
 class FirstAndLast(SlotLayer):
     """First and last tokens alone: what leaves the window is gone."""
 
-    def _shrink(self, inv_freq: Tensor) -> None:
+    def shrink(self, inv_freq: Tensor) -> None:
         if not self.merged:
             self._put_sinks_first()
         first, last = self.sizes.sinks, self.sizes.window
@@ -79,7 +82,14 @@ def caches(config: Any) -> dict[str, Callable[[], LatentSequenceCache]]:
         made.layers = [SlotLayer(SlotSizes(0, 1 << 30, 1)) for _ in made.layers]
         return made
 
-    return {FULL: whole, SLOTS: lambda: LatentSequenceCache(config), WINDOW: window}
+    def by_rule() -> LatentSequenceCache:
+        made = LatentSequenceCache(config)
+        layers = [layer for layer in made.layers if isinstance(layer, SlotLayer)]
+        made.layers = [SlotLayer(replace(layer.sizes, rule=MergeRule())) for layer in layers]
+        return made
+
+    chosen = {BY_RULE: by_rule} if config.cache_merging else {}
+    return {FULL: whole, SLOTS: lambda: LatentSequenceCache(config), **chosen, WINDOW: window}
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def shrunk(whole: LatentSequenceCache, empty: LatentSequenceCache, inv_freq: Ten
         assert isinstance(own, SlotLayer)
         own.__dict__ |= {name: value for name, value in vars(other).items() if name != "sizes"}
         if own.held()[0].shape[2] > own.sizes.whole:
-            own._shrink(inv_freq)
+            own.shrink(inv_freq)
     return empty
 
 
@@ -150,28 +160,36 @@ def streamed(model: Any, cache: Any, tokens: Tensor) -> Tensor:
     return torch.cat(found, 1)
 
 
-def row(what: str, contender: str, values: Tensor, whole: Tensor) -> dict[str, Any]:
-    """Give means over windows with their standard errors: of the loss, and of what is lost more than by the whole."""
-    found: dict[str, Any] = {"what": what, "contender": contender, "windows": len(values)}
-    for name, of in (("mean", values), ("more", values - whole)):
-        found |= {
+def row(what: str, contender: str, found: dict[str, Tensor]) -> dict[str, Any]:
+    """Give means of one contender's losses over windows with their standard errors, among those of all [n].
+
+    "more" than the whole cache loses; "gain": less than slots by one rule lose.
+    """
+    values = found[contender]
+    figures = {"mean": values, "more": values - found[FULL]}
+    if contender == SLOTS and BY_RULE in found:
+        figures["gain"] = found[BY_RULE] - values
+    given: dict[str, Any] = {"what": what, "contender": contender, "windows": len(values)}
+    for name, of in figures.items():
+        given |= {
             name: float(of.mean()),
             "error" if name == "mean" else f"{name}_error": float(of.std() / len(of) ** 0.5),
         }
-    return found
+    return given
 
 
 def streams(model: Any, windows: Tensor, slots: int) -> Iterator[dict[str, Any]]:
     """Loss by position of each contender that this package runs."""
     edges = [0, *(slots * times for times in range(1, TIMES[-1] + 1) if slots * times < windows.shape[1])]
     tokens = windows[:, : edges[-1] + 1]
-    whole = None
-    for name, make in caches(model.config).items():
-        found = torch.cat([streamed(model, make(), part) for part in tokens.split(_BATCH)])
-        whole = found if whole is None else whole
+    found = {
+        name: torch.cat([streamed(model, make(), part) for part in tokens.split(_BATCH)])
+        for name, make in caches(model.config).items()
+    }
+    for name in found:
         for start, end in pairwise(edges):
-            values = [losses[:, start:end].mean(1) for losses in (found, whole)]
-            yield row("stream", name, *values) | {"from": start, "length": end}
+            values = {contender: losses[:, start:end].mean(1) for contender, losses in found.items()}
+            yield row("stream", name, values) | {"from": start, "length": end}
 
 
 def with_kvpress(python: str, folder: Path, work: list[LongTexts], kept: int) -> list[dict[tuple[str, str], Tensor]]:
@@ -299,9 +317,10 @@ def main(
         others = with_kvpress(python, folder, work, kept(loaded.config))
         measured = [own | other for own, other in zip(measured, others, strict=True)]
     found["rows"] = [
-        row(what, name, values, of[what, FULL]) | {"length": job.texts.shape[1]}
+        row(what, name, {contender: values for (kind, contender), values in of.items() if kind == what})
+        | {"length": job.texts.shape[1]}
         for job, of in zip(work, measured, strict=True)
-        for (what, name), values in of.items()
+        for what, name in of
     ]
     found["rows"] += streams(loaded, windows, slots) if "stream" in kinds else ()
     for one in found["rows"]:
