@@ -18,6 +18,7 @@ _THEMES = {
 # Okabe and Ito's palette, told apart with any colour vision; black and yellow left out
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = "osD^vP"
+_LONG = 24  # letters of a name, of which two do not fit beside each other
 
 
 def plots(document: dict[str, Any]) -> dict[str, bytes]:
@@ -117,7 +118,7 @@ def _pareto(axes: Axes, document: dict[str, Any], styles: dict[str, Any], theme:
     _label(axes, points)
     axes.set_xlabel(f"cache, bytes per token ({document['environment']['dtype']})")
     axes.set_ylabel("KL(original || converted), nats per token")
-    axes.set_title("Quality lost against cache (down and left is better)")
+    axes.set_title("Quality lost against cache\n(down and left is better)")
 
 
 def _frontier(axes: Axes, points: list[tuple[float, float, str]], theme: dict[str, str]) -> None:
@@ -135,20 +136,20 @@ def _frontier(axes: Axes, points: list[tuple[float, float, str]], theme: dict[st
 
 
 def _label(axes: Axes, points: list[tuple[float, float, str]]) -> None:
-    """Names beside the points: to the left in the right half, and below where a neighbour above is near."""
+    """Names beside the points, inwards, over those in the middle; below where a neighbour above is near."""
     right = axes.get_xlim()[1]
     for held, kl, name in points:
         crowded = any(
             other != name and abs(x - held) < 0.25 * right and kl <= y < 2.5 * kl and (y, other) > (kl, name)
             for x, y, other in points
         )
-        left = held > right / 2
+        side = "left" if held < 0.35 * right else "right" if held > 0.65 * right else "center"
         axes.annotate(
             name,
             (held, kl),
-            xytext=(-9 if left else 9, -12 if crowded else 5),
+            xytext=({"left": 9, "right": -9, "center": 0}[side], -14 if crowded else 8),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha=side,
         )
 
 
@@ -173,7 +174,7 @@ def _lines(
         if not rows:
             continue
         # the original takes part in every conversion's run, and machines drift: a comparison is within one run
-        dashed = {"color": styles[model["name"]]["color"], "marker": "", "linestyle": "--", "alpha": 0.6}
+        dashed = {"color": styles[model["name"]]["color"], "marker": "_", "linestyle": "--", "alpha": 0.6}
         _line(axes, rows, key=key, side="original", label=None, style=dashed)
         _line(axes, rows, key=key, side="converted", label=model["name"], style=styles[model["name"]])
         contexts |= {row["context"] for row in rows}
@@ -181,10 +182,12 @@ def _lines(
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(contexts), [f"{context:,}" for context in sorted(contexts)])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0, top=1.3 * axes.get_ylim()[1])
+    labels = [str(label) for label in axes.get_legend_handles_labels()[1]]
+    columns = 1 if max(map(len, labels)) > _LONG else 2
+    axes.set_ylim(bottom=0, top=(1.15 + 0.1 * math.ceil(len(labels) / columns)) * axes.get_ylim()[1])
     axes.set_xlabel("context, tokens")
     axes.set_ylabel("milliseconds (median; bars: quartiles)")
-    axes.legend(loc="upper left", ncols=2, fontsize=9)
+    axes.legend(loc="upper left", ncols=columns, fontsize=9)
 
 
 def _line(
