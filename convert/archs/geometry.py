@@ -63,6 +63,13 @@ class Geometry:
         return layer % self.attentions == 1 or layer in self.seeing
 
     @property
+    def cached_of(self) -> str:
+        """What the bytes of a cache are the bytes of."""
+        if self.seeing:
+            return "token of the text and one state of an image"
+        return "token" if self.attentions == 1 else "token of the target and one of the source"
+
+    @property
     def kv_by_layer(self) -> tuple[int, ...]:
         """K/V heads of each layer."""
         return self.kv_heads or (self.num_kv_heads,) * self.num_layers

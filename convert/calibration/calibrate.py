@@ -225,7 +225,7 @@ def _measure(
         if stream.across:
             stream.encode(windows, others, len(parts[0]))
         met = batched(stream.side(windows, others), count, len(parts[0]))
-        for layer in (layer for layer in range(layers) if stream.reads(layer)):
+        for layer in filter(stream.reads, range(layers)):
             weights = read(layer).to(torch.float32)
             with stream.block(layer) as block:
                 for done, (place, given) in enumerate(zip(places, met, strict=True)):

@@ -33,7 +33,6 @@ def make_base(config: PreTrainedConfig, **options: Any) -> Any:
     Raises:
         Exception: whatever the class raises on a config that it refuses.
     """
-    if type(config) in AutoModel._model_mapping:
-        return AutoModel.from_config(config, **options)
-    known = base_class(config)
-    return AutoModel.from_config(config, **options) if known is None else known._from_config(config, **options)
+    unlisted = None if type(config) in AutoModel._model_mapping else base_class(config)
+    make = AutoModel.from_config if unlisted is None else unlisted._from_config
+    return make(config, **options)

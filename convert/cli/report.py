@@ -76,13 +76,6 @@ def _counted(sizes: Geometry) -> str:
     return "layers" if sizes.attentions == 1 else "attentions of the decoder, to itself and to the encoder,"
 
 
-def _cached_of(sizes: Geometry) -> str:
-    """What the bytes of a cache are the bytes of."""
-    if sizes.seeing:
-        return "token of the text and one state of an image"
-    return "token" if sizes.attentions == 1 else "token of the target and one of the source"
-
-
 def _gain_row(plan: Plan) -> tuple[str, str, str]:
     """What becomes less: the cache, or of an encoder, which has none, the parameters."""
     causal = plan.geometry.causal
@@ -264,7 +257,7 @@ def inspection_tables(found: Inspection) -> list[Table]:
     cache = Table(
         "cache as",
         "class (layout)",
-        f"bytes per {_cached_of(sizes)}",
+        f"bytes per {sizes.cached_of}",
         *(f"{tokens // 1024}K tokens" for tokens in CONTEXTS),
     )
     for row in found.rows:

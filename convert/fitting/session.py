@@ -27,10 +27,9 @@ from convert_attn.convert.progress import Progress
 from convert_attn.convert.stored_numbers import DTYPES
 from convert_attn.convert.streaming.stream import Stream
 from convert_attn.convert.targets.base import Converted
-from convert_attn.convert.text import windows as calibration_text
 from convert_attn.convert.text.decoder import Decoder
 from convert_attn.convert.text.pair_windows import HALVED, count_tokens
-from convert_attn.convert.text.windows import AUTO, SAMPLE, Windows, shipped_windows
+from convert_attn.convert.text.windows import AUTO, AUTO_TOKENS, SAMPLE, Windows, calibration_windows, shipped_windows
 
 _SAMPLED = 4  # of so many windows one is enough to choose sizes on
 
@@ -81,7 +80,7 @@ class _Session:
         """See `fitting`."""
         plan = self.plan
         warnings: tuple[str, ...] = ()
-        windows, unread = self._windows()
+        windows, unread = windows_of(plan, AUTO_TOKENS if plan.request.calibration == AUTO else None)
         if unread:
             plan, warnings = replace(plan, text=None), (no_text(unread),)
         held, called = self._held(windows)
@@ -144,41 +143,6 @@ class _Session:
             measure=report,
         )
 
-    def _decoder(self) -> Decoder | None:
-        """What targets begin with; None of what is no encoder-decoder."""
-        source = self.plan.source
-        if self.plan.arch.cross is None:
-            return None
-        origin = source.origin
-        return Decoder.of(typed_config(source.config, origin.name), source.auto_class, origin.folder, origin.name)
-
-    def _windows(self) -> tuple[Windows | None, str]:
-        """The calibration text, and why there is none where the default could not be read."""
-        plan = self.plan
-        request, sizes, origin = plan.request, plan.geometry, plan.source.origin
-        if plan.text is None:
-            return None, ""
-        vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
-        try:
-            by_default = calibration_text.AUTO_TOKENS if request.calibration == AUTO else None
-            tokens, seed = request.calibration_tokens or by_default, request.seed
-            windows = calibration_text.calibration_windows(
-                plan.text,
-                origin.folder,
-                name=origin.name,
-                context=sizes.context,
-                vocabulary=vocabulary,
-                tokens=tokens,
-                seed=seed,
-                encoder=not sizes.causal,
-                decoder=self._decoder(),
-            )
-        except ConvertAttnError as error:
-            if request.calibration != AUTO or plan.method.calibration == "needed":
-                raise
-            return None, str(error).partition(":")[0]
-        return windows, ""
-
     def _held(self, windows: Windows | None) -> tuple[Tensor | None, str]:
         """Windows to measure on and what they are; None and the reason where there are none."""
         plan = self.plan
@@ -200,10 +164,51 @@ class _Session:
         try:
             context = plan.geometry.context
             return shipped_windows(
-                own, origin.folder, origin.name, context, vocabulary, encoder=encoder, decoder=self._decoder()
+                own, origin.folder, origin.name, context, vocabulary, encoder=encoder, decoder=_decoder(plan)
             )
         except ConvertAttnError as error:
             return None, str(error)
+
+
+def windows_of(plan: Plan, tokens: int | None) -> tuple[Windows | None, str]:
+    """Give the calibration text of a plan, and why there is none where the default could not be read.
+
+    Args:
+        tokens: of it, where no number was asked for; None: all.
+
+    Raises:
+        ConvertAttnError: text that was asked for by name, or that the method needs, cannot be read.
+    """
+    request, sizes, origin = plan.request, plan.geometry, plan.source.origin
+    if plan.text is None:
+        return None, ""
+    vocabulary: int = typed_config(plan.source.config, origin.name).vocab_size
+    try:
+        windows = calibration_windows(
+            plan.text,
+            origin.folder,
+            name=origin.name,
+            context=sizes.context,
+            vocabulary=vocabulary,
+            tokens=request.calibration_tokens or tokens,
+            seed=request.seed,
+            encoder=not sizes.causal,
+            decoder=_decoder(plan),
+        )
+    except ConvertAttnError as error:
+        if request.calibration != AUTO or plan.method.calibration == "needed":
+            raise
+        return None, str(error).partition(":")[0]
+    return windows, ""
+
+
+def _decoder(plan: Plan) -> Decoder | None:
+    """What targets begin with; None of what is no encoder-decoder."""
+    source = plan.source
+    if plan.arch.cross is None:
+        return None
+    origin = source.origin
+    return Decoder.of(typed_config(source.config, origin.name), source.auto_class, origin.folder, origin.name)
 
 
 def _chooses_sizes(plan: Plan) -> bool:

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from convert_attn.convert.checkpoint.loading import load_language_model
-from convert_attn.convert.classes.class_facts import typed_config
-from convert_attn.convert.errors import ConvertAttnError
+from convert_attn.convert.fitting.session import windows_of
 from convert_attn.convert.planning.plan import Plan
 from convert_attn.convert.planning.provenance import public
 from convert_attn.convert.progress import Progress
 from convert_attn.convert.targets.latent_sequence import SINKS
-from convert_attn.convert.text.windows import AUTO, AUTO_TOKENS, calibration_windows
+from convert_attn.convert.text.windows import AUTO, AUTO_TOKENS
 from convert_attn.modeling.latent_sequence import LatentSequenceCache, SlotAttention, SlotLayer
 from convert_attn.modeling.latent_slots import SlotLatentAttention
 from convert_attn.modeling.slot_merging import MergeRule, SlotSizes
@@ -42,25 +41,14 @@ def slot_texts(plan: Plan) -> Tensor | None:
     Raises:
         ConvertAttnError: text that was asked for by name cannot be read.
     """
-    request, sizes, origin = plan.request, plan.geometry, plan.source.origin
-    if request.slots is None or plan.text is None:
+    asked = plan.request.slots
+    if asked is None:
         return None
-    try:
-        windows = calibration_windows(
-            plan.text,
-            origin.folder,
-            name=origin.name,
-            context=sizes.context,
-            vocabulary=typed_config(plan.source.config, origin.name).vocab_size,
-            tokens=request.calibration_tokens or AUTO_TOKENS,
-            seed=request.seed,
-        ).fit
-    except ConvertAttnError:
-        if request.calibration != AUTO:
-            raise
+    windows, _ = windows_of(plan, AUTO_TOKENS)
+    if windows is None:
         return None
-    slots = min(request.slots, SLOTS)
-    texts = windows[:TEXTS, : _TIMES * slots + ASKED]
+    slots = min(asked, SLOTS)
+    texts = windows.fit[:TEXTS, : _TIMES * slots + ASKED]
     return texts if texts.shape[1] >= _least(slots) else None
 
 

@@ -17,7 +17,7 @@ from convert_attn.convert.planning.request import Request
 from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.publish.result_config import result_config
 from convert_attn.convert.serving_rules import Engine, KernelSizes
-from convert_attn.convert.targets import targets
+from convert_attn.convert.targets import plain_targets
 from convert_attn.convert.targets.base import Target
 
 
@@ -68,8 +68,7 @@ def _check_latent(source: Source, request: Request, engine: Engine) -> None:
 
 def _keeps_latents(engine: Engine) -> bool:
     """Whether an engine keeps any latent that a conversion makes."""
-    plain = (target for target in targets() if target.experiment is None)
-    made = {target.becomes for target in plain if target.form is LatentCache}
+    made = {target.becomes for target in plain_targets() if target.form is LatentCache}
     return any(rule.kept and rule.types & made for rule in engine.rules)
 
 
@@ -154,7 +153,9 @@ def latent_forms(engine: Engine, arch: Architecture, sizes: Geometry) -> list[La
 
 def _native_latent(arch: Architecture) -> Target | None:
     """The class with a latent that engines ship too."""
-    fit = (t for t in targets() if t.form is LatentCache and t.layout == "native" and arch.model_type in t.sources)
+    fit = (
+        t for t in plain_targets() if t.form is LatentCache and t.layout == "native" and arch.model_type in t.sources
+    )
     return next(fit, None)
 
 

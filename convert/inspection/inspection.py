@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads
 from convert_attn.convert.archs.class_reading import class_biases, facts_of
@@ -29,7 +28,7 @@ from convert_attn.convert.planning.model_types import architecture
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, Request
 from convert_attn.convert.planning.sizes import choose_latent, common_heads, divisors
 from convert_attn.convert.serving_rules import Engine
-from convert_attn.convert.targets import experiments, fitting
+from convert_attn.convert.targets import experiments, fitting, result_arch
 from convert_attn.convert.targets.base import Blueprint, Config, Target
 
 _MLA_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -228,7 +227,7 @@ class _Look:
         facts = facts_of(self.arch, self.source.config, self.source.origin.name)
         return Blueprint(
             arch=self.arch,
-            result_arch=self.arch if target.becomes is None else architectures().get(target.becomes, self.arch),
+            result_arch=result_arch(target, self.arch),
             config=self.source.config,
             sizes=self.sizes,
             form=form,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from convert_attn.convert.archs import architectures
 from convert_attn.convert.archs.base import Architecture
 from convert_attn.convert.archs.cache_form import Form, LatentCache, SharedHeads, span
 from convert_attn.convert.archs.class_reading import class_biases, facts_of
@@ -27,7 +26,7 @@ from convert_attn.convert.planning.own_tensors import check_attention
 from convert_attn.convert.planning.request import DTYPE_OPTIONS, EXPERIMENTS, Request, To
 from convert_attn.convert.planning.sizes import choose_form
 from convert_attn.convert.stored_numbers import DTYPES
-from convert_attn.convert.targets import choose, choose_experiment, fitting
+from convert_attn.convert.targets import choose, choose_experiment, fitting, result_arch
 from convert_attn.convert.targets.base import Blueprint, Target
 
 
@@ -146,9 +145,8 @@ class Plan:
     @property
     def cached_of(self) -> str:
         """What `cache_bytes` are the bytes of."""
-        if self.geometry.seeing:
-            return "token of the text and one state of an image, together"
-        return "token" if self.arch.cross is None else "token of the target and one of the source, together"
+        one = self.geometry.cached_of
+        return one if one == "token" else f"{one}, together"
 
     @property
     def parameters(self) -> tuple[int, int]:
@@ -224,7 +222,7 @@ def make_plan(source: Source, request: Request) -> Plan:
     check_attention(arch, facts, source)
     blueprint = Blueprint(
         arch=arch,
-        result_arch=arch if target.becomes is None else architectures().get(target.becomes, arch),
+        result_arch=result_arch(target, arch),
         config=source.config,
         sizes=sizes,
         form=form,

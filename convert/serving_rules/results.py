@@ -4,7 +4,7 @@ from convert_attn import modeling
 from convert_attn.convert.archs import adopted, architectures
 from convert_attn.convert.archs.cache_form import LatentCache
 from convert_attn.convert.classes.auto_classes import writes_alone
-from convert_attn.convert.targets import targets
+from convert_attn.convert.targets import plain_targets, targets
 
 _KNOWN = {name: arch for name, arch in architectures().items() if name not in adopted()}
 _MADE = frozenset(target.becomes for target in targets() if target.becomes)
@@ -14,7 +14,7 @@ OWN = frozenset(modeling.FAMILIES)
 ENCODERS = frozenset(name for name, family in modeling.FAMILIES.items() if family.encoder)
 TWO_STACKS = frozenset(name for name, family in modeling.FAMILIES.items() if family.two_stacks)
 EXPERIMENTS = frozenset(str(target.becomes) for target in targets() if target.experiment)
-LATENT = (OWN & {target.becomes for target in targets() if target.form is LatentCache}) - EXPERIMENTS
+LATENT = OWN & {target.becomes for target in plain_targets() if target.form is LatentCache}
 GROUPED = OWN - ENCODERS - TWO_STACKS - LATENT
 # families that convert to fewer heads in their own class, and those of them that are in larger models only
 NATIVE = frozenset(name for name, arch in _KNOWN.items() if arch.config_kv_heads is not None) - _MADE - OWN

@@ -16,6 +16,16 @@ def targets() -> list[Target]:
     return sorted(discover(__name__, "TARGET", Target), key=lambda target: (target.layout != "native", target.name))
 
 
+def plain_targets() -> list[Target]:
+    """Give the targets that are no experiments."""
+    return [target for target in targets() if target.experiment is None]
+
+
+def result_arch(target: Target, arch: Architecture) -> Architecture:
+    """Give the facts of the class that a target makes of a family's: the family's own where the class stays."""
+    return arch if target.becomes is None else architectures().get(target.becomes, arch)
+
+
 def _accepts(target: Target, arch: Architecture, own_classes: frozenset[str]) -> bool:
     """Whether a target takes this architecture in some form."""
     if target.sources:
@@ -36,15 +46,13 @@ def fitting(arch: Architecture, sizes: Geometry, form: Form) -> list[Target]:
 def _of_kind(arch: Architecture, form: Form) -> list[Target]:
     """The targets for this architecture with this kind of cache, of whatever sizes."""
     own = _own_classes()
-    plain = (target for target in targets() if target.experiment is None)
-    return [target for target in plain if isinstance(form, target.form) and _accepts(target, arch, own)]
+    return [target for target in plain_targets() if isinstance(form, target.form) and _accepts(target, arch, own)]
 
 
 def latent_targets(arch: Architecture) -> list[Target]:
     """Give the classes with a latent that take this architecture, of whatever sizes."""
     own = _own_classes()
-    plain = (target for target in targets() if target.experiment is None)
-    return [target for target in plain if target.form is LatentCache and _accepts(target, arch, own)]
+    return [target for target in plain_targets() if target.form is LatentCache and _accepts(target, arch, own)]
 
 
 def experiments(arch: Architecture) -> list[Target]:

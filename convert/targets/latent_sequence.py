@@ -55,15 +55,11 @@ SEQUENCE = Experiment(
     facts=FACTS,
 )
 
-
-LATENTS = Experiment(
+LATENTS = replace(
+    SEQUENCE,
     to="mla",
     option=" --slots",
     label=lambda blueprint: f"{blueprint.form.label(blueprint.sizes.num_heads)}, {_slots(blueprint)} slots",
-    told=_told,
-    refused=_refused,
-    tokens=_tokens,
-    facts=FACTS,
 )
 
 
