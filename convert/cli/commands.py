@@ -19,6 +19,7 @@ from convert_attn.convert.cli.bars import progress_bars
 from convert_attn.convert.cli.evaluate import evaluate
 from convert_attn.convert.cli.heal import heal
 from convert_attn.convert.cli.inspect import inspect
+from convert_attn.convert.cli.quick_imports import quick_imports
 from convert_attn.convert.errors import ConvertAttnError, UsageError, first_line
 from convert_attn.convert.inspection.engine_name import EngineName
 from convert_attn.convert.option_types import ByLayer, Count, Share
@@ -180,8 +181,9 @@ def convert(
         raise UsageError("--private is for --push REPO: drop it")
     if not dry_run:
         ISOLATED.start()  # it imports its libraries while this process imports the same
-    from convert_attn.convert.cli.report import plan_dict, plan_table, summary_lines, warning_lines
-    from convert_attn.convert.conversion import api
+    with quick_imports():
+        from convert_attn.convert.cli.report import plan_dict, plan_table, summary_lines, warning_lines
+        from convert_attn.convert.conversion import api
 
     if repo is not None:
         from convert_attn.convert.publish.push import check_login
@@ -257,8 +259,9 @@ def verify(model: str, against: str | None, trust_remote_code: bool, as_json: bo
     Its Auto class loads it in a process of its own, where convert-attn cannot be imported: decoding with and without a
     cache, a padded batch, the cache's size, attention against its weights, the stored dtype, the tokenizer.
     """
-    from convert_attn.convert.cli.report import verified_lines
-    from convert_attn.convert.verification.folder import verify as run
+    with quick_imports():
+        from convert_attn.convert.cli.report import verified_lines
+        from convert_attn.convert.verification.folder import verify as run
 
     console = Console(stderr=True)
     with progress_bars(console) as advance:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from convert_attn.convert.cli.bars import progress_bars
+from convert_attn.convert.cli.quick_imports import quick_imports
 from convert_attn.convert.option_types import Numbers
 
 
@@ -77,10 +78,11 @@ def evaluate(
     Writes eval.json, eval.md, eval.png and eval.html. Parts that are measured are kept there: after an interruption
     the same command goes on where it stopped.
     """
-    from convert_attn.convert.checkpoint.resolve import resolve
-    from convert_attn.convert.planning.provenance import typed_command
-    from convert_attn.eval.results.report import sections, verdict
-    from convert_attn.eval.run import evaluate as run
+    with quick_imports():
+        from convert_attn.convert.checkpoint.resolve import resolve
+        from convert_attn.convert.planning.provenance import typed_command
+        from convert_attn.eval.results.report import sections, verdict
+        from convert_attn.eval.run import evaluate as run
 
     folder = output or Path(f"eval-{resolve(original, weights=False).short_name}")
     console = Console(stderr=as_json)

@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 
 from convert_attn.convert.cli.bars import noted_bars
+from convert_attn.convert.cli.quick_imports import quick_imports
 from convert_attn.convert.option_types import Count, Numbers, ShareOrAuto, Size, Words
 from convert_attn.convert.progress import Progress
 
@@ -176,9 +177,10 @@ def heal(converted: Path, as_json: bool, **options: Any) -> None:
 
     Runs on one process, or unchanged on many: accelerate launch -m convert_attn.convert.cli heal ...
     """
-    from convert_attn.convert.heal.result import ENCODER_GOAL, goal
-    from convert_attn.convert.heal.run import heal as run
-    from convert_attn.convert.planning.provenance import typed_command
+    with quick_imports():
+        from convert_attn.convert.heal.result import ENCODER_GOAL, goal
+        from convert_attn.convert.heal.run import heal as run
+        from convert_attn.convert.planning.provenance import typed_command
 
     first = int(os.environ.get("RANK", "0")) == 0
     console = Console(stderr=as_json)

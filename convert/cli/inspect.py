@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from convert_attn.convert.cli.quick_imports import quick_imports
 from convert_attn.convert.errors import UsageError
 from convert_attn.convert.inspection.engine_name import EngineName
 from convert_attn.convert.inspection.glance import glance
@@ -49,8 +50,9 @@ def inspect(
         return
     if not as_json and engine is None:
         _glance(model, subfolder)
-    from convert_attn.convert.cli.report import inspection_tables, warning_lines
-    from convert_attn.convert.inspection.inspection import inspect as look
+    with quick_imports():
+        from convert_attn.convert.cli.report import inspection_tables, warning_lines
+        from convert_attn.convert.inspection.inspection import inspect as look
 
     found = look(model, revision, subfolder, engine)
     if as_json:
@@ -72,8 +74,9 @@ def _glance(model: str, subfolder: str | None) -> None:
 
 def _show_families(as_json: bool) -> None:
     """What each family becomes, and which are not converted."""
-    from convert_attn.convert.cli.report import families_tables
-    from convert_attn.convert.inspection.families import as_dict
+    with quick_imports():
+        from convert_attn.convert.cli.report import families_tables
+        from convert_attn.convert.inspection.families import as_dict
 
     if as_json:
         click.echo(json.dumps(as_dict(), indent=2))
@@ -84,8 +87,9 @@ def _show_families(as_json: bool) -> None:
 
 def _show_serving(model: str, revision: str | None, subfolder: str | None, engine: str | None, as_json: bool) -> None:
     """What engines make of a checkpoint."""
-    from convert_attn.convert.cli.report import serving_table
-    from convert_attn.convert.inspection.serving import as_dict, serving
+    with quick_imports():
+        from convert_attn.convert.cli.report import serving_table
+        from convert_attn.convert.inspection.serving import as_dict, serving
 
     model_type, rules = serving(model, revision, subfolder, engine)
     if as_json:

@@ -13,7 +13,7 @@ from torch import Tensor
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
 from convert_attn.convert.checkpoint.shards import finite_chunks
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
-from convert_attn.convert.conversion.in_order import in_order
+from convert_attn.convert.conversion.in_order import in_order, single_thread
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
@@ -113,7 +113,8 @@ def _write_weights(
         # in order and without a gap: a layer that is copied takes the texts on to the next one all the same
         layers = range(plan.geometry.num_layers if by_layer else 0)
         progress("attention", 0, len(layers))
-        with _Copies(plan, writer, others) as copies:
+        with single_thread() as beside:
+            copies = _Copies(plan, writer, others, beside)
             jobs = plan.request.jobs if fitting.separate else 1
             for layer, new in enumerate(in_order(fitting.convert, layers, jobs)):
                 if layer in asked:
@@ -153,17 +154,12 @@ class _Copies:
     plan: Plan
     writer: ShardWriter
     outputs: Sequence[OutputTensor]
+    thread: ThreadPoolExecutor
 
-    def __enter__(self) -> _Copies:
-        self._thread = ThreadPoolExecutor(1)
+    def __post_init__(self) -> None:
         plain = [output for output in self.outputs if _is_plain(self.plan, output)]
-        self._plain = {output.info.name: self._thread.submit(self._copy, output) for output in plain}
-        self._synced = self._thread.submit(self.writer.sync)  # so that little is left when all is written
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Wait for the tensor that is being written, and begin no other."""
-        self._thread.shutdown(cancel_futures=True)
+        self._plain = {output.info.name: self.thread.submit(self._copy, output) for output in plain}
+        self._synced = self.thread.submit(self.writer.sync)  # so that little is left when all is written
 
     def _copy(self, output: OutputTensor) -> None:
         self.writer.put(output.info.name, finite_chunks(output.info, _copied(self.plan, output)))

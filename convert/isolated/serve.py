@@ -6,6 +6,7 @@ and the file of the report, which the job names. Where there is no fork, jobs ar
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -39,6 +40,8 @@ def main(answers: IO[str]) -> None:
     """Serve until standard input ends, then remove the folder of this process."""
     try:
         jobs.warm_up()
+        gc.freeze()  # what all jobs share is not looked through in each of them
+        gc.enable()
         for line in sys.stdin:
             job = json.loads(line)
             jobs.preload(job.get("model_types", []))

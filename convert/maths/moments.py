@@ -11,7 +11,7 @@ from torch import Tensor
 from convert_attn.convert.maths.head_sharing import psd_sqrt
 
 _ROWS = 512  # of heads that are multiplied at once: large products, and few numbers in float64 beside the result
-_COLUMNS = 1024  # of a sum over heads that are made at once
+_COLUMNS = 512  # of a sum over heads that are made at once
 
 
 @dataclass(frozen=True)

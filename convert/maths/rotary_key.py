@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convert_attn.convert.maths.head_sharing import damped_solve
 from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, characteristic, from_planes
-from convert_attn.convert.maths.shared_key import RotaryKeys, plane_power
+from convert_attn.convert.maths.shared_key import RotaryKeys, momentum, plane_power
 
 # Prescribed frequencies may be nearly the same over the offsets that are attended to: differences of planes, however
 # large the weights they take, then fit a little better. At least so much is charged for a product, as a share of its
@@ -111,9 +111,9 @@ def _whole(layer: RotaryKeys, planes: Tensor) -> SharedRotaryKey:
 
 
 def fit_shared_rotary_key(
-    layer: RotaryKeys, rope_dim: int, frequencies: tuple[float, ...] | None = None, sweeps: int = 20
+    layer: RotaryKeys, rope_dim: int, frequencies: tuple[float, ...] | None = None, sweeps: int = 12
 ) -> SharedRotaryKey:
-    """Give alternating least squares for the shared rotary key of a layer.
+    """Give alternating least squares for the shared rotary key of a layer, with momentum as in `shared_key`.
 
     Args:
         rope_dim: R, at most the numbers of all keys that turn.
@@ -131,6 +131,7 @@ def fit_shared_rotary_key(
     self_turn = _centred_turn(inv_freq, inv_freq, layer.offsets)
     rows = layer.gram.flatten(2).flatten(0, 1)  # [K d, K d]
     size: Tensor | None = None  # E |K y|^2, which stays what it is at the start
+    before, age, gained = mixing, torch.zeros(()), torch.zeros((), dtype=torch.float64)
     for sweep in range(sweeps + 1):
         cross = mixing.flatten(1) @ rows  # [R, K d]
         shared = cross @ mixing.flatten(1).T
@@ -140,13 +141,18 @@ def fit_shared_rotary_key(
         mixing, cross, shared = mixing * scale, cross * scale, shared * scale.square()
         cross = cross.unflatten(1, (keys, -1)).transpose(0, 1)  # [K, R, d]
         seen = self_turn(shared[None], inverse=True)
-        maps = damped_solve(seen, cross_turn(cross[layer.key_of], inverse=True), damping * plane_power(shared))
+        against = cross_turn(cross[layer.key_of], inverse=True)
+        maps = damped_solve(seen, against, damping * plane_power(shared))
         if sweep == sweeps:
             break
+        gains = (layer.queries * (against.mT @ maps)).sum()
+        age = torch.where(gains < gained, 0, age) + 1
+        gained = gains
         moved = maps @ layer.queries  # [H, R, d]
         products = moved @ maps.mT
         weight = self_turn(products).sum(0)
         towards = cross_turn(moved).unflatten(0, (layer.gram.shape[0], -1)).sum(1)  # [K, R, d]
         ridge = damping * plane_power(products.sum(0))
-        mixing = damped_solve(weight[None], towards, ridge[None]).transpose(0, 1)
+        step = damped_solve(weight[None], towards, ridge[None]).transpose(0, 1)
+        mixing, before = step + momentum(age) * (step - before), step
     return SharedRotaryKey(mixing, maps, inv_freq)
