@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from convert_attn.convert.maths import shared_key
-from convert_attn.convert.maths.latent_basis import Latent, Reading, fit_latent
+from convert_attn.convert.maths import rotary_key, shared_key
+from convert_attn.convert.maths.latent_basis import Latent, Reading, fit_latent, largest
 from convert_attn.convert.maths.moments import Moments, gram, moments_from_norm, own_gram, weighed_sum
-from convert_attn.convert.maths.rotary import RotaryPlanes, measured_offsets
+from convert_attn.convert.maths.rotary import MeanConjugation, RotaryPlanes, characteristic, measured_offsets
+from convert_attn.convert.maths.rotary_key import SharedRotaryKey, fit_shared_rotary_key
 from convert_attn.convert.maths.shared_key import RotaryKeys, fit_rotary, rotary_residuals
 
 HEADS, SIZE, HIDDEN = 12, 64, 160
@@ -63,6 +65,35 @@ def test_a_weighed_sum_is_the_sum(hidden: int) -> None:
     plain = torch.einsum("nab,nax,nby->xy", weights, rows, rows)
     torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-9 * float(plain.abs().max()))
     torch.testing.assert_close(found, found.T, rtol=0, atol=1e-12 * float(found.abs().max()))
+
+
+# --- the largest eigenvalues
+
+
+def spectrum(kind: str, size: int) -> Tensor:
+    """[size, size], positive semidefinite; "falling" over twelve powers of ten."""
+    rows = drawn(2 * size, size, seed=8)
+    if kind == "falling":
+        rows = rows * torch.logspace(0, -6, size, dtype=torch.float64)
+    return rows.T @ rows
+
+
+@pytest.mark.parametrize("kind", ["flat", "falling"])
+@pytest.mark.parametrize("rank", [64, 256, 700])
+def test_the_largest_eigenvalues_leave_out_what_exact_ones_do(kind: str, rank: int) -> None:
+    matrix = spectrum(kind, 1024)
+    values, vectors = largest(matrix, rank)
+    exact = torch.linalg.eigvalsh(matrix)
+    left_out = float(exact[:-rank].sum())
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert bool((values.diff() <= 0).all())
+    assert float(matrix.trace() - values.sum()) == pytest.approx(left_out, rel=1e-6)
+    assert float(matrix.trace() - (vectors * (matrix @ vectors)).sum()) == pytest.approx(left_out, rel=1e-6)
+
+
+def test_a_latent_of_nothing_is_nothing() -> None:
+    values, _ = largest(torch.zeros(8, 8, dtype=torch.float64), 3)
+    assert values.tolist() == [0, 0, 0]
 
 
 # --- the latent in two metrics
@@ -163,10 +194,66 @@ def test_a_fit_ends_where_more_sweeps_gain_next_to_nothing(monkeypatch: pytest.M
     assert settled <= 1.01 * missed(keys, group, fit_rotary(keys, [group])[0])
 
 
+def still(age: Tensor) -> Tensor:
+    """No momentum."""
+    return torch.zeros_like(age)
+
+
+def test_momentum_comes_further_in_half_the_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, groups = rotary_keys(), [(0, 2, 4, 6), (1, 3, 5, 7)]
+    found = [missed(keys, group, fit) for group, fit in zip(groups, fit_rotary(keys, groups, 30), strict=True)]
+    monkeypatch.setattr(shared_key, "momentum", still)
+    plain = [missed(keys, group, fit) for group, fit in zip(groups, fit_rotary(keys, groups, 60), strict=True)]
+    assert sum(found) <= sum(plain)
+
+
+def test_momentum_that_makes_a_group_worse_is_not_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, groups = rotary_keys(), [(0, 2, 4, 6), (1, 3, 5, 7)]
+    start = rotary_residuals(keys, groups, 0)
+    monkeypatch.setattr(shared_key, "momentum", lambda age: torch.full_like(age, 30.0))
+    assert all(far <= near for far, near in zip(rotary_residuals(keys, groups, 30), start, strict=True))
+
+
+def test_planes_that_do_not_turn_are_not_among_the_fast() -> None:
+    keys = rotary_keys()
+    frequencies = torch.where(torch.arange(8) < 2, keys.rotary.inv_freq, 0)
+    partial = replace(keys, rotary=RotaryPlanes(frequencies))
+    assert (keys.turning, partial.turning) == (8, 2)
+    for group in [(0, 1, 2, 3), (4, 5, 6, 7)]:
+        short, long = (missed(partial, group, fit_rotary(partial, [group], sweeps)[0]) for sweeps in (2, 60))
+        assert short <= 1.05 * long
+
+
+def turning_missed(keys: RotaryKeys, fit: SharedRotaryKey) -> float:
+    """The part of the scores' error that varies with the offset, but for what is the same whatever the fit."""
+    own = keys.rotary.inv_freq.double()
+
+    def turn(left: Tensor, right: Tensor) -> MeanConjugation:
+        means = characteristic(keys.offsets, left)[:, :, None], characteristic(keys.offsets, right)[:, None]
+        minus = characteristic(keys.offsets, left[:, None] - right[None]) - means[0] * means[1].conj()
+        return MeanConjugation(minus, characteristic(keys.offsets, left[:, None] + right[None]) - means[0] * means[1])
+
+    cross = torch.einsum("rkd,kdle->lre", fit.mixing, keys.gram)
+    shared = torch.einsum("rkd,kdle,sle->rs", fit.mixing, keys.gram, fit.mixing)
+    against = turn(fit.inv_freq, own)(cross[keys.key_of], inverse=True)
+    seen = turn(fit.inv_freq, fit.inv_freq)(shared[None], inverse=True)
+    error = fit.maps.mT @ seen @ fit.maps - 2 * against.mT @ fit.maps
+    return float((keys.queries * error).sum())
+
+
+def test_momentum_of_a_shared_rotary_key_comes_as_far_in_fewer_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = rotary_keys()
+    found = turning_missed(keys, fit_shared_rotary_key(keys, 16))
+    monkeypatch.setattr(rotary_key, "momentum", still)
+    start, plain = (turning_missed(keys, fit_shared_rotary_key(keys, 16, sweeps=n)) for n in (0, 20))
+    assert found < start < 0
+    assert found <= plain + 1e-4 * abs(plain - start)
+
+
 def test_residuals_of_candidates_are_what_is_missed() -> None:
     """From one start, and but for the damping: the best of several misses no more, and not much less."""
     keys, groups = rotary_keys(), [(0, 1), (2, 5), (3, 7)]
     for found, group in zip(rotary_residuals(keys, groups, 60), groups, strict=True):
-        best = missed(keys, group, fit_rotary(keys, [group])[0])
+        best = missed(keys, group, fit_rotary(keys, [group], 60)[0])
         assert 0.99 * best <= found <= 1.1 * best
     assert rotary_residuals(keys, groups[::-1]) == pytest.approx(rotary_residuals(keys, groups)[::-1], rel=1e-9)

@@ -11,7 +11,7 @@ import torch
 from checkpoints import Command, save_tiny, tensors_of
 
 from convert_attn import UsageError, convert
-from convert_attn.convert.conversion.in_order import in_order
+from convert_attn.convert.conversion.in_order import in_order, single_thread
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 9])
@@ -48,6 +48,39 @@ def test_a_failure_stops_the_rest() -> None:
     with pytest.raises(ValueError, match="no such layer"):
         list(in_order(make, range(100), 2))
     assert len(begun) < 10
+
+
+def test_a_thread_beside_the_conversion_computes_alone() -> None:
+    threads = torch.get_num_threads()
+    with single_thread() as beside:
+        assert beside.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == threads
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [threads]
+
+
+def test_what_a_thread_has_not_begun_when_the_block_fails_is_not_done() -> None:
+    done: list[int] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go.wait(10)
+
+    def fail() -> None:
+        with single_thread() as beside:
+            beside.submit(wait)
+            beside.submit(done.append, 1)
+            begun.wait(10)
+            threading.Timer(0.05, go.set).start()
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert done == []
 
 
 @pytest.mark.parametrize("method", ["mean", "random", "subspace"])

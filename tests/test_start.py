@@ -43,6 +43,25 @@ def test_start_imports_nothing_large(code: str) -> None:
     run(f"{code}\n{_LIGHT}")
 
 
+@pytest.mark.parametrize("collecting", [True, False])
+def test_imports_leave_collection_as_it_was(collecting: bool) -> None:
+    run(
+        f"""
+import gc
+from convert_attn.convert.cli.quick_imports import quick_imports
+(gc.enable if {collecting} else gc.disable)()
+try:
+    with quick_imports():
+        assert not gc.isenabled()
+        import no_such_module
+except ImportError:
+    assert gc.isenabled() == {collecting}
+else:
+    raise AssertionError
+"""
+    )
+
+
 SOME, EVERY = "[*FAMILIES][::12]", "import convert_attn, transformers"
 
 

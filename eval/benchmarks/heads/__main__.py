@@ -82,13 +82,17 @@ def main(
         "prefills": [],
     }
     for dtype in dtypes:
+        name = str(dtype).removeprefix("torch.")
         for context in contexts:
+            click.echo(f"{name}: attention over {context} tokens", err=True)
             figures["arithmetic"] += arithmetic_rows(shape, context, dtype=dtype, device=device, repeats=repeats)
             for batch in batches:
                 figures["attention"] += attention_rows(
                     shape, context, batch, dtype=dtype, device=device, repeats=repeats
                 )
         if layers:
+            said = f"{name}: a step of whole models behind {model_contexts} tokens, prefill of {prompts}"
+            click.echo(said, err=True)
             models = make(shape, layers, max([*model_contexts, *prompts]), dtype, device)
             for part, rows in model_rows(models, model_contexts, prompts, repeats).items():
                 figures[part] += rows
