@@ -33,10 +33,12 @@ AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 MAX_PACKED_TOKENS = 16
 
 # Where two products and a softmax are faster than the CPU's fused kernel, for one new token: up to so many rows of a
-# group; in bf16 from so many keys, in fp32 from so many for each row.
-MAX_ROWS_OF_PRODUCTS = 4
-MIN_KEYS_BFLOAT16 = 128
-MIN_KEYS_FLOAT32 = 1024
+# group; in bf16 from so many keys, in fp32 from so many for each row. With more rows where the kernel leaves threads
+# idle: it works on a group in one.
+MAX_ROWS_OF_PRODUCTS = {torch.bfloat16: 16, torch.float32: 8}
+MIN_KEYS_BFLOAT16 = 1024
+MIN_KEYS_FLOAT32 = 128
+MIN_KEYS_OF_ANY_ROWS = 2048
 
 # What some classes tell their attention and no fused function computes: which keys a token may choose from.
 UNKNOWN = ("indices", "block_indices", "sinks")
@@ -201,11 +203,14 @@ def _products_are_faster(query: torch.Tensor, key: torch.Tensor, dropout: float)
     One new token on a CPU, a few query heads a group: for that few rows PyTorch's kernel calls a matrix product a block
     of keys, which in bf16 converts them first.
     """
-    if query.shape[2] != 1 or query.device.type != "cpu" or dropout > 0:
+    if query.shape[2] != 1 or query.device.type != "cpu" or dropout > 0 or query.dtype not in MAX_ROWS_OF_PRODUCTS:
         return False
-    per_group, keys = query.shape[1] // key.shape[1], key.shape[2]
-    least = {torch.bfloat16: MIN_KEYS_BFLOAT16, torch.float32: MIN_KEYS_FLOAT32 * per_group}.get(query.dtype)
-    return per_group <= MAX_ROWS_OF_PRODUCTS and least is not None and keys >= least
+    batch, groups, keys = key.shape[:3]
+    per_group = query.shape[1] // groups
+    if per_group > MAX_ROWS_OF_PRODUCTS[query.dtype]:
+        idle = not torch.compiler.is_compiling() and batch * groups < torch.get_num_threads()
+        return idle and keys >= MIN_KEYS_OF_ANY_ROWS
+    return keys >= (MIN_KEYS_BFLOAT16 if query.dtype == torch.bfloat16 else MIN_KEYS_FLOAT32 * per_group)
 
 
 def _by_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scores: Scores) -> torch.Tensor:

@@ -24,12 +24,24 @@ def run_plain(
     """The scale is applied within the product, before it is rounded: unscaled it could overflow fp16."""
     entries = entries.squeeze(1)
     rows = query.flatten(1, 2)  # [B, H * S, r + R]
-    scores = torch.baddbmm(query.new_zeros(()), rows, entries.mT, beta=0, alpha=scaling)
-    scores = scores.view(*query.shape[:3], -1)
+    turned = _entries_first(query)
+    left, right = (entries, rows.mT) if turned else (rows, entries.mT)
+    scores = torch.baddbmm(query.new_zeros(()), left, right, beta=0, alpha=scaling)
+    scores = (scores.mT if turned else scores).unflatten(1, query.shape[1:3])
     scores = masked(scores if shaping is None else shaping.of(scores), mask, causal)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(entries.dtype)
     weights = F.dropout(weights, p=dropout, training=dropout > 0)
-    return torch.bmm(weights.flatten(1, 2), entries).view(query.shape), weights
+    parts = weights.flatten(1, 2)
+    mixed = torch.bmm(entries.mT, parts.mT).mT if turned else torch.bmm(parts, entries)
+    return mixed.reshape(query.shape), weights
+
+
+def _entries_first(query: torch.Tensor) -> bool:
+    """Whether products with the entries on the left are faster; measured by eval/benchmarks/heads of convert-attn.
+
+    The few rows of one new token in fp32 on a CPU: MKL shares the entries out over its threads then.
+    """
+    return query.shape[2] == 1 and query.dtype == torch.float32 and query.device.type == "cpu"
 
 
 def masked(scores: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:

@@ -155,15 +155,26 @@ def test_products_are_the_fused_kernel_s_numbers(dtype: torch.dtype, groups: int
 def test_products_are_taken_where_they_are_faster() -> None:
     """On a CPU, for one new token and few query heads a group, behind enough keys; never where weights are dropped."""
     faster = grouped_attention._products_are_faster
-    query, key = torch.empty(1, 8, 1, 8), torch.empty(1, 2, 4096, 8)
+    query, key = torch.empty(1, 8, 1, 8), torch.empty(1, 2, 512, 8)
     assert faster(query, key, 0.0)
     assert not faster(query, key, 0.1)
-    assert not faster(query, key[:, :, :4095], 0.0)
-    assert not faster(query, key[:, :1], 0.0)
+    assert not faster(query, key[:, :, :511], 0.0)
     assert not faster(query.expand(1, 8, 2, 8), key, 0.0)
     assert not faster(query.half(), key.half(), 0.0)
-    assert faster(query.bfloat16(), key[:, :, :128].bfloat16(), 0.0)
+    assert not faster(query.bfloat16(), key.bfloat16(), 0.0)
+    assert faster(query.bfloat16(), key.repeat(1, 1, 2, 1).bfloat16(), 0.0)
     assert not faster(query.to("meta"), key.to("meta"), 0.0)
+
+
+def test_products_take_many_heads_where_the_kernel_leaves_threads_idle(monkeypatch: Any) -> None:
+    """It works on one group in one thread."""
+    faster = grouped_attention._products_are_faster
+    query, key = torch.empty(1, 32, 1, 8), torch.empty(1, 1, 2048, 8)
+    for threads, taken in ((1, False), (2, True)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert faster(query, key, 0.0) == taken
+        assert not faster(query, key[:, :, :2047], 0.0)
+        assert not faster(query.expand(2, -1, -1, -1), key.expand(2, -1, -1, -1), 0.0)
 
 
 def test_weights_are_dropped_and_the_rest_grows() -> None:
