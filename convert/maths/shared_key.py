@@ -222,7 +222,8 @@ def _sweep(groups: _Groups, mixing: Tensor, sweeps: int) -> _Fit:
     """At most `sweeps` alternations: the shared keys, the query maps that go with them, and what they lose.
 
     Each goes on past its closed form by Nesterov's momentum, which is dropped where it made a group lose more
-    (Mitchell, Ye & De Sterck 2020, section 3): 30 come further than 60 without. They end when no group gains.
+    (Mitchell, Ye & De Sterck 2020, of tensor decompositions): 30 come further than 60 without. They end when no group
+    gains.
     """
     mixing, cross = groups.normalised(mixing)
     maps, residual = groups.query_maps(mixing, cross)
