@@ -11,7 +11,7 @@ import torch
 from checkpoints import Command, save_tiny, tensors_of
 
 from convert_attn import UsageError, convert
-from convert_attn.convert.conversion.in_order import in_order, single_thread
+from convert_attn.convert.conversion.in_order import in_order, workers
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 3, 9])
@@ -52,7 +52,7 @@ def test_a_failure_stops_the_rest() -> None:
 
 def test_a_thread_beside_the_conversion_computes_alone() -> None:
     threads = torch.get_num_threads()
-    with single_thread() as beside:
+    with workers(1, threads=1) as beside:
         assert beside.submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == threads
     later: list[int] = []
@@ -71,7 +71,7 @@ def test_what_a_thread_has_not_begun_when_the_block_fails_is_not_done() -> None:
         go.wait(10)
 
     def fail() -> None:
-        with single_thread() as beside:
+        with workers(1, threads=1) as beside:
             beside.submit(wait)
             beside.submit(done.append, 1)
             begun.wait(10)

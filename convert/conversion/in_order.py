@@ -1,4 +1,4 @@
-"""Threads of a conversion: one beside it, and layers converted side by side and handed on in their order."""
+"""Workers of a conversion, and layers converted side by side and handed on in their order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def single_thread() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread that computes by itself; what it has not begun when the block ends is not done.
+def workers(count: int, threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give workers that compute with so many threads each; what none has begun when the block ends is not done.
 
     OpenMP keeps helpers for every thread that ever asked for some. Where there are more of them than processors, all
     fall asleep after each operation instead of waiting for the next: decompositions of small matrices, in any thread,
     then take five times as long.
     """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    own = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # of threads that begin later
+        torch.set_num_threads(own)  # of threads that begin later
 
 
 def in_order(convert: Callable[[int], Made], layers: range, jobs: int) -> Iterator[Made]:
@@ -39,16 +39,11 @@ def in_order(convert: Callable[[int], Made], layers: range, jobs: int) -> Iterat
     if jobs == 1:
         yield from map(convert, layers)
         return
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(max(1, threads // jobs),))
-    waiting: deque[Future[Made]] = deque()
-    try:
+    with workers(jobs, max(1, torch.get_num_threads() // jobs)) as pool:
+        waiting: deque[Future[Made]] = deque()
         for layer in layers:
             waiting.append(pool.submit(convert, layer))
             if len(waiting) == jobs:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ from torch import Tensor
 from convert_attn.convert.checkpoint.safetensors_format import TensorInfo
 from convert_attn.convert.checkpoint.shards import finite_chunks
 from convert_attn.convert.checkpoint.writer import ShardWriter, check_output, check_space, whole_or_nothing
-from convert_attn.convert.conversion.in_order import in_order, single_thread
+from convert_attn.convert.conversion.in_order import in_order, workers
 from convert_attn.convert.errors import ConvertAttnError
 from convert_attn.convert.fitting.layers import Layers, on_device
 from convert_attn.convert.fitting.made import UNMEASURED, Made
@@ -113,7 +113,7 @@ def _write_weights(
         # in order and without a gap: a layer that is copied takes the texts on to the next one all the same
         layers = range(plan.geometry.num_layers if by_layer else 0)
         progress("attention", 0, len(layers))
-        with single_thread() as beside:
+        with workers(1, threads=1) as beside:
             copies = _Copies(plan, writer, others, beside)
             jobs = plan.request.jobs if fitting.separate else 1
             for layer, new in enumerate(in_order(fitting.convert, layers, jobs)):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ from convert_attn.convert.maths.rotary import MeanConjugation, Offsets, RotaryPl
 
 _LEAST = 1e-6  # damping that the alternation itself needs
 _SETTLED = 1e-6  # an alternation that gains so little of what is lost is the last
-_Fit = tuple[Tensor, Tensor, Tensor]
 _BATCH_NUMBERS = 2**21  # numbers in one batch of Gram matrices: keeps candidate groups within some 100 MB
+
+_Fit = tuple[Tensor, Tensor, Tensor]  # of N groups: shared keys [N, d, n, d], query maps [N, m, d, d], what is lost [N]
 
 
 def plane_power(moment: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ def momentum(age: Tensor) -> Tensor:
 
 
 def better(new: _Fit, old: _Fit) -> _Fit:
-    """Give of two fits of the same groups, whose last part is what each group loses, the better one of each group."""
+    """Give of two fits of the same groups the one that loses less of each; the new one where both lose the same."""
     gains = new[-1] <= old[-1]
     if bool(gains.all()):
         return new
@@ -286,7 +287,6 @@ def fit_rotary(keys: RotaryKeys, groups: list[tuple[int, ...]], sweeps: int = 30
     for begin in range(0, len(groups), at_once):
         parts = _Groups.of(keys, groups[begin : begin + at_once])
         tried = [_sweep(parts, start[begin : begin + at_once], 4) for start in starts]
-        best = torch.stack([residual for _, _, residual in tried]).argmin(0)
-        mixing = torch.stack([tried[int(start)][0][n] for n, start in enumerate(best)])
+        mixing, _, _ = reduce(better, tried)
         found += list(zip(*_sweep(parts, mixing, sweeps)[:2], strict=True))
     return found
